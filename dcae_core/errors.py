@@ -1,0 +1,27 @@
+"""The errors this package raises on purpose. Each message says what was given, what is needed and what to do next."""
+
+__all__ = ["CheckpointError", "DCAEError", "DownloadError", "ImageError", "LatentError", "UnknownVariant"]
+
+
+class DCAEError(Exception):
+    """Anything a user can put right. The command line prints it as one line and exits with 1."""
+
+
+class UnknownVariant(DCAEError, ValueError):
+    """A variant name that is not in the table."""
+
+
+class CheckpointError(DCAEError):
+    """A file that is not a DC-AE, is damaged, or can't be told apart from another variant."""
+
+
+class DownloadError(DCAEError):
+    """A download that was not allowed, did not arrive, or arrived wrong."""
+
+
+class ImageError(DCAEError, ValueError):
+    """A picture of a shape, range or size that can't be encoded."""
+
+
+class LatentError(DCAEError, ValueError):
+    """A latent that does not belong to this autoencoder."""

@@ -59,7 +59,7 @@ class ResBlock(nn.Module):
 
 
 class MultiscaleProjection(nn.Module):
-    """Queries, keys and values that have seen their neighbourhood: depthwise, then mixed within each third of a head."""
+    """Queries, keys and values that have seen their neighbourhood: depthwise, then mixed 32 channels at a time."""
 
     def __init__(self, channels: int, kernel: int):
         super().__init__()

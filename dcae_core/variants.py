@@ -102,7 +102,7 @@ WIDTHS = (128, 256, 512, 512, 1024, 1024)
 
 
 def _architecture_a(extra_stages: int) -> tuple[Coder, Coder]:
-    """`in` and `mix`: ResBlocks in three stages, attention above; each extra stage is 2048 wide and doubles the ratio."""
+    """`in` and `mix`: ResBlocks in three stages, attention above; each extra stage is 2048 wide."""
     widths = WIDTHS + (2048,) * extra_stages
     blocks = ("res",) * 3 + ("vit",) * (len(widths) - 3)
     encoder = tuple(

@@ -1,0 +1,224 @@
+"""The public face: one loaded DC-AE, which encodes pictures to latents and decodes them back."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import hub, images, keys, variants
+from .checkpoint import Checkpoint, choose, complete
+from .devices import best_device, best_dtype, parse_dtype
+from .errors import CheckpointError, ImageError, LatentError
+from .model import Autoencoder
+from .sizes import Fit
+from .variants import Variant
+
+__all__ = ["DCAE"]
+
+log = logging.getLogger(__name__)
+Device = str | torch.device | None
+Dtype = str | torch.dtype | None
+
+
+class DCAE:
+    """A DC-AE by the name of its variant, from this machine or, with `download=True`, from the Hugging Face hub.
+
+    model: a name from `dcae_core.names()`, or the path of a file or folder. device: None picks the accelerator, else
+    the CPU. dtype: a torch dtype, "fp32", "bf16" or "fp16"; None picks what is fast and safe on that device.
+    cache_dir: where weights are looked for and downloaded to; None is $DCAE_HOME or ~/.cache/dcae.
+    Raises UnknownVariant, DownloadError (not here, or could not be fetched) and CheckpointError (not a DC-AE).
+
+        ae = DCAE("dc-ae-f32c32-mix-1.0", download=True)
+        latents = ae.encode(pictures)  # [B, 3, H, W] in [-1, 1] -> raw [B, c, H/f, W/f]
+        pictures = ae.decode(latents)
+    """
+
+    def __init__(
+        self,
+        model: str = "dc-ae-f32c32-mix-1.0",
+        device: Device = None,
+        dtype: Dtype = None,
+        cache_dir: str | os.PathLike | None = None,
+        *,
+        download: bool = False,
+    ):
+        if _is_path(model):
+            self._load(model, None, device, dtype)
+            return
+        variant = variants.find(model)
+        path = hub.find(variant, cache_dir)
+        if path is None:
+            if not download:
+                folder = Path(cache_dir) if cache_dir is not None else hub.default_folder()
+                raise hub.DownloadError(
+                    f"{variant.name} is not in {folder} nor in the Hugging Face cache. Download it with "
+                    f"DCAE({variant.name!r}, download=True) or 'dcae download {variant.name}'."
+                )
+            path = hub.download(variant, cache_dir)
+        self._load(path, variant, device, dtype)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike,
+        variant: str | Variant | None = None,
+        device: Device = None,
+        dtype: Dtype = None,
+    ) -> DCAE:
+        """A DC-AE from a safetensors file or a (diffusers) folder, in either key layout, with or without a prefix.
+
+        `variant` is needed only where the file does not tell: `in` and `mix` differ in nothing but the scaling factor.
+        Raises CheckpointError.
+        """
+        self = cls.__new__(cls)
+        self._load(path, variant, device, dtype)
+        return self
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        state_dict: Mapping[str, Tensor],
+        variant: str | Variant | None = None,
+        device: Device = None,
+        dtype: Dtype = None,
+    ) -> DCAE:
+        """A DC-AE from tensors in either key layout, with or without a prefix. Strict: every tensor must fit.
+
+        Tensors that have the right device and dtype are used as they are, not copied. Raises CheckpointError.
+        """
+        prefix = keys.strip_prefix(list(state_dict))
+        inner = {k.removeprefix(prefix): t for k, t in state_dict.items() if k.startswith(prefix)}
+        layout, fits = keys.candidates({k: tuple(t.shape) for k, t in inner.items()}, "The state dict")
+        chosen = choose(fits, variant, [], "The state dict")
+        self = cls.__new__(cls)
+        self._build(complete(inner, layout, chosen), chosen, device, dtype)
+        return self
+
+    @classmethod
+    def empty(cls, variant: str | Variant, device: Device = None, dtype: Dtype = None) -> DCAE:
+        """A DC-AE with uninitialised weights; device "meta" allocates nothing."""
+        self = cls.__new__(cls)
+        chosen = variants.find(variant)
+        device = torch.device(device) if device is not None else best_device()
+        with torch.device("meta"):
+            model = Autoencoder(chosen)
+        model.to(parse_dtype(dtype) or best_dtype(device))
+        self._adopt(model.to_empty(device=device), chosen)
+        return self
+
+    def _load(self, path: str | os.PathLike, variant: str | Variant | None, device: Device, dtype: Dtype) -> None:
+        checkpoint = Checkpoint(path)
+        chosen = checkpoint.choose(variant)
+        self._build(checkpoint.state(chosen), chosen, device, dtype)
+
+    def _build(self, state: dict[str, Tensor], variant: Variant, device: Device, dtype: Dtype) -> None:
+        device = torch.device(device) if device is not None else best_device()
+        dtype = parse_dtype(dtype) or best_dtype(device)
+        with torch.device("meta"):
+            model = Autoencoder(variant)
+        for key in list(state):  # one tensor at a time, so that source and copy never both exist whole
+            tensor = state.pop(key)
+            owner, _, name = key.rpartition(".")
+            owner = model.get_submodule(owner)
+            tensor = tensor.to(device, dtype if tensor.is_floating_point() else None)
+            if name in owner._parameters:
+                tensor = torch.nn.Parameter(tensor, requires_grad=False)
+            setattr(owner, name, tensor)
+        left = [key for key, tensor in model.state_dict().items() if tensor.is_meta]
+        if left and device.type != "meta":
+            raise CheckpointError(f"{len(left)} tensors of {variant.name} were not given: {', '.join(left[:3])}.")
+        self._adopt(model, variant)
+
+    def _adopt(self, model: Autoencoder, variant: Variant) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.variant = variant
+
+    @property
+    def scaling_factor(self) -> float:
+        """Multiplies raw latents for a diffusion model; divide by it before `decode`."""
+        return self.variant.scaling_factor
+
+    @property
+    def spatial_ratio(self) -> int:
+        """Pixels per latent pixel, along each side."""
+        return self.variant.spatial_ratio
+
+    @property
+    def latent_channels(self) -> int:
+        return self.variant.latent_channels
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.decoder.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.decoder.conv_in.weight.dtype
+
+    def to(self, device: Device = None, dtype: Dtype = None) -> DCAE:
+        """Moves or converts the weights in place; returns itself."""
+        self.model.to(device=device, dtype=parse_dtype(dtype))
+        return self
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1] -> raw latents [B, c, ceil(H/f), ceil(W/f)], on the model's device.
+
+        Sides that are not multiples of f are padded by repeating the edge; give the true size to `decode` to get it
+        back. In fp16 a result that is not finite is computed again in fp32 and returned as such. Raises ImageError.
+        """
+        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+            raise ImageError(
+                f"encode was given {_describe(x)}: needed are floats [batch, 3, height, width] in [-1, 1]. "
+                "dcae_core.images.from_host makes them from [batch, height, width, channels] in [0, 1]."
+            )
+        x = images.fit(x, Fit(x.shape[2], x.shape[3], self.spatial_ratio))
+        return self._run(self.model.encoder, x)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Raw latents [B, c, h, w] -> pictures [B, 3, f*h, f*w], around [-1, 1] (not clamped), on the model's device.
+
+        `size` (height, width) cuts off what `encode` padded. Same rule for fp16. Raises LatentError.
+        """
+        self.check_latent(z)
+        picture = self._run(self.model.decoder, z)
+        return picture if size is None else images.crop(picture, size)
+
+    def check_latent(self, z: Tensor) -> None:
+        """Raises LatentError if `z` can't be a latent of this variant."""
+        if z.ndim == 4 and z.shape[1] == self.latent_channels and min(z.shape) > 0 and z.is_floating_point():
+            return
+        others = [v.name for v in variants.VARIANTS.values() if z.ndim == 4 and v.latent_channels == z.shape[1]]
+        hint = f" Latents of {z.shape[1]} channels belong to {', '.join(others)}." if others else ""
+        if z.ndim == 4 and z.shape[1] in (4, 16):
+            hint = f" {z.shape[1]} channels are those of Stable Diffusion or Flux VAEs, which DC-AE can't read."
+        raise LatentError(
+            f"The latent is {_describe(z)}, but {self.variant.name} needs [batch, {self.latent_channels}, height/"
+            f"{self.spatial_ratio}, width/{self.spatial_ratio}].{hint} Encode with the same DC-AE, or load the one the "
+            "latent was made with."
+        )
+
+    def _run(self, half: torch.nn.Module, x: Tensor) -> Tensor:
+        y = half(x.to(self.device, self.dtype))
+        if y.dtype != torch.float16 or y.isfinite().all():
+            return y
+        log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", self.variant.name)
+        half.float()  # fp16 weights survive the way to fp32 and back unchanged
+        try:
+            return half(x.to(self.device, torch.float32))
+        finally:
+            half.half()
+
+
+def _describe(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {list(x.shape)}"
+
+
+def _is_path(model: str | os.PathLike) -> bool:
+    return isinstance(model, os.PathLike) or str(model).endswith(".safetensors") or Path(model).is_dir()

@@ -1,0 +1,300 @@
+"""DC-AE files: opening them safely, finding out which variant they hold, reading and writing both layouts.
+
+Only safetensors are read. Files are memory-mapped: nothing but the header is read until a tensor is asked for, and a
+tensor that stays on the CPU in its own dtype is never copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import keys, variants
+from .errors import CheckpointError, UnknownVariant
+from .variants import Variant
+
+__all__ = ["Checkpoint", "choose", "save"]
+
+log = logging.getLogger(__name__)
+
+SINGLE_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+INDEX_FILES = ("diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json")
+MAX_JSON_BYTES = 16 << 20
+# How the full name, or the part of it that tells variants of one architecture apart, appears in file and folder names.
+NAME_PARTS = (
+    (re.compile(r"f\d+c\d+[-_ .]in(?![a-z0-9])"), "-in-1.0"),
+    (re.compile(r"(?<![a-z0-9])mix(?![a-z0-9])"), "-mix-1.0"),
+    (re.compile(r"sana[-_ .]?1[._]1"), "-sana-1.1"),
+    (re.compile(r"sana[-_ .]?1[._]0"), "-sana-1.0"),
+)
+
+
+class Checkpoint:
+    """One DC-AE in a safetensors file, or in a diffusers folder (sharded or not).
+
+    `path` may be the file, the folder (its `vae` subfolder is tried too), or one shard of several. Opening reads only
+    headers. Raises CheckpointError for anything that is not exactly one DC-AE.
+
+    Attributes: `path`, `files`, `layout` ("diffusers" or "original"), `fits` (the variants with these keys and shapes),
+    `prefix`, `metadata` (of the first file), `config` (config.json beside it, if it is one for a DC-AE), `dtypes`.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.files = _files(self.path)
+        self.metadata: dict[str, str] = {}
+        self.dtypes: set[str] = set()
+        self._open = [_open(file) for file in self.files]
+        self._where: dict[str, object] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for handle in self._open:
+            self.metadata = self.metadata or dict(handle.metadata() or {})
+            for key in handle.keys():  # noqa: SIM118 - a safe_open handle is not a mapping
+                piece = handle.get_slice(key)
+                shapes[key], self._where[key] = tuple(piece.get_shape()), handle
+                self.dtypes.add(str(piece.get_dtype()))
+        self.prefix = keys.strip_prefix(shapes)
+        inner = {k.removeprefix(self.prefix): s for k, s in shapes.items() if k.startswith(self.prefix)}
+        self.layout, self.fits = keys.candidates(inner, str(self.path))
+        self.config = _config(self.files[0].parent)
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk of all its files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def choose(self, variant: str | Variant | None = None) -> Variant:
+        """The variant this file holds; `variant` is the caller's word for it, if any. See `choose`."""
+        hints = list(_hints(self.config, self.metadata, self.files[0]))
+        return choose(self.fits, variant, hints, str(self.path))
+
+    def state(self, variant: Variant) -> dict[str, Tensor]:
+        """The tensors as `model` wants them: diffusers layout, no prefix, memory-mapped on the CPU."""
+        state = {
+            key.removeprefix(self.prefix): handle.get_tensor(key)
+            for key, handle in self._where.items()
+            if key.startswith(self.prefix)
+        }
+        return complete(state, self.layout, variant)
+
+
+def complete(state: dict[str, Tensor], layout: str, variant: Variant) -> dict[str, Tensor]:
+    """`state` in the diffusers layout, with the batch-norm counters that some tools drop put back."""
+    if layout == "original":
+        state = keys.from_original(state, variant)
+    for key in keys.expected(variant, "diffusers"):
+        if key.endswith(keys.OPTIONAL) and key not in state:
+            state[key] = torch.zeros((), dtype=torch.int64)
+    return state
+
+
+def choose(
+    fits: list[Variant], told: str | Variant | None, hints: list[tuple[str, Variant | float]], where: str
+) -> Variant:
+    """One of `fits`, variants that keys and shapes can't tell apart.
+
+    What the caller says is taken if it fits. Else the hints, (source, variant or scaling factor) each, if they agree.
+    Else, if all that fit have the same scaling factor (sana-1.0 and 1.1), the first. Else raises CheckpointError with
+    the candidates.
+    """
+    listed = " or ".join(v.name for v in fits)
+    named = []
+    for source, hint in hints:
+        for v in fits:
+            if v == hint or (isinstance(hint, float) and abs(v.scaling_factor - hint) < 1e-3):
+                named.append((source, v))
+    if told is not None:
+        told = variants.find(told)
+        if told not in fits:
+            raise CheckpointError(
+                f"{where} holds {listed}, not {told.name}. Leave the variant out, or name another file."
+            )
+        for source, v in named:
+            if v.scaling_factor != told.scaling_factor:
+                log.warning("%s: taken as %s, as told, although %s says %s", where, told.name, source, v.name)
+        return told
+    if len(fits) == 1:
+        return fits[0]
+    sources = list(dict.fromkeys(source for source, _ in named))
+    agreed = [v for v in fits if sources and all((s, v) in named for s in sources)]
+    if agreed:
+        return agreed[0]
+    if len({v.scaling_factor for v in fits}) == 1:
+        return fits[0]
+    if named:
+        clash = ", ".join(f"{source} says {v.name}" for source, v in named)
+        raise CheckpointError(f"{where}: {clash}. Say which it is: variant={fits[0].name!r} or {fits[-1].name!r}.")
+    raise CheckpointError(
+        f"{where} is {listed}: their files have the same keys and shapes and differ in the scaling factor "
+        f"({', '.join(str(v.scaling_factor) for v in fits)}), and no config.json, metadata, file or folder name says "
+        f"which. Say it (variant={fits[0].name!r} or {fits[-1].name!r}) or put it in the file's name."
+    )
+
+
+def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant, layout: str = "diffusers") -> Path:
+    """Writes the tensors of `model` (diffusers layout) to `path` in `layout`, with metadata that names the variant.
+
+    A path that ends in .safetensors gets the file; any other is a folder that gets the file under the name its
+    repositories use, and a config.json. Written beside and renamed: a failure leaves nothing half done.
+    """
+    path = Path(path)
+    file = path
+    if path.suffix != ".safetensors":
+        file = path / SINGLE_FILES[keys.LAYOUTS.index(layout)]
+    if layout == "original":
+        state = keys.to_original(state, variant)
+    metadata = {
+        "format": "pt",
+        "variant": variant.name,
+        "layout": layout,
+        "scaling_factor": str(variant.scaling_factor),
+    }
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(file.name + ".part")
+        try:
+            save_file({k: t.contiguous() for k, t in state.items()}, part, metadata)
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+        if file is not path:
+            config = variant.diffusers_config() if layout == "diffusers" else {"model_name": variant.name}
+            (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} can't be written: {error}.") from error
+    return file
+
+
+def _files(path: Path) -> list[Path]:
+    """The safetensors files that make up what `path` names."""
+    if path.is_dir():
+        for folder in (path, path / "vae"):
+            for name in INDEX_FILES:
+                if (folder / name).is_file():
+                    return _shards(folder / name)
+            for name in SINGLE_FILES:
+                if (folder / name).is_file():
+                    return [folder / name]
+            found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+            if len(found) == 1:
+                return found
+        raise CheckpointError(
+            f"The folder {path} holds no DC-AE: needed is {' or '.join(SINGLE_FILES)}, or exactly one .safetensors."
+        )
+    if not path.is_file():
+        raise CheckpointError(f"There is no file or folder {path}. Check the path, or download a variant first.")
+    if re.search(r"-\d{5}-of-\d{5}\.safetensors$", path.name):
+        for name in INDEX_FILES:
+            if (path.parent / name).is_file():
+                return _shards(path.parent / name)
+    return [path]
+
+
+def _shards(index: Path) -> list[Path]:
+    content = _json(index)
+    try:
+        names = sorted(set(content["weight_map"].values()))
+        inside = bool(names) and all(isinstance(n, str) and Path(n).name == n for n in names)
+    except (KeyError, TypeError, AttributeError):
+        inside = False
+    if not inside:
+        raise CheckpointError(f"{index} is not an index of shards: its weight_map must name files of the same folder.")
+    missing = [n for n in names if not (index.parent / n).is_file()]
+    if missing:
+        raise CheckpointError(f"{index} lists {len(names)} files, of which {', '.join(missing)} are not there.")
+    return [index.parent / n for n in names]
+
+
+def _open(file: Path):
+    try:
+        handle = safe_open(str(file), framework="pt")
+        handle.keys()
+        return handle
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(_not_safetensors(file, error)) from error
+
+
+def _not_safetensors(file: Path, error: Exception) -> str:
+    try:
+        with open(file, "rb") as opened:
+            head = opened.read(64)
+    except OSError as unreadable:
+        return f"{file} can't be read: {unreadable.strerror}."
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return (
+            f"{file} is a PyTorch pickle, which can run code when it is opened, so it is refused. Get the .safetensors "
+            'file, or convert it: python -c "import torch, safetensors.torch as s; '
+            f"d = torch.load('{file.name}', weights_only=True); s.save_file(d.get('state_dict', d), "
+            f"'{file.with_suffix('.safetensors').name}')\""
+        )
+    if not head:
+        return f"{file} is empty: download it again."
+    if head.startswith(b"version https://git-lfs"):
+        return f"{file} is a Git LFS pointer, not the weights: run 'git lfs pull', or download it from its repository."
+    if head.lstrip()[:1] == b"<":
+        return f"{file} is a web page, not weights: the download was answered with one. Download it again."
+    return f"{file} is not a readable safetensors file ({error}): it is something else, cut short or damaged."
+
+
+def _json(path: Path) -> object:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError("larger than 16 MiB")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} can't be read as JSON: {error}.") from error
+
+
+def _config(folder: Path) -> dict:
+    """config.json in `folder` if it belongs to a DC-AE; {} if there is none or it is some other model's."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = _json(path)
+    except CheckpointError as error:
+        log.warning("%s It is ignored.", error)
+        return {}
+    if isinstance(config, dict) and (config.get("_class_name") == "AutoencoderDC" or "model_name" in config):
+        return config
+    return {}
+
+
+def _hints(config: dict, metadata: Mapping[str, str], file: Path) -> Iterator[tuple[str, Variant | float]]:
+    """(source, variant or scaling factor) from config.json, the file's metadata, and file and folder names."""
+    for source, facts in (("config.json", config), ("the file's metadata", metadata)):
+        for name in ("variant", "model_name", "_name_or_path"):
+            if name in facts:
+                yield from _named(source, str(facts[name]))
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            yield source, float(facts["scaling_factor"])
+    # The nearest name that says anything counts; in hub caches that is models--mit-han-lab--NAME/snapshots/COMMIT/FILE.
+    absolute = file.absolute()
+    for part in [absolute.stem, *(p.name for p in absolute.parents)][:6]:
+        found = list(_named(f"the name {part!r}", part))
+        if found:
+            yield from found
+            return
+
+
+def _named(source: str, text: str) -> Iterator[tuple[str, Variant]]:
+    try:
+        yield source, variants.find(text)
+        return
+    except UnknownVariant:
+        pass
+    endings = [ending for pattern, ending in NAME_PARTS if pattern.search(text.lower())]
+    if len(endings) == 1:
+        for variant in variants.VARIANTS.values():
+            if variant.name.endswith(endings[0]):
+                yield source, variant

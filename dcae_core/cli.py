@@ -1,0 +1,256 @@
+"""The command line: `dcae COMMAND` or `python -m dcae_core COMMAND`.
+
+Exit codes: 0 done; 1 something a user can put right, said in one line on standard error; 2 wrong arguments;
+130 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from . import variants
+from .errors import DCAEError
+
+__all__ = ["main"]
+
+DTYPE_CHOICES = ("auto", "bf16", "fp16", "fp32")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+        return 0
+    except DCAEError as error:
+        print(f"dcae: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("dcae: stopped", file=sys.stderr)
+        return 130
+
+
+def info(arguments: argparse.Namespace) -> None:
+    from .checkpoint import Checkpoint
+    from .errors import CheckpointError
+
+    checkpoint = Checkpoint(arguments.file)
+    try:
+        chosen, doubt = checkpoint.choose(), None
+    except CheckpointError as error:
+        chosen, doubt = checkpoint.fits[0], str(error)
+    either = " or ".join
+    print(f"file            {checkpoint.path} ({_size(checkpoint.bytes)}, {len(checkpoint.files)} file(s))")
+    print(f"variant         {either([v.name for v in checkpoint.fits]) if doubt else chosen.name}")
+    print(f"layout          {checkpoint.layout}{f', prefix {checkpoint.prefix}' if checkpoint.prefix else ''}")
+    print(f"stored as       {', '.join(sorted(checkpoint.dtypes - {'I64'}))}")
+    print(f"spatial ratio   {chosen.spatial_ratio}")
+    print(f"latent channels {chosen.latent_channels}")
+    factors = [str(v.scaling_factor) for v in checkpoint.fits] if doubt else [str(chosen.scaling_factor)]
+    print(f"scaling factor  {either(factors)}")
+    if doubt:
+        print(f"note            {doubt}")
+
+
+def list_variants(arguments: argparse.Namespace) -> None:
+    from . import hub
+
+    print(f"{'variant':28} ratio channels  factor  here")
+    for v in variants.VARIANTS.values():
+        here = hub.find(v, arguments.cache_dir)
+        line = f"{v.name:28} {v.spatial_ratio:5} {v.latent_channels:8} {v.scaling_factor:7}  {here or '-'}"
+        print(line)
+
+
+def download(arguments: argparse.Namespace) -> None:
+    from . import hub
+
+    path = hub.download(arguments.variant, arguments.cache_dir, revision=arguments.revision)
+    print(path)
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    from . import checkpoint
+    from .devices import parse_dtype
+
+    source = checkpoint.Checkpoint(arguments.source)
+    chosen = source.choose(arguments.variant)
+    dtype = parse_dtype(None if arguments.dtype == "keep" else arguments.dtype)
+    state = source.state(chosen)
+    if dtype is not None:
+        state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in state.items()}
+    written = checkpoint.save(arguments.target, state, chosen, arguments.to)
+    print(f"{written} ({chosen.name}, {arguments.to} layout, {_size(written.stat().st_size)})")
+
+
+def encode(arguments: argparse.Namespace) -> None:
+    from . import images, latents
+    from .sizes import Fit
+
+    ae = _load(arguments)
+    for source, target in _pairs(arguments, ".safetensors"):
+        x = images.from_host(images.read(source))
+        how = Fit(*x.shape[2:], ae.spatial_ratio, arguments.size_mode)
+        z = ae.encode(images.fit(x, how))
+        latents.write(target, z.float(), ae.variant, how.true, scaled=arguments.scaled)
+        print(f"{target} ({how.true[1]}x{how.true[0]} -> {list(z.shape[1:])})")
+
+
+def decode(arguments: argparse.Namespace) -> None:
+    from . import images, latents
+
+    ae = None
+    for source, target in _pairs(arguments, ".png"):
+        file = latents.read(source)
+        if ae is None:
+            arguments.model = arguments.model or (file.variant.name if file.variant else variants.DEMO)
+            ae = _load(arguments)
+        if file.variant is not None and file.variant.architecture != ae.variant.architecture:
+            raise DCAEError(
+                f"{source} was made with {file.variant.name}, but {ae.variant.name} is loaded: use --model "
+                f"{file.variant.name} (variants do not read each other's latents)."
+            )
+        picture = images.to_host(ae.decode(file.raw, file.size))
+        images.write(target, picture[0])
+        print(f"{target} ({picture.shape[2]}x{picture.shape[1]})")
+
+
+def roundtrip(arguments: argparse.Namespace) -> None:
+    from . import images
+
+    ae = _load(arguments)
+    for source, target in _pairs(arguments, ".png"):
+        picture, result, _ = _roundtrip(ae, source)
+        images.write(target, _beside(picture[0], result[0]) if arguments.side_by_side else result[0])
+        print(f"  {target}")
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    from . import images
+
+    arguments.model = variants.DEMO
+    ae = _load(arguments)
+    photograph = Path(arguments.image) if arguments.image else Path(__file__).parent / "assets" / "example.jpg"
+    print(f"{ae.variant.name}: a small demonstration model. The published variants are sharper.")
+    picture, result, _ = _roundtrip(ae, photograph)
+    target = Path(arguments.output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    images.write(target, _beside(picture[0], result[0]))
+    print(f"  photograph left, reconstruction right: {target}")
+
+
+def _roundtrip(ae, source: Path):
+    """(picture, reconstruction, PSNR) of one file; prints sizes, PSNR and times."""
+    from . import images
+    from .metrics import psnr
+
+    picture = images.read(source)
+    x = images.from_host(picture)
+    start = time.perf_counter()
+    z = ae.encode(x).float().cpu()
+    middle = time.perf_counter()
+    result = images.to_host(ae.decode(z, tuple(x.shape[2:])).cpu())
+    end = time.perf_counter()
+    score = psnr(picture, result)
+    print(f"{source}")
+    print(f"  picture   {x.shape[3]}x{x.shape[2]}, {_size(x.shape[2] * x.shape[3] * 3)} in 8 bits")
+    print(f"  latent    {'x'.join(map(str, z.shape[1:]))}, {_size(2 * z.numel())} in 16 bits")
+    print(f"  PSNR      {score:.2f} dB")
+    print(f"  time      encode {middle - start:.2f} s, decode {end - middle:.2f} s ({ae.device}, {str(ae.dtype)[6:]})")
+    return picture, result, score
+
+
+def _beside(left, right):
+    import torch
+
+    gap = torch.ones(left.shape[0], 8, 3)
+    return torch.cat([left, gap, right], dim=1)
+
+
+def _load(arguments: argparse.Namespace):
+    from .autoencoder import DCAE, _is_path
+
+    if _is_path(arguments.model) or Path(arguments.model).is_file():
+        variant = getattr(arguments, "variant", None)
+        return DCAE.from_file(arguments.model, variant, arguments.device, arguments.dtype)
+    return DCAE(arguments.model, arguments.device, arguments.dtype, arguments.cache_dir, download=arguments.download)
+
+
+def _pairs(arguments: argparse.Namespace, ending: str):
+    """(source, target) for each input, with a progress bar over several."""
+    from tqdm import tqdm
+
+    sources, output = [Path(s) for s in arguments.inputs], arguments.output
+    folder = output is not None and (len(sources) > 1 or Path(output).is_dir() or not Path(output).suffix)
+    if folder:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    for source in tqdm(sources, unit="file", disable=len(sources) == 1):
+        if folder or output is None:
+            suffix = "-dcae" + ending if ending == ".png" and source.suffix.lower() != ".safetensors" else ending
+            yield source, (Path(output) if folder else source.parent) / (source.stem + suffix)
+        else:
+            yield source, Path(output)
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dcae", description="DC-AE: pictures to small latents and back.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run, name: str, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    def running(added: argparse.ArgumentParser, default: str | None, inputs: str | None) -> None:
+        if inputs:
+            added.add_argument("inputs", nargs="+", metavar="FILE", help=inputs)
+            added.add_argument("-o", "--output", help="file, or folder for several; default: beside each input")
+            added.add_argument("--model", default=default, help=f"variant name, file or folder (default: {default})")
+            added.add_argument("--variant", help="for a file that could be `in` or `mix`: which it is")
+            added.add_argument("--download", action="store_true", help="fetch the variant if it is not here")
+        added.add_argument("--device", help="cuda, cpu, mps, ... (default: the accelerator, else cpu)")
+        added.add_argument("--dtype", choices=DTYPE_CHOICES, default="auto")
+        folder(added)
+
+    def folder(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--cache-dir", help="where weights are kept (default: $DCAE_HOME or ~/.cache/dcae)")
+
+    added = command(info, "info", "Say which variant a file holds, and how.")
+    added.add_argument("file")
+    folder(command(list_variants, "variants", "List the variants, and which are on this machine."))
+    added = command(download, "download", "Fetch a variant's weights, checked against the hub's size and sha256.")
+    added.add_argument("variant")
+    added.add_argument("--revision", default="main", help="branch, tag or commit (default: main)")
+    folder(added)
+    added = command(convert, "convert", "Write a file in the other key layout, or another precision.")
+    added.add_argument("source")
+    added.add_argument("target", help="FILE.safetensors, or a folder (gets a config.json too)")
+    added.add_argument("--to", choices=("diffusers", "original"), required=True, help="key layout to write")
+    added.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), default="keep")
+    added.add_argument("--variant", help="for a file that could be `in` or `mix`: which it is")
+    added = command(encode, "encode", "Pictures to latent files.")
+    running(added, variants.DEMO, "pictures")
+    added.add_argument("--scaled", action="store_true", help="store latents times the scaling factor")
+    added.add_argument("--size-mode", choices=("pad", "crop"), default="pad", help="for sides that don't divide evenly")
+    running(command(decode, "decode", "Latent files to pictures."), None, "latent files")
+    added = command(roundtrip, "roundtrip", "Encode and decode pictures, and say how close they come back.")
+    running(added, variants.DEMO, "pictures")
+    added.add_argument("--side-by-side", action="store_true", help="write the original beside the result")
+    added = command(demo, "demo", "Round trip with the bundled model and photograph; nothing to download.")
+    running(added, variants.DEMO, None)
+    added.add_argument("image", nargs="?", help="another picture")
+    added.add_argument("-o", "--output", default="demo-output/demo.png")
+    added.set_defaults(download=False)
+    return parser

@@ -1,0 +1,103 @@
+"""Host pictures <-> model tensors: layout, range, channels, padding and cropping; reading and writing picture files.
+
+A host picture is [B, H, W, C] in [0, 1] (ComfyUI's IMAGE); the model's is [B, 3, H, W] in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .errors import ImageError
+from .sizes import Fit
+
+__all__ = ["crop", "fit", "from_host", "read", "to_host", "write"]
+
+
+def from_host(image: Tensor) -> Tensor:
+    """[B, H, W, C] or [H, W, C] in [0, 1] -> [B, 3, H, W] in [-1, 1].
+
+    One channel is grey and becomes three equal ones; a second or fourth channel is alpha and is dropped, as ComfyUI
+    does. Raises ImageError for other shapes.
+    """
+    if image.ndim == 3:
+        image = image[None]
+    if image.ndim != 4 or image.shape[-1] not in (1, 2, 3, 4):
+        raise ImageError(
+            f"The picture has shape {list(image.shape)}: needed is [batch, height, width, channels] with "
+            "1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha) channels."
+        )
+    channels = image.shape[-1]
+    image = image[..., :1].expand(-1, -1, -1, 3) if channels < 3 else image[..., :3]
+    if not image.is_floating_point():
+        raise ImageError(f"The picture holds {image.dtype}: divide by its maximum to get floats in [0, 1].")
+    return image.movedim(-1, 1) * 2 - 1
+
+
+def to_host(x: Tensor) -> Tensor:
+    """[B, 3, H, W] around [-1, 1] -> [B, H, W, 3] fp32, clamped to [0, 1]."""
+    return (x.float() + 1).div_(2).clamp_(0, 1).movedim(1, -1)
+
+
+def fit(x: Tensor, how: Fit) -> Tensor:
+    """Pads [B, C, H, W] with its edge, or crops its centre, to the size the model takes."""
+    (top, left), (height, width) = how.offset, how.padded
+    if how.mode == "crop":
+        return x[:, :, top : top + height, left : left + width]
+    below, right = height - x.shape[2], width - x.shape[3]
+    return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
+
+
+def crop(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cuts [B, C, H, W] to its top left `size` (height, width): undoes the padding of `fit`."""
+    height, width = size
+    if height > x.shape[2] or width > x.shape[3]:
+        raise ImageError(f"Can't cut a picture of {x.shape[3]}x{x.shape[2]} to {width}x{height}: it is smaller.")
+    return x[:, :, :height, :width]
+
+
+def read(path: str | os.PathLike) -> Tensor:
+    """A picture file as [1, H, W, 3] in [0, 1] fp32, upright by its EXIF orientation. Raises ImageError."""
+    import numpy as np
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            deep = picture.mode.startswith("I")
+            array = np.asarray(picture if deep else picture.convert("RGB")).astype("float32")
+    except FileNotFoundError:
+        raise ImageError(f"There is no picture at {path}.") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path} can't be read as a picture: {error}.") from error
+    if deep:  # 16-bit grey; Pillow has no 16-bit RGB
+        array = np.repeat((array / 65535)[..., None], 3, axis=2)
+    else:
+        array /= 255
+    return torch.from_numpy(array)[None]
+
+
+def write(path: str | os.PathLike, image: Tensor) -> None:
+    """One picture [H, W, 3] in [0, 1] to a file, 8 bits a channel; the ending says the format.
+
+    Written beside and renamed, so that a failure leaves no half file. Raises ImageError.
+    """
+    import numpy as np
+    from PIL import Image
+
+    path = Path(path)
+    formats = Image.registered_extensions()
+    if path.suffix.lower() not in formats:
+        raise ImageError(f"{path} does not end in a picture format: use .png, .jpg or .webp.")
+    array = np.rint(image.detach().float().cpu().clamp(0, 1).numpy() * 255).astype("uint8")
+    part = path.with_name(path.name + ".part")
+    try:
+        Image.fromarray(array).save(part, format=formats[path.suffix.lower()])
+        os.replace(part, path)
+    except (OSError, ValueError) as error:
+        part.unlink(missing_ok=True)
+        raise ImageError(f"{path} can't be written: {error}.") from error

@@ -1,0 +1,173 @@
+"""The names and shapes of the tensors in a DC-AE file, in both published layouts; which variants a set of them fits.
+
+"diffusers" is the layout of the `-diffusers` repositories and of `model`; "original" is that of
+mit-han-lab/efficientvit and dc-ai-projects/DC-Gen. They differ in names, in q, k and v (three matrices against one 1x1
+convolution) and in how 1x1 maps are shaped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError
+from .model import Autoencoder
+from .variants import VARIANTS, Variant
+
+__all__ = ["LAYOUTS", "PREFIXES", "candidates", "expected", "from_original", "strip_prefix", "to_original"]
+
+LAYOUTS = ("diffusers", "original")
+PREFIXES = ("vae.", "first_stage_model.")
+Shape = tuple[int, ...]
+
+# Within a block, diffusers -> original. The resampling convolution ("conv.") depends on the variant and is not here.
+BLOCK_NAMES = (
+    (r"^conv1\.", "main.conv1.conv."),
+    (r"^conv2\.", "main.conv2.conv."),
+    (r"^norm\.", "main.conv2.norm."),
+    (r"^attn\.to_[qkv]\.", "context_module.main.qkv.conv."),
+    (r"^attn\.to_qkv_multiscale\.(\d+)\.proj_in\.", r"context_module.main.aggreg.\1.0."),
+    (r"^attn\.to_qkv_multiscale\.(\d+)\.proj_out\.", r"context_module.main.aggreg.\1.1."),
+    (r"^attn\.to_out\.", "context_module.main.proj.conv."),
+    (r"^attn\.norm_out\.", "context_module.main.proj.norm."),
+    (r"^conv_out\.conv_inverted\.", "local_module.main.inverted_conv.conv."),
+    (r"^conv_out\.conv_depth\.", "local_module.main.depth_conv.conv."),
+    (r"^conv_out\.conv_point\.", "local_module.main.point_conv.conv."),
+    (r"^conv_out\.norm\.", "local_module.main.point_conv.norm."),
+)
+
+
+def original_name(key: str, variant: Variant) -> str:
+    """The original layout's name for a tensor that diffusers calls `key` (one name for all of q, k and v)."""
+    side, rest = key.split(".", 1)
+    coder = variant.encoder if side == "encoder" else variant.decoder
+    resampler = "conv." if coder.resample == "conv" else "conv.conv."
+    tail = rest.rsplit(".", 1)[-1]
+    if match := re.match(r"(?:down|up)_blocks\.(\d+)\.(\d+)\.(.+)", rest):
+        stage, index, inner = match.groups()
+        if inner.startswith("conv."):
+            inner = f"main.{resampler}{tail}"
+        for pattern, name in BLOCK_NAMES:
+            inner, changed = re.subn(pattern, name, inner)
+            if changed:
+                break
+        return f"{side}.stages.{stage}.op_list.{index}.{inner}"
+    shortcut = "main." if coder.shortcut else ""
+    pixel_conv = resampler if coder.pixel_stage else "conv."
+    if rest.startswith("norm_out."):
+        name = "project_out.op_list.0."
+    elif side == "encoder":
+        name = f"project_in.{pixel_conv}" if rest.startswith("conv_in.") else f"project_out.{shortcut}op_list.0.conv."
+    else:
+        name = f"project_in.{shortcut}conv." if rest.startswith("conv_in.") else f"project_out.op_list.2.{pixel_conv}"
+    return f"{side}.{name}{tail}"
+
+
+@cache
+def _diffusers_shapes(architecture: tuple) -> dict[str, Shape]:
+    variant = next(v for v in VARIANTS.values() if v.architecture == architecture)
+    with torch.device("meta"):
+        return {key: tuple(t.shape) for key, t in Autoencoder(variant).state_dict().items()}
+
+
+def expected(variant: Variant, layout: str) -> dict[str, Shape]:
+    """Name and shape of every tensor that a file of this variant must have, in `layout`."""
+    shapes = _diffusers_shapes(variant.architecture)
+    if layout == "diffusers":
+        return dict(shapes)
+    found: dict[str, Shape] = {}
+    for key, shape in shapes.items():
+        name = original_name(key, variant)
+        if ".qkv." in name:
+            found[name] = (3 * shape[0], shape[1], 1, 1)
+        elif key.endswith(".to_out.weight"):
+            found[name] = (*shape, 1, 1)
+        else:
+            found[name] = shape
+    return found
+
+
+def from_original(state: Mapping[str, Tensor], variant: Variant) -> dict[str, Tensor]:
+    """A state dict in the original layout, as one in the diffusers layout. Tensors are views where they can be."""
+    found = {}
+    for key in _diffusers_shapes(variant.architecture):
+        name = original_name(key, variant)
+        if name not in state and key.endswith(OPTIONAL):
+            continue
+        tensor = state[name]
+        if match := re.search(r"\.attn\.to_([qkv])\.weight$", key):
+            tensor = tensor.chunk(3)["qkv".index(match.group(1))].flatten(1)
+        elif key.endswith(".to_out.weight"):
+            tensor = tensor.flatten(1)
+        found[key] = tensor
+    return found
+
+
+def to_original(state: Mapping[str, Tensor], variant: Variant) -> dict[str, Tensor]:
+    """A state dict in the diffusers layout, as one in the original layout."""
+    found = {}
+    for key, tensor in state.items():
+        name = original_name(key, variant)
+        if key.endswith(".to_q.weight"):
+            parts = [state[key.replace(".to_q.", f".to_{part}.")] for part in "qkv"]
+            found[name] = torch.cat(parts)[:, :, None, None]
+        elif key.endswith(".to_out.weight"):
+            found[name] = tensor[:, :, None, None]
+        elif name not in found and ".qkv." not in name:
+            found[name] = tensor
+    return found
+
+
+OPTIONAL = ".num_batches_tracked"  # batch-norm bookkeeping that inference does not read and some tools drop
+
+
+def strip_prefix(keys: Mapping[str, object] | list[str]) -> str:
+    """The prefix of PREFIXES under which these keys hold an autoencoder, or "" where they hold it bare."""
+    if any(k.startswith(("encoder.", "decoder.")) for k in keys):
+        return ""
+    return next((p for p in PREFIXES if any(k.startswith((f"{p}encoder.", f"{p}decoder.")) for k in keys)), "")
+
+
+def candidates(shapes: Mapping[str, Shape], where: str) -> tuple[str, list[Variant]]:
+    """(layout, variants) whose tensors are exactly these, by name and shape; `where` names the file in errors.
+
+    Raises CheckpointError: with what is missing, unexpected or misshapen if it is nearly a DC-AE, else with what it
+    holds instead.
+    """
+    given = {k: tuple(s) for k, s in shapes.items() if not k.endswith(OPTIONAL)}
+    best = (-1, None, "", {})
+    for layout in LAYOUTS:
+        fitting = []
+        for variant in VARIANTS.values():
+            wanted = {k: s for k, s in expected(variant, layout).items() if not k.endswith(OPTIONAL)}
+            if wanted == given:
+                fitting.append(variant)
+            common = sum(given.get(k) == s for k, s in wanted.items())
+            score = 2 * common - len(wanted)  # among variants that share tensors, the one with fewest missing
+            if common and score > best[0]:
+                best = (score, variant, layout, wanted)
+        if fitting:
+            return layout, fitting
+    _, variant, layout, wanted = best
+    if variant is None:
+        sample = ", ".join(list(given)[:3]) or "nothing"
+        raise CheckpointError(
+            f"{where} is not a DC-AE: it holds {len(given)} tensors such as {sample}. "
+            f"Choose a DC-AE file (original or diffusers keys) of one of: {', '.join(VARIANTS)}."
+        )
+    missing = [k for k in wanted if k not in given]
+    extra = [k for k in given if k not in wanted]
+    wrong = [f"{k} is {list(given[k])}, not {list(s)}" for k, s in wanted.items() if k in given and given[k] != s]
+    parts = [
+        f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+        for what, found in (("missing", missing), ("unexpected", extra), ("of another shape", wrong))
+        if found
+    ]
+    raise CheckpointError(
+        f"{where} is nearest to {variant.name} in the {layout} layout, but its tensors do not fit: {'; '.join(parts)}. "
+        "It is damaged, incomplete, or a variant that is not supported."
+    )

@@ -1,0 +1,18 @@
+"""ComfyUI: thin nodes over dcae_core, and the VAE object they hand out."""
+
+from comfy_api.v0_0_2 import ComfyExtension, io
+
+from .coding import DCAEDecode, DCAEEncode
+from .latents import DCAEEmptyLatent, DCAEScaleLatent
+from .loader import DCAELoader
+from .models import place_example
+
+__all__ = ["DCAEExtension"]
+
+
+class DCAEExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        place_example()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [DCAELoader, DCAEEncode, DCAEDecode, DCAEEmptyLatent, DCAEScaleLatent]

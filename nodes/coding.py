@@ -1,0 +1,60 @@
+"""DCAE_Encode and DCAE_Decode."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import io
+
+from ..dcae_core.sizes import MODES, Fit
+from .latents import remember, true_size
+from .vae import require
+
+
+class DCAEEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DCAE_Encode",
+            display_name="DC-AE Encode",
+            category="DC-AE",
+            description="Picture to latent. Any size: the true size is remembered, and DC-AE Decode gives it back.",
+            inputs=[
+                io.Image.Input("pixels", tooltip="The pictures to encode."),
+                io.Vae.Input("vae", tooltip="From the DC-AE Loader."),
+                io.Combo.Input(
+                    "size_mode",
+                    options=list(MODES),
+                    default=MODES[0],
+                    tooltip="For sides that are not multiples of the ratio. pad: repeat the edge, cut it off after "
+                    "decoding. crop: keep the centre, as ComfyUI's VAE Encode does.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="Raw latents (not scaled).")],
+        )
+
+    @classmethod
+    def execute(cls, pixels, vae, size_mode: str) -> io.NodeOutput:
+        vae = require(vae)
+        how = Fit(pixels.shape[1], pixels.shape[2], vae.dcae.spatial_ratio, size_mode)
+        return io.NodeOutput(remember({"samples": vae.encode(pixels, how)}, *how.true))
+
+
+class DCAEDecode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DCAE_Decode",
+            display_name="DC-AE Decode",
+            category="DC-AE",
+            description="Latent to picture, at the size that was encoded.",
+            inputs=[
+                io.Latent.Input("samples", tooltip="Raw latents, from DC-AE Encode, a sampler or a file."),
+                io.Vae.Input("vae", tooltip="From the DC-AE Loader; the DC-AE that the latents were made with."),
+            ],
+            outputs=[io.Image.Output(display_name="image")],
+        )
+
+    @classmethod
+    def execute(cls, samples, vae) -> io.NodeOutput:
+        vae = require(vae)
+        height, width = true_size(samples, vae.dcae.spatial_ratio)
+        return io.NodeOutput(vae.decode(samples["samples"])[:, :height, :width])

@@ -1,0 +1,71 @@
+"""DCAE_Loader."""
+
+from __future__ import annotations
+
+import comfy.model_management as management
+import comfy.utils
+from comfy_api.v0_0_2 import io
+
+from ..dcae_core import DCAE, names
+from ..dcae_core.devices import parse_dtype
+from . import models
+from .vae import DCAEVAE, auto_dtype
+
+
+class DCAELoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        offered = models.choices()
+        return io.Schema(
+            node_id="DCAE_Loader",
+            display_name="DC-AE Loader",
+            category="DC-AE",
+            description="Loads a DC-AE (Deep Compression Autoencoder). Its VAE works with all VAE nodes.",
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=offered,
+                    default=offered[0],
+                    tooltip="The bundled demo, the DC-AE files in models/vae, and the published variants as downloads.",
+                ),
+                io.Combo.Input(
+                    "variant",
+                    options=["auto", *names()],
+                    default="auto",
+                    tooltip="auto finds it in the file. Needed only for an 'in' or 'mix' file whose name does not say.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=["auto", "bf16", "fp16", "fp32"],
+                    default="auto",
+                    tooltip="auto: bf16 where it is fast, else fp32. fp16 can overflow and is then run again in fp32.",
+                ),
+                io.Boolean.Input(
+                    "allow_download",
+                    default=False,
+                    tooltip="Fetch a '(download)' model from Hugging Face into models/vae if it is not there.",
+                ),
+            ],
+            outputs=[io.Vae.Output(display_name="vae", tooltip="A VAE for these nodes and for ComfyUI's own.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model: str) -> bool | str:
+        return models.problem(model) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str, **others) -> str:
+        return models.fingerprint(model)
+
+    @classmethod
+    def execute(cls, model: str, variant: str, dtype: str, allow_download: bool) -> io.NodeOutput:
+        bar = comfy.utils.ProgressBar(1)
+
+        def progress(done: int, total: int) -> None:
+            management.throw_exception_if_processing_interrupted()
+            bar.update_absolute(done, total)
+
+        path, named = models.locate(model, allow_download, progress)
+        told = named if variant == "auto" else variant
+        ae = DCAE.from_file(path, told, management.vae_offload_device(), parse_dtype(dtype) or auto_dtype())
+        return io.NodeOutput(DCAEVAE(ae))

@@ -1,0 +1,128 @@
+"""What the Loader's dropdown offers, and the files behind it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+import folder_paths
+
+from ..dcae_core import DEMO, VARIANTS, CheckpointError, DownloadError, UnknownVariant, find, hub
+from ..dcae_core.checkpoint import Checkpoint
+from ..dcae_core.variants import Variant
+
+__all__ = ["choices", "fingerprint", "locate", "place_example", "problem"]
+
+log = logging.getLogger(__name__)
+
+BUNDLED = f"{DEMO} (bundled)"
+DOWNLOAD = " (download)"
+EXAMPLE = "dcae_example.jpg"
+
+_seen: dict[tuple[str, int, int], bool] = {}  # (path, size, mtime) -> is it a DC-AE?
+
+
+def choices() -> list[str]:
+    """The bundled demo, the files of models/vae that are DC-AE, and the published variants as downloads."""
+    files = [name for name in folder_paths.get_filename_list("vae") if _is_dcae(name)]
+    downloads = [name + DOWNLOAD for name, variant in VARIANTS.items() if variant.repos]
+    return [BUNDLED, *files, *downloads]
+
+
+def problem(choice: str) -> str | None:
+    """What is wrong with a choice that a workflow names, as a sentence; None if nothing is."""
+    if _published(choice) is not None:
+        return None
+    path = _path(choice)
+    if path is None:
+        return (
+            f"There is no {choice!r} in models/vae. Put the file there, or choose one of: {', '.join(choices())}. "
+            "Names that end in (download) are fetched when allow_download is on."
+        )
+    try:
+        Checkpoint(path)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def locate(choice: str, allow_download: bool, progress: hub.Progress | None = None) -> tuple[Path, Variant | None]:
+    """(path, variant if the choice names one) of what a choice stands for; fetches it if that is allowed.
+
+    Raises DownloadError where it is not here and may not be fetched, CheckpointError where there is no such file.
+    """
+    variant = _published(choice)
+    if variant is None:
+        path = _path(choice)
+        if path is None:
+            raise CheckpointError(problem(choice))
+        return path, None
+    folders = folder_paths.get_folder_paths("vae")
+    found = next((path for folder in folders if (path := hub.find(variant, folder))), None)
+    if found is None:
+        if not allow_download:
+            raise DownloadError(
+                f"{variant.name} is not in models/vae. Turn on allow_download to fetch it from {variant.repos[0]}, or "
+                f"put its file there as {variant.name}.safetensors."
+            )
+        found = hub.download(variant, folders[0], progress=progress)
+    return found, variant
+
+
+def fingerprint(choice: str) -> str:
+    """Changes when the file behind a choice does, so that ComfyUI loads it again."""
+    try:
+        path, _ = locate(choice, allow_download=False)
+        stat = path.stat()
+        return f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
+    except (CheckpointError, DownloadError, OSError):
+        return "absent"
+
+
+def place_example() -> None:
+    """Puts the example workflows' photograph into ComfyUI's input folder, once, so that they run as they are."""
+    target = Path(folder_paths.get_input_directory()) / EXAMPLE
+    if target.exists():
+        return
+    part = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(hub.__file__).parent / "assets" / "example.jpg", part)
+        os.replace(part, target)
+    except OSError as error:
+        log.warning("DC-AE: the example photograph could not be put at %s: %s", target, error)
+
+
+def _published(choice: str) -> Variant | None:
+    name = re.sub(r" \((bundled|download)\)$", "", choice)
+    if name.endswith(".safetensors") or os.sep in name or "/" in name:
+        return None
+    try:
+        return find(name)
+    except UnknownVariant:
+        return None
+
+
+def _path(choice: str) -> Path | None:
+    path = folder_paths.get_full_path("vae", choice)
+    return Path(path) if path else None
+
+
+def _is_dcae(name: str) -> bool:
+    if not name.endswith(".safetensors") or re.search(r"-(?!00001)\d{5}-of-\d{5}\.safetensors$", name):
+        return False
+    path = folder_paths.get_full_path("vae", name)
+    if path is None:
+        return False
+    stat = os.stat(path)
+    key = (path, stat.st_size, stat.st_mtime_ns)
+    if key not in _seen:
+        try:
+            Checkpoint(path)
+            _seen[key] = True
+        except CheckpointError:
+            _seen[key] = False
+    return _seen[key]

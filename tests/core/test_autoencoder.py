@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcae_core import DCAE, DEMO, VARIANTS, DownloadError, ImageError, LatentError, images
+from dcae_core.sizes import Fit
+
+
+@pytest.fixture
+def ae(small_state) -> DCAE:
+    return DCAE.from_state_dict(small_state, device="cpu", dtype="fp32")
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 64), (1, 1), (31, 200), (96, 65)])
+def test_any_size_comes_back_at_its_size(ae, height, width):
+    x = torch.rand(2, 3, height, width) * 2 - 1
+    z = ae.encode(x)
+    assert z.shape == (2, 32, -(-height // 32), -(-width // 32))
+    assert ae.decode(z, (height, width)).shape == x.shape
+
+
+def test_padding_repeats_the_edge(ae):
+    x = torch.rand(1, 3, 40, 50) * 2 - 1
+    padded = torch.nn.functional.pad(x, (0, 14, 0, 24), mode="replicate")
+    assert torch.equal(ae.encode(x), ae.encode(padded))
+
+
+def test_a_batch_is_its_pictures(ae):
+    x = torch.rand(3, 3, 64, 96) * 2 - 1
+    together, alone = ae.encode(x), torch.cat([ae.encode(one[None]) for one in x])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_facts(ae):
+    assert (ae.spatial_ratio, ae.latent_channels, ae.variant.name) == (32, 32, DEMO)
+    assert ae.scaling_factor == VARIANTS[DEMO].scaling_factor
+    for name, ratio, channels in (("dc-ae-f64c128-in-1.0", 64, 128), ("dc-ae-f128c512-mix-1.0", 128, 512)):
+        meta = DCAE.empty(name, device="meta", dtype="bf16")
+        assert (meta.spatial_ratio, meta.latent_channels, meta.dtype) == (ratio, channels, torch.bfloat16)
+        z = meta.encode(torch.empty(1, 3, 256, 384, device="meta"))
+        assert z.shape == (1, channels, 256 // ratio, 384 // ratio)
+        assert meta.decode(z).shape == (1, 3, 256, 384)
+
+
+def test_empty_on_the_cpu_takes_weights(small_state):
+    ae = DCAE.empty(DEMO, device="cpu", dtype="fp32")
+    ae.model.load_state_dict(small_state)
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(ae.encode(x), DCAE.from_state_dict(small_state, device="cpu", dtype="fp32").encode(x))
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 4, 64, 64), (1, 64, 64, 3), (1, 3, 0, 64)])
+def test_pictures_of_the_wrong_shape_are_refused(ae, shape):
+    with pytest.raises(ImageError):
+        ae.encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "hint"),
+    [((1, 4, 8, 8), "Stable Diffusion"), ((1, 16, 8, 8), "Flux"), ((1, 128, 4, 4), "f64c128"), ((32, 8, 8), "needs")],
+)
+def test_latents_of_another_model_are_refused(ae, shape, hint):
+    with pytest.raises(LatentError, match=hint):
+        ae.decode(torch.zeros(shape))
+
+
+def test_by_name_it_is_local_first_and_never_downloads_unasked(tmp_path):
+    ae = DCAE(DEMO, device="cpu")
+    assert ae.variant.name == DEMO
+    with pytest.raises(DownloadError, match=r"download=True.*dcae download dc-ae-f32c32-mix-1.0"):
+        DCAE(cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_narrow_types_stay_close(dtype):
+    x = images.from_host(images.read(Path(__file__).parents[2] / "dcae_core" / "assets" / "example.jpg"))
+    x = x[:, :, 200:264, 400:496]  # small: CPUs without bf16 instructions are very slow at it
+    wide, narrow = DCAE(DEMO, device="cpu", dtype="fp32"), DCAE(DEMO, device="cpu", dtype=dtype)
+    z = wide.encode(x)
+    assert ((narrow.encode(x).float() - z).norm() / z.norm()).item() < 0.05
+    difference = (narrow.decode(z).float() - wide.decode(z)).abs().mean().item()
+    assert difference < 0.02  # of a range of 2
+
+
+def test_fp16_that_overflows_is_done_again_in_fp32(small_state, caplog):
+    hot = dict(small_state)
+    hot["encoder.conv_in.conv.weight"] = hot["encoder.conv_in.conv.weight"] * 3e4
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    narrow = DCAE.from_state_dict(hot, device="cpu", dtype="fp16")
+    z = narrow.encode(x * 30)
+    assert z.isfinite().all()
+    assert "overflowed in fp16" in caplog.text
+    assert narrow.dtype == torch.float16
+
+
+def test_fit():
+    assert Fit(100, 65, 32).latent == (4, 3)
+    assert Fit(100, 65, 32).padded == (128, 96)
+    assert Fit(100, 65, 32).true == (100, 65)
+    crop = Fit(100, 65, 32, "crop")
+    assert (crop.latent, crop.true, crop.offset) == ((3, 2), (96, 64), (2, 0))
+    with pytest.raises(ImageError, match="smaller than one latent pixel of 32x32"):
+        Fit(31, 500, 32, "crop")
+    with pytest.raises(ImageError, match="no pixels"):
+        Fit(0, 500, 32)

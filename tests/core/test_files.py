@@ -1,0 +1,148 @@
+"""Files from strangers: each gets a sentence that names it and says what to do; nothing half written stays."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, checkpoint, hub
+from dcae_core.checkpoint import Checkpoint
+
+
+def refused(path, *parts: str) -> None:
+    with pytest.raises(CheckpointError) as error:
+        DCAE.from_file(path)
+    message = str(error.value)
+    assert path.name in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_nothing_there(tmp_path):
+    refused(tmp_path / "absent.safetensors", "There is no file")
+
+
+def test_an_empty_folder(tmp_path):
+    refused(tmp_path, "holds no DC-AE")
+
+
+def test_a_pickle_is_refused_unread_with_the_way_to_convert_it(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("the pickle was run",))
+
+    torch.save({"state_dict": {"x": torch.zeros(2)}}, tmp_path / "zip.pt")
+    torch.save(Bomb(), tmp_path / "bomb.safetensors", _use_new_zipfile_serialization=False)
+    refused(tmp_path / "zip.pt", "pickle", "weights_only=True", "zip.safetensors")
+    refused(tmp_path / "bomb.safetensors", "pickle")
+
+
+def test_the_way_to_convert_a_pickle_works(tmp_path, small_state, monkeypatch):
+    import subprocess
+    import sys
+
+    torch.save({"state_dict": small_state}, tmp_path / "old.pt")
+    with pytest.raises(CheckpointError) as error:
+        Checkpoint(tmp_path / "old.pt")
+    code = str(error.value).split('python -c "')[1].rstrip('"')
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert Checkpoint(tmp_path / "old.safetensors").choose().name == DEMO
+
+
+def test_cut_short(tmp_path, small_state):
+    whole = tmp_path / "whole.safetensors"
+    save_file(small_state, whole)
+    for length in (0, 5, 200, whole.stat().st_size // 2, whole.stat().st_size - 1):
+        cut = tmp_path / f"cut{length}.safetensors"
+        cut.write_bytes(whole.read_bytes()[:length])
+        refused(cut, "empty" if length == 0 else "cut short")
+
+
+def test_something_else(tmp_path):
+    (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><html>404</html>")
+    refused(tmp_path / "page.safetensors", "web page")
+    (tmp_path / "lfs.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    refused(tmp_path / "lfs.safetensors", "Git LFS pointer")
+    save_file({"decoder.conv_in.weight": torch.zeros(512, 4, 3, 3)}, tmp_path / "sd-vae.safetensors")
+    refused(tmp_path / "sd-vae.safetensors", "not")
+    save_file({"lora.up.weight": torch.zeros(4, 4)}, tmp_path / "lora.safetensors")
+    refused(tmp_path / "lora.safetensors", "is not a DC-AE: it holds 1 tensors such as lora.up.weight")
+
+
+def test_an_index_can_not_point_outside_its_folder(tmp_path, small_state):
+    save_file(small_state, tmp_path / "outside.safetensors")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    for content in (
+        {"weight_map": dict.fromkeys(small_state, "../outside.safetensors")},
+        {"weight_map": {"x": 3}},
+        {"weight_map": {}},
+        {},
+        [],
+    ):
+        index.write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match="not an index of shards"):
+            Checkpoint(folder)
+    index.write_text("{")
+    with pytest.raises(CheckpointError, match="can't be read as JSON"):
+        Checkpoint(folder)
+
+
+def test_shards_are_found_from_the_folder_and_from_any_shard(tmp_path, small_state):
+    names = [f"diffusion_pytorch_model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)]
+    where = {key: names[i % 3] for i, key in enumerate(small_state)}
+    for name in names:
+        save_file({k: t for k, t in small_state.items() if where[k] == name}, tmp_path / name)
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    for path in (tmp_path, tmp_path / names[1]):
+        state = Checkpoint(path).state(VARIANTS[DEMO])
+        assert all(torch.equal(state[k], small_state[k]) for k in small_state)
+    (tmp_path / names[2]).unlink()
+    with pytest.raises(CheckpointError, match=names[2]):
+        Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+def test_saving_and_loading_gives_the_same_weights(tmp_path, small_state, layout):
+    folder = tmp_path / "model"
+    file = checkpoint.save(folder, small_state, VARIANTS[DEMO], layout)
+    found = Checkpoint(file)
+    assert found.layout == layout
+    assert found.metadata["variant"] == DEMO
+    state = found.state(VARIANTS[DEMO])
+    assert all(torch.equal(state[k], small_state[k]) for k in small_state)
+    assert {p.name for p in folder.iterdir()} == {file.name, "config.json"}
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_part(tmp_path, small_state, monkeypatch):
+    target = tmp_path / "x.safetensors"
+    target.write_bytes(b"precious")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "replace", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        checkpoint.save(target, small_state, VARIANTS[DEMO])
+    assert target.read_bytes() == b"precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_cpu_weights_in_their_own_dtype_are_mapped_not_copied(tmp_path, small_state):
+    file = checkpoint.save(tmp_path / "x.safetensors", small_state, VARIANTS[DEMO])
+    found = Checkpoint(file)
+    state = found.state(VARIANTS[DEMO])
+    before = {k: t.data_ptr() for k, t in state.items()}
+    ae = DCAE.from_state_dict(state, device="cpu", dtype="fp32")
+    assert {k: t.data_ptr() for k, t in ae.model.state_dict().items()} == before
+
+
+def test_the_bundled_demo_is_small_and_says_what_it_is():
+    assert hub.bundled().stat().st_size <= 10_000_000
+    found = Checkpoint(hub.bundled())
+    assert found.choose().name == DEMO
+    assert float(found.metadata["scaling_factor"]) == VARIANTS[DEMO].scaling_factor
+    assert all(t.dtype == torch.float16 for t in load_file(hub.bundled()).values())

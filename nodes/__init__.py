@@ -11,8 +11,6 @@ __all__ = ["DCAEExtension"]
 
 
 class DCAEExtension(ComfyExtension):
-    async def on_load(self) -> None:
-        place_example()
-
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        place_example()  # not in on_load, which ComfyUI 0.3.75 does not call
         return [DCAELoader, DCAEEncode, DCAEDecode, DCAEEmptyLatent, DCAEScaleLatent]

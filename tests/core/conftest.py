@@ -5,20 +5,30 @@ from dcae_core import DEMO, VARIANTS
 from dcae_core.model import Autoencoder
 
 
-def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Norms, biases and running statistics away from their defaults, where mistakes would not show."""
+def randomised(make, seed: int = 0) -> torch.nn.Module:
+    """`make()` with random weights of torch's default spread (but made quickly), and with norms, biases and running
+    statistics away from their defaults, where mistakes would not show."""
+    with torch.device("meta"):
+        model = make()
+    model.to_empty(device="cpu").eval()
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
-        if tensor.ndim == 1:
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.5 + (0.75 if "bias" not in name else -0.25))
+        if tensor.ndim > 1:
+            bound = tensor[0].numel() ** -0.5
+            tensor.uniform_(-bound, bound, generator=generator)
+        elif tensor.ndim == 1:
+            tensor.uniform_(0.75, 1.25, generator=generator)
+            if "bias" in name:
+                tensor.sub_(1)
+        else:
+            tensor.zero_()  # batch-norm counters
     return model
 
 
 @pytest.fixture
 def small_state() -> dict[str, torch.Tensor]:
     """Random weights of the smallest variant, in the diffusers layout."""
-    torch.manual_seed(0)
-    return dict(randomise(Autoencoder(VARIANTS[DEMO])).state_dict())
+    return dict(randomised(lambda: Autoencoder(VARIANTS[DEMO])).state_dict())
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,36 @@
+"""The real ComfyUI that the tests of this folder share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from .server import Server, default_env, python_of
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Iterator[Server]:
+    """A started ComfyUI with this pack in it, one for all tests: leave its queue empty behind you."""
+    env = default_env()
+    if not python_of(env).exists() or not (env / "comfyui" / "main.py").is_file():
+        pytest.fail(f"There is no ComfyUI in {env}. This makes it: python3 tools/run.py test", pytrace=False)
+    with Server(env=env) as server:
+        yield server
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    """Show what ComfyUI printed during a test that fails."""
+    report = (yield).get_result()
+    server = getattr(item, "funcargs", {}).get("comfyui")
+    if server and report.when == "call":
+        log = server.log()
+        if report.failed:
+            report.sections.append(("ComfyUI's log", "\n".join(log[item.log_from :].splitlines()[-60:])))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    server = getattr(item, "funcargs", {}).get("comfyui")
+    item.log_from = len(server.log()) if server else 0

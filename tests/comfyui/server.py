@@ -1,0 +1,293 @@
+"""A real ComfyUI for tests: started headless on the CPU, with this pack linked into it, and talked to as users do.
+
+Run as a program (`python3 tools/run.py comfyui`) it starts one to try by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+
+PACK = Path(__file__).resolve().parents[2]
+
+
+class Rejected(Exception):
+    """ComfyUI refused a workflow before running any of it (HTTP 400).
+
+    `node_errors` maps node ids to what is wrong there, as the server said it; it is empty when no single node is at
+    fault, as in a workflow without outputs.
+    """
+
+    def __init__(self, answer: Mapping[str, Any]):
+        self.node_errors: dict[str, Any] = dict(answer.get("node_errors") or {})
+        super().__init__(json.dumps(answer, indent=2))
+
+
+@dataclass(frozen=True)
+class NodeError:
+    """What a node raised while a workflow ran."""
+
+    message: str
+    type: str
+    node_id: str
+    node_type: str
+    traceback: str
+
+
+@dataclass
+class Result:
+    """What became of a workflow.
+
+    `outputs` maps node ids to what those nodes showed; `images` are the files among it, in the order of node ids.
+    `events` are the server's messages while it ran, as (name, data): progress and the order of nodes are in there.
+    """
+
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    images: list[Path] = field(default_factory=list)
+    error: NodeError | None = None
+    interrupted: bool = False
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+
+class Server:
+    """One ComfyUI, from `start()` to `stop()` or as a context manager.
+
+    The pack is linked into `custom_nodes` as `pack_name`: by default a name that is no Python identifier, as people
+    have them. `base` holds models, input, output, temp and user; without one a temporary folder does, and goes at
+    `stop()`. `args` are further arguments of ComfyUI's command line, `environ` further environment variables.
+    """
+
+    def __init__(
+        self,
+        *,
+        env: Path | None = None,
+        base: Path | None = None,
+        pack: Path | None = PACK,
+        pack_name: str = "My-DCAE_pack",
+        port: int = 0,
+        args: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ):
+        self.env = env or default_env()
+        self.keep = base is not None
+        self.base = Path(base).resolve() if base else Path(tempfile.mkdtemp(prefix="comfyui-")).resolve()
+        self.pack, self.pack_name = pack, pack_name
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.args, self.environ = list(args), dict(environ or {})
+        self.log_file = self.base / "comfyui.log"
+        self.startup_log = ""
+        self.process: subprocess.Popen | None = None
+
+    def start(self, timeout: float = 240) -> Server:
+        """Start it and wait until it answers; RuntimeError with the end of its log if it does not."""
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                raise RuntimeError(f"Something else listens on port {self.port}.")
+        for folder in ("custom_nodes", "models/vae", "input", "output", "temp", "user"):
+            (self.base / folder).mkdir(parents=True, exist_ok=True)
+        link = self.base / "custom_nodes" / self.pack_name
+        if self.pack and not link.exists():
+            link.symlink_to(self.pack, target_is_directory=True)
+        command = [python_of(self.env), self.env / "comfyui" / "main.py", "--cpu", "--base-directory", self.base]
+        command += ["--listen", "127.0.0.1", "--port", self.port, "--disable-auto-launch", "--disable-api-nodes"]
+        command += ["--database-url", "sqlite:///:memory:", *self.args]
+        environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in command],
+                cwd=self.base,
+                env={**environ, "PYTHONUNBUFFERED": "1", **self.environ},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            self._wait(time.monotonic() + timeout)
+        except BaseException:
+            self.stop()
+            raise
+        self.startup_log = self.log()
+        return self
+
+    def _wait(self, deadline: float) -> None:
+        while True:
+            try:
+                if requests.get(f"{self.url}/system_stats", timeout=10).ok and self.process.poll() is None:
+                    return
+            except requests.RequestException:
+                pass
+            if self.process.poll() is not None:
+                raise RuntimeError(f"ComfyUI ended at its start. {self._tail()}")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"ComfyUI did not answer in time. {self._tail()}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End this ComfyUI, if it runs; a temporary base folder goes with it."""
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if not self.keep:
+            shutil.rmtree(self.base, ignore_errors=True)
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def log(self) -> str:
+        """All that this ComfyUI has printed so far."""
+        return self.log_file.read_text(errors="replace") if self.log_file.is_file() else ""
+
+    def _tail(self) -> str:
+        return "The end of its log:\n" + "\n".join(self.log().splitlines()[-30:])
+
+    def get(self, path: str) -> requests.Response:
+        """GET a path such as `/extensions`; a status that means failure is an exception."""
+        answer = requests.get(self.url + path, timeout=60)
+        answer.raise_for_status()
+        return answer
+
+    def object_info(self, node_id: str) -> dict[str, Any]:
+        """What the server tells of a node: inputs, outputs, category. KeyError if it does not know the node."""
+        return self.get(f"/object_info/{node_id}").json()[node_id]
+
+    def upload_image(self, path: Path) -> str:
+        """Put an image file where LoadImage finds it; returns the name to give LoadImage."""
+        with open(path, "rb") as file:
+            answer = requests.post(f"{self.url}/upload/image", files={"image": file}, timeout=60)
+        answer.raise_for_status()
+        return answer.json()["name"]
+
+    def interrupt(self) -> None:
+        """Ask the workflow that runs now to stop."""
+        requests.post(f"{self.url}/interrupt", timeout=60).raise_for_status()
+
+    def run(self, prompt: Mapping[str, Any], timeout: float = 600) -> Result:
+        """Run a workflow in API format to its end; `Rejected` if the server refuses it.
+
+        What a node raises is no exception here: it is in `Result.error`. TimeoutError after `timeout` seconds.
+        """
+        import websocket  # here: ComfyUI's own environment, which starts this file as a program, has none
+
+        client, deadline, result = uuid.uuid4().hex, time.monotonic() + timeout, Result()
+        socket_ = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client}", timeout=60)
+        try:
+            answer = requests.post(f"{self.url}/prompt", json={"prompt": prompt, "client_id": client}, timeout=60)
+            if answer.status_code == 400:
+                raise Rejected(answer.json())
+            answer.raise_for_status()
+            prompt_id = answer.json()["prompt_id"]
+            for name, data in self._events(socket_, deadline):
+                if data.get("prompt_id") != prompt_id:
+                    continue
+                result.events.append((name, data))
+                if name == "execution_error":
+                    result.error = NodeError(
+                        message=data["exception_message"],
+                        type=data["exception_type"],
+                        node_id=data["node_id"],
+                        node_type=data["node_type"],
+                        traceback="".join(data["traceback"]),
+                    )
+                elif name == "execution_interrupted":
+                    result.interrupted = True
+                elif name == "executing" and data["node"] is None:
+                    break
+        finally:
+            socket_.close()
+        result.outputs = self.get(f"/history/{prompt_id}").json()[prompt_id]["outputs"]
+        result.images = [
+            self.base / image["type"] / image["subfolder"] / image["filename"]
+            for _, shown in sorted(result.outputs.items(), key=lambda item: (len(item[0]), item[0]))
+            for image in shown.get("images", [])
+        ]
+        return result
+
+    def _events(self, socket_: Any, deadline: float):
+        """The server's messages, as they come; pictures of previews are left out."""
+        import websocket
+
+        while True:
+            socket_.settimeout(5)
+            try:
+                message = socket_.recv()
+            except websocket.WebSocketTimeoutException:
+                message = None
+            except websocket.WebSocketConnectionClosedException:
+                raise RuntimeError(f"ComfyUI closed the connection. {self._tail()}") from None
+            if isinstance(message, str) and message:
+                event = json.loads(message)
+                yield event["type"], event["data"]
+            if self.process.poll() is not None:
+                raise RuntimeError(f"ComfyUI ended while it ran a workflow. {self._tail()}")
+            if time.monotonic() > deadline:
+                self.interrupt()
+                raise TimeoutError(f"The workflow did not end in time. {self._tail()}")
+
+
+def default_env() -> Path:
+    """Where tools/run.py has put ComfyUI's environment."""
+    return Path(os.environ.get("DCAE_COMFYUI_ENV") or PACK / ".venv-comfyui")
+
+
+def python_of(env: Path) -> Path:
+    """The Python of a virtual environment."""
+    return env / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def main() -> None:
+    """Start a ComfyUI, say where it is, and show its log until Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="tools/run.py comfyui", description="Start a ComfyUI with this pack in it.")
+    parser.add_argument("--port", type=int, default=8188)
+    parser.add_argument("--base", type=Path, help="folder of models, input and output; kept (default: a temporary one)")
+    options, others = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server = Server(port=options.port, base=options.base, args=others)
+    print(f"ComfyUI starts in {server.base} ...", flush=True)
+    try:
+        server.start()
+        print(f"{server.startup_log}\nReady: {server.url}   (Ctrl-C ends it)", flush=True)
+        with server.log_file.open(errors="replace") as log:
+            log.seek(len(server.startup_log.encode()))
+            while server.process.poll() is None:
+                print(log.read(), end="", flush=True)
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        pass
+    except RuntimeError as error:
+        sys.exit(str(error))
+    finally:
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,373 @@
+"""The pack in a real ComfyUI, driven through its API as users do."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from dcae_core import DCAE, DEMO, VARIANTS, checkpoint, hub, images, keys
+from dcae_core.metrics import psnr
+
+from .server import Rejected
+
+PACK = Path(__file__).resolve().parents[2]
+EXAMPLE = Path(hub.__file__).parent / "assets" / "example.jpg"
+BUNDLED = f"{DEMO} (bundled)"
+
+
+def loader(model: str = BUNDLED, variant: str = "auto", dtype: str = "auto", allow_download: bool = False) -> dict:
+    inputs = {"model": model, "variant": variant, "dtype": dtype, "allow_download": allow_download}
+    return {"class_type": "DCAE_Loader", "inputs": inputs}
+
+
+def node(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def save(link: list, name: str) -> dict:
+    return node("SaveImage", images=link, filename_prefix=name)
+
+
+def pixels(path: Path) -> torch.Tensor:
+    return images.read(path)
+
+
+def photograph(comfyui, tmp_path: Path, width: int, height: int, name: str) -> tuple[str, torch.Tensor]:
+    """A crop of the example in the server's input folder: (name for LoadImage, its pixels)."""
+    file = tmp_path / name
+    Image.open(EXAMPLE).crop((200, 60, 200 + width, 60 + height)).save(file)
+    return comfyui.upload_image(file), pixels(file)
+
+
+def message(comfyui, prompt: dict) -> str:
+    """The sentence a user is shown for a workflow that can't run."""
+    try:
+        result = comfyui.run(prompt)
+    except Rejected as rejected:
+        return " ".join(e["details"] for n in rejected.node_errors.values() for e in n["errors"])
+    assert result.error is not None, "the workflow ran although it should not"
+    return result.error.message
+
+
+def test_the_pack_starts_without_a_complaint(comfyui):
+    assert "Traceback" not in comfyui.startup_log
+    assert "Cannot import" not in comfyui.startup_log
+    for name in ("Loader", "Encode", "Decode", "EmptyLatent", "ScaleLatent"):
+        info = comfyui.object_info(f"DCAE_{name}")
+        assert info["category"] == "DC-AE"
+        assert info["description"]
+        for section in info["input"].values():
+            assert all(options[1].get("tooltip") for options in section.values())
+
+
+def test_the_example_runs_as_it_is_and_gives_the_photograph_back(comfyui, capsys):
+    from dcae_core.cli import main
+
+    result = comfyui.run(json.loads((PACK / "example_workflows" / "api" / "round_trip.json").read_text()))
+    assert result.error is None
+    (file,) = result.images
+    original, back = pixels(EXAMPLE), pixels(file)
+    assert back.shape == original.shape == (1, 667, 1000, 3)  # neither side a multiple of 32
+
+    assert main(["demo", "--device", "cpu", "--dtype", "fp32", "-o", str(comfyui.base / "demo.png")]) == 0
+    printed = float(capsys.readouterr().out.split("PSNR")[1].split("dB")[0])
+    assert psnr(original, back) == pytest.approx(printed, abs=0.05)  # SaveImage cuts to 8 bits instead of rounding
+
+
+@pytest.mark.parametrize(("width", "height"), [(320, 256), (333, 250), (32, 32), (40, 200)])
+@pytest.mark.parametrize("mode", ["pad", "crop"])
+def test_sizes(comfyui, tmp_path, width, height, mode):
+    name, original = photograph(comfyui, tmp_path, width, height, f"{width}x{height}.png")
+    result = comfyui.run(
+        {
+            "1": node("LoadImage", image=name),
+            "2": loader(),
+            "3": node("DCAE_Encode", pixels=["1", 0], vae=["2", 0], size_mode=mode),
+            "4": node("DCAE_Decode", samples=["3", 0], vae=["2", 0]),
+            "5": save(["4", 0], "sizes"),
+        }
+    )
+    back = pixels(result.images[0])
+    ae = DCAE(DEMO, device="cpu", dtype="fp32")
+    if mode == "crop":
+        top, left, rows, columns = height % 32 // 2, width % 32 // 2, height // 32 * 32, width // 32 * 32
+        original = original[:, top : top + rows, left : left + columns]
+    x = images.from_host(original)
+    expected = images.to_host(ae.decode(ae.encode(x), tuple(x.shape[2:])))
+    assert back.shape == expected.shape == original.shape
+    assert (back - expected).abs().max() <= 1.01 / 255
+
+
+@pytest.fixture(scope="module", params=[DEMO, "dc-ae-f64c128-in-1.0", "dc-ae-f128c512-mix-1.0"])
+def model(request, comfyui):
+    """(choice in the Loader, DCAE with the same weights); random weights where the published ones can't be had."""
+    if request.param == DEMO:
+        yield BUNDLED, DCAE(DEMO, device="cpu", dtype="fp32")
+        return
+    torch.manual_seed(0)
+    ae = DCAE.empty(request.param, device="cpu", dtype="bf16")
+    for key, tensor in ae.model.state_dict().items():
+        if tensor.ndim > 1:
+            tensor.normal_(std=tensor[0].numel() ** -0.5)
+        else:
+            tensor.fill_(0 if key.endswith(("bias", "running_mean", "num_batches_tracked")) else 1)
+    file = comfyui.base / "models" / "vae" / f"{request.param}.safetensors"
+    checkpoint.save(file, ae.model.state_dict(), ae.variant, "original")
+    yield file.name, ae.to(dtype="fp32")
+    file.unlink()
+
+
+def test_comfyuis_own_nodes(comfyui, tmp_path, model):
+    choice, ae = model
+    assert choice in comfyui.object_info("DCAE_Loader")["input"]["required"]["model"][1]["options"]
+    ratio = ae.spatial_ratio
+    width, height = 2 * max(64, ratio), max(64, ratio)
+    name, original = photograph(comfyui, tmp_path, width, height, "core.png")
+    tiles = {"tile_size": 64, "overlap": 0, "temporal_size": 64, "temporal_overlap": 8}
+    prompt = {
+        "1": node("LoadImage", image=name),
+        "2": loader(choice),
+        "3": node("VAEEncode", pixels=["1", 0], vae=["2", 0]),
+        "4": node("VAEEncodeTiled", pixels=["1", 0], vae=["2", 0], **tiles),
+        "5": node("VAEEncodeForInpaint", pixels=["1", 0], vae=["2", 0], mask=["1", 1], grow_mask_by=6),
+        "11": save(["21", 0], "1-untiled"),
+        "12": save(["22", 0], "2-encoded-in-tiles"),
+        "13": save(["23", 0], "3-decoded-in-tiles"),
+        "14": save(["24", 0], "4-inpaint"),
+        "15": node("SaveLatent", samples=["3", 0], filename_prefix="core"),
+        "21": node("VAEDecode", samples=["3", 0], vae=["2", 0]),
+        "22": node("VAEDecode", samples=["4", 0], vae=["2", 0]),
+        "23": node("VAEDecodeTiled", samples=["3", 0], vae=["2", 0], **tiles),
+        "24": node("VAEDecode", samples=["5", 0], vae=["2", 0]),
+    }
+    result = comfyui.run(prompt)
+    assert result.error is None, result.error
+    untiled, tiled_encode, tiled_decode, inpaint = (pixels(file) for file in result.images)
+    expected = images.to_host(ae.decode(ae.encode(images.from_host(original))))
+    assert untiled.shape == original.shape
+    assert (untiled - expected).abs().max() <= 1.01 / 255
+    assert expected.std() > 0.01
+    assert torch.equal(untiled, tiled_encode)
+    assert torch.equal(untiled, tiled_decode)
+    assert inpaint.shape == original.shape
+
+    (latent,) = (comfyui.base / "output").glob("core_*.latent")
+    shutil.move(latent, comfyui.base / "input" / "core.latent")
+    again = {
+        "2": loader(choice),
+        "3": node("LoadLatent", latent="core.latent"),
+        "4": node("DCAE_Decode", samples=["3", 0], vae=["2", 0]),
+        "5": save(["4", 0], "5-loaded"),
+    }
+    result = comfyui.run(again)
+    assert result.error is None, result.error
+    assert torch.equal(pixels(result.images[0]), untiled)
+
+
+def test_batches(comfyui, tmp_path):
+    name, original = photograph(comfyui, tmp_path, 100, 70, "one.png")
+    result = comfyui.run(
+        {
+            "1": node("LoadImage", image=name),
+            "2": node("ImageInvert", image=["1", 0]),
+            "3": node("ImageBatch", image1=["1", 0], image2=["2", 0]),
+            "4": loader(),
+            "5": node("DCAE_Encode", pixels=["3", 0], vae=["4", 0], size_mode="pad"),
+            "6": node("DCAE_Decode", samples=["5", 0], vae=["4", 0]),
+            "7": save(["6", 0], "batch"),
+        }
+    )
+    first, second = (pixels(file) for file in result.images)
+    assert first.shape == second.shape == original.shape
+    assert psnr(first, original) > 20
+    assert psnr(second, 1 - original) > 20
+
+
+def test_empty_latents_have_the_variants_shape(comfyui):
+    prompt = {
+        "1": node("DCAE_EmptyLatent", width=500, height=300, batch_size=2, variant="dc-ae-f64c128-in-1.0"),
+        "2": node("SaveLatent", samples=["1", 0], filename_prefix="empty"),
+        "3": loader(),
+        "4": node("DCAE_EmptyLatent", width=500, height=300, batch_size=1, variant="from vae", vae=["3", 0]),
+        "5": node("DCAE_Decode", samples=["4", 0], vae=["3", 0]),
+        "6": save(["5", 0], "empty"),
+    }
+    result = comfyui.run(prompt)
+    assert result.error is None, result.error
+    (file,) = (comfyui.base / "output").glob("empty_*.latent")
+    from safetensors.torch import load_file
+
+    z = load_file(file)["latent_tensor"]
+    assert z.shape == (2, 128, 5, 8)
+    assert not z.any()
+    assert Image.open(result.images[0]).size == (500, 300)
+
+
+def test_scaling_there_and_back(comfyui, tmp_path):
+    name, _ = photograph(comfyui, tmp_path, 64, 64, "scale.png")
+    variant = "dc-ae-f32c32-in-1.0"
+    result = comfyui.run(
+        {
+            "1": node("LoadImage", image=name),
+            "2": loader(),
+            "3": node("DCAE_Encode", pixels=["1", 0], vae=["2", 0], size_mode="pad"),
+            "4": node("DCAE_ScaleLatent", samples=["3", 0], direction="raw to scaled", variant=variant),
+            "5": node("DCAE_ScaleLatent", samples=["4", 0], direction="scaled to raw", variant=variant),
+            "6": node("SaveLatent", samples=["3", 0], filename_prefix="a-raw"),
+            "7": node("SaveLatent", samples=["4", 0], filename_prefix="b-scaled"),
+            "8": node("SaveLatent", samples=["5", 0], filename_prefix="c-back"),
+        }
+    )
+    assert result.error is None, result.error
+    from safetensors.torch import load_file
+
+    raw, scaled, back = (
+        load_file(next((comfyui.base / "output").glob(f"{p}_*.latent")))["latent_tensor"]
+        for p in ("a-raw", "b-scaled", "c-back")
+    )
+    assert torch.allclose(scaled, raw * VARIANTS[variant].scaling_factor)
+    assert torch.allclose(back, raw, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def strangers(comfyui):
+    """Files in models/vae that the Loader must refuse."""
+    folder = comfyui.base / "models" / "vae"
+    torch.save({"x": torch.zeros(1)}, folder / "old.pt")
+    whole = hub.bundled().read_bytes()
+    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "noise.safetensors").write_bytes(np.random.default_rng(0).bytes(4096))
+    save_file({"decoder.conv_in.weight": torch.zeros(512, 4, 3, 3)}, folder / "sd.safetensors")
+    in_or_mix = keys.expected(VARIANTS["dc-ae-f32c32-in-1.0"], "original")
+    save_file({k: torch.empty(s, dtype=torch.float8_e5m2) for k, s in in_or_mix.items()}, folder / "vae.safetensors")
+    yield
+    for name in ("old.pt", "cut.safetensors", "noise.safetensors", "sd.safetensors", "vae.safetensors"):
+        (folder / name).unlink()
+
+
+def loaded(model: str, **options) -> dict:
+    return {
+        "1": loader(model, **options),
+        "2": node("DCAE_EmptyLatent", width=64, height=64, batch_size=1, variant="from vae", vae=["1", 0]),
+        "3": node("SaveLatent", samples=["2", 0], filename_prefix="never"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("old.pt", ["old.pt is a PyTorch pickle", "weights_only=True"]),
+        ("cut.safetensors", ["cut.safetensors is not a readable safetensors file", "cut short"]),
+        ("noise.safetensors", ["noise.safetensors is not a readable safetensors file"]),
+        ("sd.safetensors", ["sd.safetensors is", "not"]),
+        ("absent.safetensors", ["There is no 'absent.safetensors' in models/vae", BUNDLED]),
+        ("../../secret.safetensors", ["There is no '../../secret.safetensors' in models/vae"]),
+    ],
+)
+def test_files_that_are_not_dcae_are_refused_before_anything_runs(comfyui, strangers, file, says):
+    offered = comfyui.object_info("DCAE_Loader")["input"]["required"]["model"][1]["options"]
+    assert file not in offered
+    with pytest.raises(Rejected):
+        comfyui.run(loaded(file))
+    told = message(comfyui, loaded(file))
+    for part in says:
+        assert part in told
+
+
+def test_in_or_mix_must_be_said(comfyui, strangers):
+    told = message(comfyui, loaded("vae.safetensors"))
+    assert "dc-ae-f32c32-in-1.0 or dc-ae-f32c32-mix-1.0" in told
+    assert "0.3189, 0.4552" in told
+    told = message(comfyui, loaded("vae.safetensors", variant="dc-ae-f64c128-in-1.0"))
+    assert "not dc-ae-f64c128-in-1.0" in told
+
+
+def test_a_download_needs_permission(comfyui):
+    told = message(comfyui, loaded("dc-ae-f32c32-mix-1.0 (download)"))
+    assert "Turn on allow_download" in told
+    assert "mit-han-lab/dc-ae-f32c32-mix-1.0-diffusers" in told
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("EmptyLatentImage", 4), ("EmptySD3LatentImage", 16)])
+@pytest.mark.parametrize("decoder", ["DCAE_Decode", "VAEDecode", "VAEDecodeTiled"])
+def test_latents_of_other_models(comfyui, kind, channels, decoder):
+    tiles = {"tile_size": 512, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}
+    told = message(
+        comfyui,
+        {
+            "1": loader(),
+            "2": node(kind, width=512, height=512, batch_size=1),
+            "3": node(decoder, samples=["2", 0], vae=["1", 0], **(tiles if "Tiled" in decoder else {})),
+            "4": save(["3", 0], "never"),
+        },
+    )
+    assert f"[1, {channels}, 64, 64]" in told
+    assert f"{DEMO} needs [batch, 32, height/32, width/32]" in told
+
+
+@pytest.mark.parametrize("kind", ["DCAE_Encode", "DCAE_Decode"])
+def test_another_vae(comfyui, kind):
+    own = {
+        "DCAE_Encode": node("DCAE_Encode", pixels=["2", 0], vae=["1", 0], size_mode="pad"),
+        "DCAE_Decode": node("DCAE_Decode", samples=["3", 0], vae=["1", 0]),
+    }[kind]
+    out = (
+        save(["4", 0], "never") if kind == "DCAE_Decode" else node("SaveLatent", samples=["4", 0], filename_prefix="x")
+    )
+    told = message(
+        comfyui,
+        {
+            "1": node("VAELoader", vae_name="pixel_space"),
+            "2": node("EmptyImage", width=64, height=64, batch_size=1, color=0),
+            "3": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+            "4": own,
+            "5": out,
+        },
+    )
+    assert "not a DC-AE but a PixelspaceConversionVAE" in told
+    assert "Connect the DC-AE Loader" in told
+
+
+def test_a_picture_smaller_than_one_latent_pixel(comfyui):
+    def prompt(mode: str) -> dict:
+        return {
+            "1": loader(),
+            "2": node("EmptyImage", width=100, height=20, batch_size=1, color=0xFF0000),
+            "3": node("DCAE_Encode", pixels=["2", 0], vae=["1", 0], size_mode=mode),
+            "4": node("DCAE_Decode", samples=["3", 0], vae=["1", 0]),
+            "5": save(["4", 0], "small"),
+        }
+
+    told = message(comfyui, prompt("crop"))
+    assert "100x20 pixels, smaller than one latent pixel of 32x32" in told
+    assert "Use size mode 'pad'" in told
+    result = comfyui.run(prompt("pad"))
+    assert Image.open(result.images[0]).size == (100, 20)
+
+
+def test_neither_vae_nor_variant(comfyui):
+    told = message(
+        comfyui,
+        {
+            "1": node("DCAE_EmptyLatent", width=64, height=64, batch_size=1, variant="from vae"),
+            "2": node("SaveLatent", samples=["1", 0], filename_prefix="never"),
+        },
+    )
+    assert "Connect a vae from the DC-AE Loader, or choose a variant" in told
+
+
+def test_a_latent_and_the_wrong_scaling_factor(comfyui):
+    told = message(
+        comfyui,
+        {
+            "1": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+            "2": node("DCAE_ScaleLatent", samples=["1", 0], direction="raw to scaled", variant=DEMO),
+            "3": node("SaveLatent", samples=["2", 0], filename_prefix="never"),
+        },
+    )
+    assert f"4 channels, but {DEMO} has 32" in told

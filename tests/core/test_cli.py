@@ -1,0 +1,155 @@
+"""The command line, in processes of its own where exit codes and streams matter."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from dcae_core import DCAE, DEMO, VARIANTS, hub, images, latents
+from dcae_core.checkpoint import Checkpoint
+from dcae_core.cli import main
+from dcae_core.metrics import psnr
+
+EXAMPLE = Path(hub.__file__).parent / "assets" / "example.jpg"
+CPU = ["--device", "cpu", "--dtype", "fp32"]
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    path = tmp_path / "bird.png"
+    Image.open(EXAMPLE).crop((400, 80, 550, 180)).save(path)  # 150x100: neither a multiple of 32
+    return path
+
+
+def test_help_and_wrong_arguments_in_a_process():
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "dcae_core", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert run("--help").returncode == 0
+    assert run("nonsense").returncode == 2
+    failed = run("info", "absent.safetensors")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("dcae: There is no file or folder absent.safetensors.")
+    assert failed.stderr.count("\n") == 1
+
+
+def test_info(capsys):
+    assert main(["info", str(hub.bundled())]) == 0
+    said = capsys.readouterr().out
+    for part in (DEMO, "diffusers", "F16", "spatial ratio   32", f"scaling factor  {VARIANTS[DEMO].scaling_factor}"):
+        assert part in said
+
+
+def test_variants_lists_all(capsys, tmp_path):
+    assert main(["variants", "--cache-dir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in VARIANTS)
+    assert str(hub.bundled()) in said
+
+
+def test_encode_then_decode(picture, tmp_path, capsys):
+    assert main(["encode", str(picture), *CPU]) == 0
+    file = tmp_path / "bird.safetensors"
+    with safe_open(file, "pt") as opened:
+        facts = opened.metadata()
+        assert opened.get_tensor("latents").shape == (1, 32, 4, 5)
+    assert (facts["variant"], facts["height"], facts["width"], facts["scale"]) == (DEMO, "100", "150", "raw")
+
+    assert main(["decode", str(file), "-o", str(tmp_path / "back.png"), *CPU]) == 0  # the file says which model
+    back, original = images.read(tmp_path / "back.png"), images.read(picture)
+    assert back.shape == original.shape
+    ae = DCAE(DEMO, device="cpu", dtype="fp32")
+    x = images.from_host(original)
+    expected = images.to_host(ae.decode(ae.encode(x), (100, 150)))
+    assert (back - expected).abs().max() <= 0.51 / 255
+
+
+def test_scaled_latents_decode_to_the_same_picture(picture, tmp_path):
+    raw, scaled = tmp_path / "raw.safetensors", tmp_path / "scaled.safetensors"
+    main(["encode", str(picture), "-o", str(raw), *CPU])
+    main(["encode", str(picture), "-o", str(scaled), "--scaled", *CPU])
+    with safe_open(raw, "pt") as a, safe_open(scaled, "pt") as b:
+        factor = VARIANTS[DEMO].scaling_factor
+        assert torch.allclose(b.get_tensor("latents"), a.get_tensor("latents") * factor)
+    assert torch.allclose(latents.read(scaled).raw, latents.read(raw).raw, atol=1e-6)
+
+
+def test_size_mode_crop(picture, tmp_path):
+    main(["encode", str(picture), "--size-mode", "crop", *CPU])
+    found = latents.read(tmp_path / "bird.safetensors")
+    assert found.raw.shape == (1, 32, 3, 4)
+    assert found.size == (96, 128)
+
+
+def test_several_files_go_to_a_folder_with_a_progress_bar(picture, tmp_path, capsys):
+    second = tmp_path / "second.png"
+    second.write_bytes(picture.read_bytes())
+    assert main(["roundtrip", str(picture), str(second), "-o", str(tmp_path / "out"), *CPU]) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["bird-dcae.png", "second-dcae.png"]
+    said = capsys.readouterr()
+    assert said.out.count("PSNR") == 2
+    assert "2/2" in said.err
+
+
+def test_demo_writes_a_side_by_side_picture_and_says_how_good(tmp_path, capsys):
+    target = tmp_path / "new" / "demo.png"
+    assert main(["demo", "-o", str(target), *CPU]) == 0
+    said = capsys.readouterr().out
+    both = images.read(target)
+    assert both.shape == (1, 667, 2008, 3)
+    score = psnr(both[:, :, :1000], both[:, :, 1008:])
+    assert f"{score:.2f} dB" in said
+    for part in ("picture   1000x667", "latent    32x21x32", "time      encode"):
+        assert part in said
+
+
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+def test_convert(tmp_path, layout, capsys):
+    assert (
+        main(["convert", str(hub.bundled()), str(tmp_path / "m.safetensors"), "--to", layout, "--dtype", "fp32"]) == 0
+    )
+    file = tmp_path / "m.safetensors"
+    found = Checkpoint(file)
+    assert (found.layout, found.choose().name, found.dtypes) == (layout, DEMO, {"F32"})
+    assert main(["convert", str(file), str(tmp_path / "back"), "--to", "diffusers"]) == 0
+    back = Checkpoint(tmp_path / "back").state(VARIANTS[DEMO])
+    first = Checkpoint(hub.bundled()).state(VARIANTS[DEMO])
+    assert all(torch.equal(back[k], first[k].float()) for k in first)
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["scaling_factor"] == VARIANTS[DEMO].scaling_factor
+
+
+def fails(arguments: list[str], capsys) -> str:
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("dcae: ")
+    assert "Traceback" not in said
+    return said
+
+
+def test_mistakes_are_one_line(picture, tmp_path, capsys):
+    assert "There is no DC-AE variant named 'sdxl'" in fails(["encode", str(picture), "--model", "sdxl"], capsys)
+    assert "dcae download" in fails(["encode", str(picture), "--model", "dc-ae-f32c32-in-1.0"], capsys)
+    assert "no picture at" in fails(["encode", str(tmp_path / "absent.png"), *CPU], capsys)
+    assert "not a latent file" in fails(["decode", str(hub.bundled()), *CPU], capsys)
+    assert "not a readable latent file" in fails(["decode", str(picture), *CPU], capsys)
+    foreign = tmp_path / "foreign.safetensors"
+    latents.write(foreign, torch.zeros(1, 128, 2, 2), VARIANTS["dc-ae-f64c128-in-1.0"], (128, 128))
+    assert "was made with dc-ae-f64c128-in-1.0" in fails(["decode", str(foreign), "--model", DEMO, *CPU], capsys)
+
+
+def test_comfyuis_latent_files_are_read(picture, tmp_path):
+    from safetensors.torch import save_file
+
+    ae = DCAE(DEMO, device="cpu", dtype="fp32")
+    z = ae.encode(images.from_host(images.read(picture))).contiguous()
+    file = tmp_path / "ComfyUI_00001_.latent"
+    save_file({"latent_tensor": z, "latent_format_version_0": torch.tensor([])}, file)
+    assert main(["decode", str(file), "-o", str(tmp_path / "c.png"), "--model", DEMO, *CPU]) == 0
+    assert images.read(tmp_path / "c.png").shape == (1, 128, 160, 3)

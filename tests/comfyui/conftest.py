@@ -24,10 +24,8 @@ def pytest_runtest_makereport(item: pytest.Item):
     """Show what ComfyUI printed during a test that fails."""
     report = (yield).get_result()
     server = getattr(item, "funcargs", {}).get("comfyui")
-    if server and report.when == "call":
-        log = server.log()
-        if report.failed:
-            report.sections.append(("ComfyUI's log", "\n".join(log[item.log_from :].splitlines()[-60:])))
+    if server and report.when == "call" and report.failed:
+        report.sections.append(("ComfyUI's log", "\n".join(server.log()[item.log_from :].splitlines()[-60:])))
 
 
 @pytest.hookimpl(tryfirst=True)

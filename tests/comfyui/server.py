@@ -98,6 +98,7 @@ class Server:
         """Start it and wait until it answers; RuntimeError with the end of its log if it does not."""
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                self.stop()
                 raise RuntimeError(f"Something else listens on port {self.port}.")
         for folder in ("custom_nodes", "models/vae", "input", "output", "temp", "user"):
             (self.base / folder).mkdir(parents=True, exist_ok=True)

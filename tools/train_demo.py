@@ -108,14 +108,15 @@ def quality(model: Autoencoder, photographs: Photographs) -> str:
 
 @torch.no_grad()
 def scaling_factor(model: Autoencoder, photographs: Photographs) -> float:
-    """One over the root mean square of the latents of the training photographs."""
-    rng = np.random.default_rng(SEED)
+    """One over the root mean square of the latents of the training photographs: of the middle of each, at two scales.
+
+    The same crops each time, from every photograph: a random few dozen give anything from 1.2 to 1.4.
+    """
     squared, count = 0.0, 0
-    for size in (256, 384, 512):
-        for _ in range(4):
-            z = model.encoder(photographs.batch(4, size, rng, recolour=False))
-            squared += z.double().square().sum().item()
-            count += z.numel()
+    for crop in photographs.middles(512):
+        z = model.encoder(crop[None])
+        squared += z.double().square().sum().item()
+        count += z.numel()
     return (count / squared) ** 0.5
 
 

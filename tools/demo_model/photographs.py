@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,15 @@ class Photographs:
         """`count` random crops [count, 3, size, size] in [-1, 1]."""
         return torch.stack([self._crop(size, rng, recolour) for _ in range(count)])
 
+    def middles(self, size: int) -> Iterator[Tensor]:
+        """The middle of each photograph, at most `size` pixels each way and a multiple of 32, at every other scale."""
+        for levels in self.levels:
+            for level in levels[1::2]:
+                height, width = (min(size, side) // 32 * 32 for side in level.shape[:2])
+                top, left = (level.shape[0] - height) // 2, (level.shape[1] - width) // 2
+                crop = level[top : top + height, left : left + width].astype(np.float32)
+                yield torch.from_numpy(crop.transpose(2, 0, 1).copy()) / 127.5 - 1
+
     def _crop(self, size: int, rng: np.random.Generator, recolour: bool) -> Tensor:
         levels = self.levels[rng.integers(len(self.levels))]
         levels = [level for level in levels if min(level.shape[:2]) >= size]
@@ -72,7 +82,7 @@ class Photographs:
         return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
 
 
-def _scaled(picture: Image.Image):
+def _scaled(picture: Image.Image) -> Iterator[np.ndarray]:
     for scale in SCALES:
         width, height = round(picture.width * scale), round(picture.height * scale)
         if scale == 1 or min(width, height) >= SMALLEST_SIDE:

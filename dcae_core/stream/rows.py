@@ -1,0 +1,53 @@
+"""Rows in waiting: the window that a convolution slides down a map that arrives strip by strip."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["Rows"]
+
+
+class Rows:
+    """The rows `first` to `end` (exclusive) of a map [1, C, H, W], counted from the top of the map; rows outside it are
+    zero, as a convolution's padding is.
+
+    A producer writes into `room(n)` and says so with `add(n)`, so that nothing is copied to join strips; `forget` moves
+    the few rows that are still needed to the front. Stored channels-last: a run of rows is one dense block.
+    """
+
+    def __init__(self, channels: int, width: int, capacity: int, *, above: int, like: Tensor):
+        self.buffer = torch.empty(
+            (1, channels, capacity, width), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+        )
+        self.first = self.end = -above
+        self.pad(above)
+
+    def room(self, n: int) -> Tensor:
+        """Where to write the next `n` rows."""
+        start = self.end - self.first
+        return self.buffer[:, :, start : start + n]
+
+    def add(self, n: int) -> None:
+        """The next `n` rows have been written."""
+        self.end += n
+
+    def pad(self, n: int) -> None:
+        """Adds `n` rows of zeros."""
+        if n:
+            self.room(n).zero_()
+            self.add(n)
+
+    def take(self, start: int, stop: int) -> Tensor:
+        """The rows `start` to `stop` (exclusive), as a view."""
+        return self.buffer[:, :, start - self.first : stop - self.first]
+
+    def forget(self, before: int) -> None:
+        """Drops the rows above `before`."""
+        kept, gone = self.end - before, before - self.first
+        if gone <= 0:
+            return
+        if kept > 0:
+            source = self.take(before, self.end)
+            self.buffer[:, :, :kept].copy_(source.clone() if gone < kept else source)
+        self.first = before

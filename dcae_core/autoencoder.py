@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import hub, images, keys, variants
 from .checkpoint import Checkpoint, choose, complete
-from .devices import best_device, best_dtype, parse_dtype
+from .devices import best_dtype, parse_device, parse_dtype
 from .errors import CheckpointError, ImageError, LatentError
 from .model import Autoencoder
 from .sizes import Fit
@@ -28,8 +28,8 @@ Dtype = str | torch.dtype | None
 class DCAE:
     """A DC-AE by the name of its variant, from this machine or, with `download=True`, from the Hugging Face hub.
 
-    model: a name from `dcae_core.names()`, or the path of a file or folder. device: None picks the accelerator, else
-    the CPU. dtype: a torch dtype, "fp32", "bf16" or "fp16"; None picks what is fast and safe on that device.
+    model: a name from `dcae_core.names()` or of a repository, or the path of a file or folder. device: None picks the
+    accelerator, else the CPU. dtype: a torch dtype, "fp32", "bf16" or "fp16"; None picks what is fast and safe on that device.
     cache_dir: where weights are looked for and downloaded to; None is $DCAE_HOME or ~/.cache/dcae.
     Raises UnknownVariant, DownloadError (not here, or could not be fetched) and CheckpointError (not a DC-AE).
 
@@ -47,7 +47,7 @@ class DCAE:
         *,
         download: bool = False,
     ):
-        if _is_path(model):
+        if is_path(model):
             self._load(model, None, device, dtype)
             return
         variant = variants.find(model)
@@ -104,7 +104,7 @@ class DCAE:
         """A DC-AE with uninitialised weights; device "meta" allocates nothing."""
         self = cls.__new__(cls)
         chosen = variants.find(variant)
-        device = torch.device(device) if device is not None else best_device()
+        device = parse_device(device)
         with torch.device("meta"):
             model = Autoencoder(chosen)
         model.to(parse_dtype(dtype) or best_dtype(device))
@@ -117,7 +117,7 @@ class DCAE:
         self._build(checkpoint.state(chosen), chosen, device, dtype)
 
     def _build(self, state: dict[str, Tensor], variant: Variant, device: Device, dtype: Dtype) -> None:
-        device = torch.device(device) if device is not None else best_device()
+        device = parse_device(device)
         dtype = parse_dtype(dtype) or best_dtype(device)
         with torch.device("meta"):
             model = Autoencoder(variant)
@@ -172,7 +172,7 @@ class DCAE:
         Sides that are not multiples of f are padded by repeating the edge; give the true size to `decode` to get it
         back. In fp16 a result that is not finite is computed again in fp32 and returned as such. Raises ImageError.
         """
-        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point() or not x.shape[0]:
             raise ImageError(
                 f"encode was given {_describe(x)}: needed are floats [batch, 3, height, width] in [-1, 1]. "
                 "dcae_core.images.from_host makes them from [batch, height, width, channels] in [0, 1]."
@@ -220,5 +220,15 @@ def _describe(x: Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} of shape {list(x.shape)}"
 
 
-def _is_path(model: str | os.PathLike) -> bool:
-    return isinstance(model, os.PathLike) or str(model).endswith(".safetensors") or Path(model).is_dir()
+def is_path(model: str | os.PathLike) -> bool:
+    """Is this a file or folder, and not the name of a variant or its repository?"""
+    if isinstance(model, os.PathLike):
+        return True
+    looks_like_one = "/" in model or os.sep in model or Path(model).suffix in (".safetensors", ".pt", ".pth", ".ckpt")
+    if looks_like_one and Path(model).exists():
+        return True
+    try:
+        variants.find(model)
+        return False
+    except variants.UnknownVariant:
+        return looks_like_one or Path(model).exists()

@@ -33,7 +33,7 @@ MAX_JSON_BYTES = 16 << 20
 # How the full name, or the part of it that tells variants of one architecture apart, appears in file and folder names.
 NAME_PARTS = (
     (re.compile(r"f\d+c\d+[-_ .]in(?![a-z0-9])"), "-in-1.0"),
-    (re.compile(r"(?<![a-z0-9])mix(?![a-z0-9])"), "-mix-1.0"),
+    (re.compile(r"f\d+c\d+(.*[^a-z0-9])?mix(?![a-z0-9])"), "-mix-1.0"),
     (re.compile(r"sana[-_ .]?1[._]1"), "-sana-1.1"),
     (re.compile(r"sana[-_ .]?1[._]0"), "-sana-1.0"),
 )
@@ -66,7 +66,7 @@ class Checkpoint:
         self.prefix = keys.strip_prefix(shapes)
         inner = {k.removeprefix(self.prefix): s for k, s in shapes.items() if k.startswith(self.prefix)}
         self.layout, self.fits = keys.candidates(inner, str(self.path))
-        self.config = _config(self.files[0].parent)
+        self.config = _config(self.files)
 
     @property
     def bytes(self) -> int:
@@ -255,10 +255,14 @@ def _json(path: Path) -> object:
         raise CheckpointError(f"{path} can't be read as JSON: {error}.") from error
 
 
-def _config(folder: Path) -> dict:
-    """config.json in `folder` if it belongs to a DC-AE; {} if there is none or it is some other model's."""
-    path = folder / "config.json"
-    if not path.is_file():
+def _config(files: list[Path]) -> dict:
+    """The config.json beside `files` if it is theirs and a DC-AE's, else {}.
+
+    It is theirs where the files have the names that repositories use, or nothing else is in the folder.
+    """
+    path = files[0].parent / "config.json"
+    theirs = len(files) > 1 or files[0].name in SINGLE_FILES or len(list(path.parent.glob("*.safetensors"))) == 1
+    if not theirs or not path.is_file():
         return {}
     try:
         config = _json(path)
@@ -278,9 +282,11 @@ def _hints(config: dict, metadata: Mapping[str, str], file: Path) -> Iterator[tu
                 yield from _named(source, str(facts[name]))
         with contextlib.suppress(KeyError, TypeError, ValueError):
             yield source, float(facts["scaling_factor"])
-    # The nearest name that says anything counts; in hub caches that is models--mit-han-lab--NAME/snapshots/COMMIT/FILE.
+    # The nearest name that says anything counts: the file's, its folder's, and in hub caches that of
+    # models--mit-han-lab--NAME/snapshots/COMMIT/FILE. Folders further up belong to other things.
     absolute = file.absolute()
-    for part in [absolute.stem, *(p.name for p in absolute.parents)][:6]:
+    parents = [p.name for p in absolute.parents]
+    for part in [absolute.stem, *parents[:1], *(p for p in parents[1:4] if p.startswith("models--"))]:
         found = list(_named(f"the name {part!r}", part))
         if found:
             yield from found

@@ -25,8 +25,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.run(arguments)
         return 0
-    except DCAEError as error:
+    except (DCAEError, OSError) as error:
         print(f"dcae: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error).lower():
+            raise
+        print("dcae: out of memory: use a smaller picture, --dtype bf16, or --device cpu.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("dcae: stopped", file=sys.stderr)
@@ -103,26 +108,30 @@ def decode(arguments: argparse.Namespace) -> None:
     from . import images, latents
 
     ae = None
-    for source, target in _pairs(arguments, ".png"):
+    for source, target in _pairs(arguments, "-dcae.png"):
         file = latents.read(source)
         if ae is None:
-            arguments.model = arguments.model or (file.variant.name if file.variant else variants.DEMO)
+            if not arguments.model and file.variant is None:
+                raise DCAEError(f"{source} does not say which DC-AE it was made with: say it with --model.")
+            arguments.model = arguments.model or file.variant.name
             ae = _load(arguments)
-        if file.variant is not None and file.variant.architecture != ae.variant.architecture:
+        if file.variant is not None and file.variant.latent_space != ae.variant.latent_space:
             raise DCAEError(
-                f"{source} was made with {file.variant.name}, but {ae.variant.name} is loaded: use --model "
-                f"{file.variant.name} (variants do not read each other's latents)."
+                f"{source} was made with {file.variant.name}, but {ae.variant.name} is loaded and does not read its "
+                f"latents: use --model {file.variant.name}."
             )
-        picture = images.to_host(ae.decode(file.raw, file.size))
-        images.write(target, picture[0])
-        print(f"{target} ({picture.shape[2]}x{picture.shape[1]})")
+        pictures = images.to_host(ae.decode(file.raw, file.size))
+        for i, picture in enumerate(pictures, start=1):
+            one = target if len(pictures) == 1 else target.with_stem(f"{target.stem}-{i}")
+            images.write(one, picture)
+            print(f"{one} ({picture.shape[1]}x{picture.shape[0]})")
 
 
 def roundtrip(arguments: argparse.Namespace) -> None:
     from . import images
 
     ae = _load(arguments)
-    for source, target in _pairs(arguments, ".png"):
+    for source, target in _pairs(arguments, "-dcae.png"):
         picture, result, _ = _roundtrip(ae, source)
         images.write(target, _beside(picture[0], result[0]) if arguments.side_by_side else result[0])
         print(f"  {target}")
@@ -171,28 +180,28 @@ def _beside(left, right):
 
 
 def _load(arguments: argparse.Namespace):
-    from .autoencoder import DCAE, _is_path
+    from .autoencoder import DCAE, is_path
 
-    if _is_path(arguments.model) or Path(arguments.model).is_file():
+    if is_path(arguments.model):
         variant = getattr(arguments, "variant", None)
         return DCAE.from_file(arguments.model, variant, arguments.device, arguments.dtype)
     return DCAE(arguments.model, arguments.device, arguments.dtype, arguments.cache_dir, download=arguments.download)
 
 
 def _pairs(arguments: argparse.Namespace, ending: str):
-    """(source, target) for each input, with a progress bar over several."""
+    """(source, target) for each input, with a progress bar over several. No two share a target."""
     from tqdm import tqdm
 
-    sources, output = [Path(s) for s in arguments.inputs], arguments.output
-    folder = output is not None and (len(sources) > 1 or Path(output).is_dir() or not Path(output).suffix)
-    if folder:
-        Path(output).mkdir(parents=True, exist_ok=True)
-    for source in tqdm(sources, unit="file", disable=len(sources) == 1):
-        if folder or output is None:
-            suffix = "-dcae" + ending if ending == ".png" and source.suffix.lower() != ".safetensors" else ending
-            yield source, (Path(output) if folder else source.parent) / (source.stem + suffix)
-        else:
-            yield source, Path(output)
+    sources, output = [Path(s) for s in arguments.inputs], arguments.output and Path(arguments.output)
+    if output and (len(sources) > 1 or output.is_dir() or not output.suffix):
+        output.mkdir(parents=True, exist_ok=True)
+        targets = [output / (source.stem + ending) for source in sources]
+    else:
+        targets = [output or source.with_name(source.stem + ending) for source in sources]
+    for source, target in zip(sources, targets, strict=True):
+        if targets.count(target) > 1:
+            raise DCAEError(f"Several inputs would be written to {target}, {source} among them: run them one by one.")
+    yield from tqdm(list(zip(sources, targets, strict=True)), unit="file", disable=len(sources) == 1)
 
 
 def _size(count: int) -> str:
@@ -217,7 +226,11 @@ def _parser() -> argparse.ArgumentParser:
         if inputs:
             added.add_argument("inputs", nargs="+", metavar="FILE", help=inputs)
             added.add_argument("-o", "--output", help="file, or folder for several; default: beside each input")
-            added.add_argument("--model", default=default, help=f"variant name, file or folder (default: {default})")
+            added.add_argument(
+                "--model",
+                default=default,
+                help=f"variant name, file or folder (default: {default or 'what the file says'})",
+            )
             added.add_argument("--variant", help="for a file that could be `in` or `mix`: which it is")
             added.add_argument("--download", action="store_true", help="fetch the variant if it is not here")
         added.add_argument("--device", help="cuda, cpu, mps, ... (default: the accelerator, else cpu)")

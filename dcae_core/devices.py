@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["best_device", "best_dtype", "parse_dtype"]
+from .errors import OptionError
+
+__all__ = ["best_device", "best_dtype", "parse_device", "parse_dtype"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -14,8 +16,21 @@ def parse_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
     if name is None or name == "auto" or isinstance(name, torch.dtype):
         return None if name == "auto" else name
     if name not in DTYPES:
-        raise ValueError(f"dtype {name!r} is not known: use one of auto, {', '.join(DTYPES)}.")
+        raise OptionError(f"dtype {name!r} is not known: use one of auto, {', '.join(DTYPES)}, or a torch.dtype.")
     return DTYPES[name]
+
+
+def parse_device(device: str | torch.device | None) -> torch.device:
+    """A device that is there; None means: choose. Raises OptionError."""
+    if device is None:
+        return best_device()
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+        return device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = next(iter(str(error).strip().splitlines()), "no details")
+        raise OptionError(f"Device {device} can't be used here: {reason.rstrip('.')}. Use {best_device()}.") from error
 
 
 def best_device() -> torch.device:

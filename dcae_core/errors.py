@@ -1,10 +1,22 @@
 """The errors this package raises on purpose. Each message says what was given, what is needed and what to do next."""
 
-__all__ = ["CheckpointError", "DCAEError", "DownloadError", "ImageError", "LatentError", "UnknownVariant"]
+__all__ = [
+    "CheckpointError",
+    "DCAEError",
+    "DownloadError",
+    "ImageError",
+    "LatentError",
+    "OptionError",
+    "UnknownVariant",
+]
 
 
 class DCAEError(Exception):
     """Anything a user can put right. The command line prints it as one line and exits with 1."""
+
+
+class OptionError(DCAEError, ValueError):
+    """A device, dtype or output that can't be had."""
 
 
 class UnknownVariant(DCAEError, ValueError):

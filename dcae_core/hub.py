@@ -87,8 +87,7 @@ def download(
     target = folder / f"{variant.name}.safetensors"
     if hf.constants.HF_HUB_OFFLINE:
         raise DownloadError(
-            f"{variant.name} is not on this machine, and HF_HUB_OFFLINE forbids downloading it. Unset it, or put the "
-            f"file from {repo} at {target}."
+            f"HF_HUB_OFFLINE forbids downloading {variant.name}. Unset it, or put the file from {repo} at {target}."
         )
     name, headers = repo_file(repo), build_hf_headers(token=token)
     try:
@@ -146,6 +145,8 @@ def _fetch(url: str, part: Path, total: int, headers: dict, progress: Progress |
     from huggingface_hub.file_download import http_get
 
     done = part.stat().st_size if part.is_file() else 0
+    if done == total:
+        return  # asking for nothing more is an error to some servers
     if done > total:
         part.unlink()
         done = 0
@@ -184,20 +185,21 @@ def _record(target: Path, source: dict) -> None:
     os.replace(part, record)
 
 
-def _explain(error: Exception, repo: str, revision: str, target: Path) -> str:
-    from huggingface_hub import errors
+REASONS = {  # by name, since huggingface_hub has moved these classes about; the more special first
+    "GatedRepoError": "its owner must grant you access first: open its page, accept the terms, and set HF_TOKEN",
+    "RepositoryNotFoundError": "there is no such repository, or it is private: check the name, or set HF_TOKEN",
+    "RevisionNotFoundError": "it has no such revision: leave the revision out to get the newest",
+    "EntryNotFoundError": "it has no such file at this revision",
+}
 
-    if isinstance(error, errors.GatedRepoError):
-        reason = "its owner must grant you access first: open its page, accept the terms, and set HF_TOKEN"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        reason = "there is no such repository, or it is private: check the name, or set HF_TOKEN"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        reason = "it has no such revision: leave the revision out to get the newest"
-    elif isinstance(error, errors.EntryNotFoundError):
-        reason = "it has no such file at this revision"
-    else:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"
+
+def _explain(error: Exception, repo: str, revision: str, target: Path) -> str:
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    first_line = next(iter(str(error).strip().splitlines()), "no details")
+    reason = next((REASONS[kind] for kind in REASONS if kind in kinds), f"{type(error).__name__}: {first_line}")
+    kept = list(target.parent.glob(f"{target.name}.*.part")) if target.parent.is_dir() else []
+    again = " What has arrived is kept: a new try goes on from there." if kept else ""
     return (
-        f"{repo} (revision {revision}) could not be downloaded: {reason}. What has arrived is kept and a new try goes "
-        f"on from there. Or fetch the file by hand and put it at {target}."
+        f"{repo} (revision {revision}) could not be downloaded: {reason}.{again} Or fetch the file by hand and put it "
+        f"at {target}."
     )

@@ -55,8 +55,8 @@ def fit(x: Tensor, how: Fit) -> Tensor:
 def crop(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Cuts [B, C, H, W] to its top left `size` (height, width): undoes the padding of `fit`."""
     height, width = size
-    if height > x.shape[2] or width > x.shape[3]:
-        raise ImageError(f"Can't cut a picture of {x.shape[3]}x{x.shape[2]} to {width}x{height}: it is smaller.")
+    if not (1 <= height <= x.shape[2] and 1 <= width <= x.shape[3]):
+        raise ImageError(f"A picture of {x.shape[3]}x{x.shape[2]} can't be cut to {width}x{height}.")
     return x[:, :, :height, :width]
 
 
@@ -90,7 +90,7 @@ def write(path: str | os.PathLike, image: Tensor) -> None:
     from PIL import Image
 
     path = Path(path)
-    formats = Image.registered_extensions()
+    formats = {ending: kind for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
     if path.suffix.lower() not in formats:
         raise ImageError(f"{path} does not end in a picture format: use .png, .jpg or .webp.")
     array = np.rint(image.detach().float().cpu().clamp(0, 1).numpy() * 255).astype("uint8")

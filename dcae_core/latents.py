@@ -73,6 +73,8 @@ def read(path: str | os.PathLike) -> LatentFile:
             tensor = file.get_tensor(key).float()
         variant = variants.find(metadata["variant"]) if "variant" in metadata else None
         size = (int(metadata["height"]), int(metadata["width"])) if "height" in metadata else None
+        if size is not None and min(size) < 1:
+            raise ValueError(f"a picture of {size[1]}x{size[0]}")
         factor = float(metadata["scaling_factor"]) if metadata.get("scale") == "scaled" else 1.0
     except (SafetensorError, OSError) as error:
         raise LatentError(f"{path} is not a readable latent file ({error}): cut short, or something else.") from error

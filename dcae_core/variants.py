@@ -57,6 +57,12 @@ class Variant:
     decoder: Coder
     repos: tuple[str, ...] = ()
     note: str = ""
+    family: str = ""  # where several variants share an encoder, and so read each other's latents
+
+    @property
+    def latent_space(self) -> str:
+        """Equal for variants that read each other's latents."""
+        return self.family or self.name
 
     @property
     def spatial_ratio(self) -> int:
@@ -156,7 +162,9 @@ def _table() -> dict[str, Variant]:
             found.append(Variant(name, channels, factor, encoder, decoder, _mit(name), note))
 
     encoder, decoder = _architecture_s()
-    sana = Variant("dc-ae-f32c32-sana-1.0", 32, 0.41407, encoder, decoder, _mit("dc-ae-f32c32-sana-1.0"), "for Sana")
+    sana = Variant(
+        "dc-ae-f32c32-sana-1.0", 32, 0.41407, encoder, decoder, _mit("dc-ae-f32c32-sana-1.0"), "for Sana", "sana"
+    )
     lite = "dc-ae-lite-f32c32-sana-1.1"
     found += [
         sana,

@@ -59,8 +59,8 @@ class DCAEEmptyLatent(io.ComfyNode):
             category="DC-AE",
             description="An empty latent with the channels and ratio of a DC-AE, to sample from.",
             inputs=[
-                io.Int.Input("width", default=1024, min=1, max=65536, step=32, tooltip="Of the picture, in pixels."),
-                io.Int.Input("height", default=1024, min=1, max=65536, step=32, tooltip="Of the picture, in pixels."),
+                io.Int.Input("width", default=1024, min=8, max=65536, step=8, tooltip="Of the picture, in pixels."),
+                io.Int.Input("height", default=1024, min=8, max=65536, step=8, tooltip="Of the picture, in pixels."),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many pictures."),
                 *variant_inputs(),
             ],

@@ -50,12 +50,12 @@ class DCAELoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model: str) -> bool | str:
-        return models.problem(model) or True
+    def validate_inputs(cls, model: str | None) -> bool | str:
+        return model is None or models.problem(model) or True  # None: another node says it, once it has run
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, **others) -> str:
-        return models.fingerprint(model)
+    def fingerprint_inputs(cls, model: str | None, **others) -> str:
+        return models.fingerprint(model) if model else ""
 
     @classmethod
     def execute(cls, model: str, variant: str, dtype: str, allow_download: bool) -> io.NodeOutput:

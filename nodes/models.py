@@ -83,7 +83,7 @@ def fingerprint(choice: str) -> str:
 
 
 def place_example() -> None:
-    """Puts the example workflows' photograph into ComfyUI's input folder, once, so that they run as they are."""
+    """Puts the example workflows' photograph into ComfyUI's input folder if it is not there, so that they run."""
     target = Path(folder_paths.get_input_directory()) / EXAMPLE
     if target.exists():
         return

@@ -14,14 +14,9 @@ from ..dcae_core.sizes import Fit
 
 __all__ = ["DCAEVAE", "auto_dtype", "require"]
 
-# Live elements per pixel at the widest point, counted over the reference implementation at 4096x4096 (bf16 bytes / 2).
-# Keyed by (half, has full-resolution stages).
-ELEMENTS_PER_PIXEL = {
-    ("encode", False): 448,
-    ("decode", False): 320,
-    ("encode", True): 896,
-    ("decode", True): 832,
-}
+# Live elements per pixel at the widest point, counted over `model` at 2048x2048 in bf16 and rounded up, the most of the
+# variants that do (True) or do not (False) have stages at full resolution.
+ELEMENTS_PER_PIXEL = {("encode", False): 460, ("decode", False): 420, ("encode", True): 910, ("decode", True): 850}
 
 
 def auto_dtype() -> torch.dtype:
@@ -56,7 +51,10 @@ class DCAEVAE(comfy.sd.VAE):
 
         def used(half: str, pixels: int, dtype: torch.dtype) -> int:
             coder = variant.encoder if half == "encode" else variant.decoder
-            return ELEMENTS_PER_PIXEL[half, coder.pixel_stage == 0] * pixels * management.dtype_size(dtype)
+            size = max(
+                4 if dtype == torch.float16 else 0, management.dtype_size(dtype)
+            )  # fp16 may be done again in fp32
+            return ELEMENTS_PER_PIXEL[half, coder.pixel_stage == 0] * pixels * size
 
         self.memory_used_encode = lambda shape, dtype: used("encode", shape[-2] * shape[-1], dtype)
         self.memory_used_decode = lambda shape, dtype: used("decode", shape[-2] * shape[-1] * ratio**2, dtype)
@@ -90,14 +88,18 @@ class DCAEVAE(comfy.sd.VAE):
 
     def _in_batches(self, whole: Tensor, bytes_each: int, run) -> Tensor:
         management.load_models_gpu([self.patcher], memory_required=bytes_each, force_full_load=self.disable_offload)
-        count = max(1, int(management.get_free_memory(self.device) / max(1, bytes_each)))
-        result = None
-        for start in range(0, whole.shape[0], count):
-            done = run(whole[start : start + count])
-            if result is None:
-                result = torch.empty((whole.shape[0], *done.shape[1:]), device=self.output_device)
-            result[start : start + count] = done
-        return result
+        moved = (
+            self.dcae.device != self.device
+        )  # --novram loads nothing: plain modules are then brought here for the run
+        if moved:
+            self.dcae.to(self.device)
+        try:
+            count = max(1, int(management.get_free_memory(self.device) / max(1, bytes_each)))
+            done = [run(part).to(self.output_device, torch.float32) for part in whole.split(count)]
+        finally:
+            if moved:
+                self.dcae.to(self.patcher.offload_device)
+        return torch.cat(done) if len(done) > 1 else done[0]
 
 
 def require(vae: comfy.sd.VAE) -> DCAEVAE:

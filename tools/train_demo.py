@@ -127,6 +127,7 @@ def write_weights(model: Autoencoder, photographs: Photographs, file: Path) -> N
         "layout": "diffusers",
         "scaling_factor": f"{scaling_factor(model, photographs):.4g}",
         "licence": "Apache-2.0",
+        "photographs": " ".join(photographs.names),
     }
     replace(file, lambda partial: save_file(weights, partial, metadata))
 

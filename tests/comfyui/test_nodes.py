@@ -20,7 +20,7 @@ EXAMPLE = Path(hub.__file__).parent / "assets" / "example.jpg"
 BUNDLED = f"{DEMO} (bundled)"
 
 
-def loader(model: str = BUNDLED, variant: str = "auto", dtype: str = "auto", allow_download: bool = False) -> dict:
+def loader(model: str = BUNDLED, variant: str = "auto", dtype: str = "fp32", allow_download: bool = False) -> dict:
     inputs = {"model": model, "variant": variant, "dtype": dtype, "allow_download": allow_download}
     return {"class_type": "DCAE_Loader", "inputs": inputs}
 
@@ -74,7 +74,7 @@ def test_the_example_runs_as_it_is_and_gives_the_photograph_back(comfyui, capsys
     original, back = pixels(EXAMPLE), pixels(file)
     assert back.shape == original.shape == (1, 667, 1000, 3)  # neither side a multiple of 32
 
-    assert main(["demo", "--device", "cpu", "--dtype", "fp32", "-o", str(comfyui.base / "demo.png")]) == 0
+    assert main(["demo", "--device", "cpu", "-o", str(comfyui.base / "demo.png")]) == 0
     printed = float(capsys.readouterr().out.split("PSNR")[1].split("dB")[0])
     assert psnr(original, back) == pytest.approx(printed, abs=0.05)  # SaveImage cuts to 8 bits instead of rounding
 
@@ -167,6 +167,34 @@ def test_comfyuis_own_nodes(comfyui, tmp_path, model):
     result = comfyui.run(again)
     assert result.error is None, result.error
     assert torch.equal(pixels(result.images[0]), untiled)
+
+
+def test_narrow_types(comfyui, tmp_path):
+    name, original = photograph(comfyui, tmp_path, 64, 64, "narrow.png")
+    for dtype in ("bf16", "fp16", "auto"):
+        result = comfyui.run(
+            {
+                "1": node("LoadImage", image=name),
+                "2": loader(dtype=dtype),
+                "3": node("DCAE_Encode", pixels=["1", 0], vae=["2", 0], size_mode="pad"),
+                "4": node("DCAE_Decode", samples=["3", 0], vae=["2", 0]),
+                "5": save(["4", 0], "narrow"),
+            }
+        )
+        assert psnr(pixels(result.images[0]), original) > 18, dtype
+
+
+def test_the_model_may_come_from_another_node(comfyui):
+    result = comfyui.run(
+        {
+            "1": node("PrimitiveString", value=BUNDLED),
+            "2": {"class_type": "DCAE_Loader", "inputs": {**loader()["inputs"], "model": ["1", 0]}},
+            "3": node("DCAE_EmptyLatent", width=64, height=64, batch_size=1, variant="from vae", vae=["2", 0]),
+            "4": node("DCAE_Decode", samples=["3", 0], vae=["2", 0]),
+            "5": save(["4", 0], "linked"),
+        }
+    )
+    assert result.error is None, result.error
 
 
 def test_batches(comfyui, tmp_path):
@@ -264,7 +292,7 @@ def loaded(model: str, **options) -> dict:
         ("old.pt", ["old.pt is a PyTorch pickle", "weights_only=True"]),
         ("cut.safetensors", ["cut.safetensors is not a readable safetensors file", "cut short"]),
         ("noise.safetensors", ["noise.safetensors is not a readable safetensors file"]),
-        ("sd.safetensors", ["sd.safetensors is", "not"]),
+        ("sd.safetensors", ["sd.safetensors is not a DC-AE"]),
         ("absent.safetensors", ["There is no 'absent.safetensors' in models/vae", BUNDLED]),
         ("../../secret.safetensors", ["There is no '../../secret.safetensors' in models/vae"]),
     ],

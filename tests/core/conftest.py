@@ -1,3 +1,6 @@
+import os
+import tempfile
+
 import pytest
 import torch
 
@@ -31,7 +34,11 @@ def small_state() -> dict[str, torch.Tensor]:
     return dict(randomised(lambda: Autoencoder(VARIANTS[DEMO])).state_dict())
 
 
+# No test finds tokens or caches that happen to be on this machine. (huggingface_hub reads this when it is imported.)
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")
+
+
 @pytest.fixture(autouse=True)
-def no_hub(monkeypatch, tmp_path):
-    """No test finds weights, tokens or caches that happen to be on this machine."""
+def no_weights(monkeypatch, tmp_path):
+    """Nor weights."""
     monkeypatch.setenv("DCAE_HOME", str(tmp_path / "dcae-home"))

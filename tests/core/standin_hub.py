@@ -71,6 +71,11 @@ class StandinHub:
         start = 0
         if (span := request.headers.get("Range")) and with_body:
             start = int(span.removeprefix("bytes=").split("-")[0])
+            if start >= len(body):
+                request.send_response(416)
+                request.send_header("Content-Length", "0")
+                request.end_headers()
+                return
         request.send_response(206 if start else 200)
         sha256 = self.announce or hashlib.sha256(body).hexdigest()
         for header, value in (

@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, DownloadError, ImageError, LatentError, images
+from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, DownloadError, ImageError, LatentError, images
+from dcae_core.errors import OptionError
 from dcae_core.sizes import Fit
 
 
@@ -50,7 +52,7 @@ def test_empty_on_the_cpu_takes_weights(small_state):
     assert torch.equal(ae.encode(x), DCAE.from_state_dict(small_state, device="cpu", dtype="fp32").encode(x))
 
 
-@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 4, 64, 64), (1, 64, 64, 3), (1, 3, 0, 64)])
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 4, 64, 64), (1, 64, 64, 3), (1, 3, 0, 64), (0, 3, 64, 64)])
 def test_pictures_of_the_wrong_shape_are_refused(ae, shape):
     with pytest.raises(ImageError):
         ae.encode(torch.zeros(shape))
@@ -63,6 +65,22 @@ def test_pictures_of_the_wrong_shape_are_refused(ae, shape):
 def test_latents_of_another_model_are_refused(ae, shape, hint):
     with pytest.raises(LatentError, match=hint):
         ae.decode(torch.zeros(shape))
+
+
+def test_strings_that_are_paths(tmp_path, small_state, monkeypatch):
+    with pytest.raises(CheckpointError, match="There is no file"):
+        DCAE(str(tmp_path / "absent.ckpt"))
+    save_file(small_state, tmp_path / "x.safetensors")
+    assert DCAE(str(tmp_path / "x.safetensors"), device="cpu", dtype="fp32").variant.name == DEMO
+    monkeypatch.chdir(tmp_path)
+    Path("dc-ae-f32c32-demo").mkdir()  # an empty folder that happens to have a variant's name
+    assert DCAE("dc-ae-f32c32-demo", device="cpu").variant.name == DEMO
+
+
+@pytest.mark.parametrize("option", [{"dtype": "float16"}, {"device": "nonsense"}])
+def test_options_that_can_not_be(option):
+    with pytest.raises(OptionError):
+        DCAE(DEMO, **option)
 
 
 def test_by_name_it_is_local_first_and_never_downloads_unasked(tmp_path):

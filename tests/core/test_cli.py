@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from dcae_core import DCAE, DEMO, VARIANTS, hub, images, latents
 from dcae_core.checkpoint import Checkpoint
@@ -141,12 +142,53 @@ def test_mistakes_are_one_line(picture, tmp_path, capsys):
     assert "not a readable latent file" in fails(["decode", str(picture), *CPU], capsys)
     foreign = tmp_path / "foreign.safetensors"
     latents.write(foreign, torch.zeros(1, 128, 2, 2), VARIANTS["dc-ae-f64c128-in-1.0"], (128, 128))
+    nameless = tmp_path / "nameless.latent"
+    save_file({"latent_tensor": torch.zeros(1, 32, 1, 1)}, nameless)
+    assert "say it with --model" in fails(["decode", str(nameless), *CPU], capsys)
+    for name in ("a.psd", "a.xyz"):
+        out = ["-o", str(tmp_path / name)]
+        assert "does not end in a picture format" in fails(["roundtrip", str(picture), *out, *CPU], capsys)
     assert "was made with dc-ae-f64c128-in-1.0" in fails(["decode", str(foreign), "--model", DEMO, *CPU], capsys)
 
 
-def test_comfyuis_latent_files_are_read(picture, tmp_path):
-    from safetensors.torch import save_file
+def test_decode_never_overwrites_the_picture_that_was_encoded(picture, tmp_path):
+    before = picture.read_bytes()
+    assert main(["encode", str(picture), *CPU]) == 0
+    assert main(["decode", str(tmp_path / "bird.safetensors"), *CPU]) == 0
+    assert picture.read_bytes() == before
+    assert (tmp_path / "bird-dcae.png").is_file()
 
+
+def test_two_inputs_with_one_target_are_refused_before_any_work(picture, tmp_path, capsys):
+    other = tmp_path / "bird.jpg"
+    Image.open(picture).save(other)
+    assert "run them one by one" in fails(["encode", str(picture), str(other), "-o", str(tmp_path / "o"), *CPU], capsys)
+    assert list((tmp_path / "o").iterdir()) == []
+
+
+def test_a_latent_file_of_several_pictures(tmp_path):
+    file = tmp_path / "many.safetensors"
+    latents.write(file, torch.randn(3, 32, 1, 2), VARIANTS[DEMO], (32, 50))
+    assert main(["decode", str(file), *CPU]) == 0
+    found = sorted(tmp_path.glob("*.png"))
+    assert [p.name for p in found] == ["many-dcae-1.png", "many-dcae-2.png", "many-dcae-3.png"]
+    assert {images.read(p).shape for p in found} == {(1, 32, 50, 3)}
+
+
+def test_who_reads_whose_latents():
+    sana = {VARIANTS[name].latent_space for name in VARIANTS if "sana" in name}
+    assert len(sana) == 1
+    others = [v.latent_space for name, v in VARIANTS.items() if "sana" not in name]
+    assert len(set(others)) == len(others)
+    assert not sana & set(others)
+
+
+@pytest.mark.parametrize("options", [["--device", "nonsense"], ["--device", "cuda:99"]])
+def test_devices_that_are_not_there(picture, capsys, options):
+    assert "can't be used here" in fails(["encode", str(picture), *options], capsys)
+
+
+def test_comfyuis_latent_files_are_read(picture, tmp_path):
     ae = DCAE(DEMO, device="cpu", dtype="fp32")
     z = ae.encode(images.from_host(images.read(picture))).contiguous()
     file = tmp_path / "ComfyUI_00001_.latent"

@@ -65,7 +65,7 @@ def test_something_else(tmp_path):
     (tmp_path / "lfs.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     refused(tmp_path / "lfs.safetensors", "Git LFS pointer")
     save_file({"decoder.conv_in.weight": torch.zeros(512, 4, 3, 3)}, tmp_path / "sd-vae.safetensors")
-    refused(tmp_path / "sd-vae.safetensors", "not")
+    refused(tmp_path / "sd-vae.safetensors", "is not a DC-AE")
     save_file({"lora.up.weight": torch.zeros(4, 4)}, tmp_path / "lora.safetensors")
     refused(tmp_path / "lora.safetensors", "is not a DC-AE: it holds 1 tensors such as lora.up.weight")
 

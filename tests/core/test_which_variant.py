@@ -43,7 +43,7 @@ def test_without_a_name_the_error_lists_the_candidates_and_their_factors(ambiguo
         ("dc-ae-f32c32-in-1.0.safetensors", IN),
         ("DC-AE-f32c32-MIX-1.0.safetensors", MIX),
         ("dcae_f32c32_in.safetensors", IN),
-        ("my dcae mix fp16.safetensors", MIX),
+        ("my f32c32 mix fp16.safetensors", MIX),
         ("dc-ae-f32c32-mix-1.0-diffusers/model.safetensors", MIX),
         ("models--mit-han-lab--dc-ae-f32c32-in-1.0/snapshots/0123abc/model.safetensors", IN),
         ("mix/dc-ae-f32c32-in-1.0.safetensors", IN),  # the nearest name counts
@@ -53,7 +53,9 @@ def test_names_tell(ambiguous, name, wanted):
     assert ambiguous(name).choose() == wanted
 
 
-@pytest.mark.parametrize("name", ["trained-in-2024.safetensors", "remix.safetensors", "dc-ae-f32c32.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["trained-in-2024.safetensors", "remix.safetensors", "mix/sub/f32c32.safetensors", "my mix.safetensors"]
+)
 def test_names_that_only_look_like_it_do_not(ambiguous, name):
     with pytest.raises(CheckpointError, match="Say it"):
         ambiguous(name).choose()
@@ -69,8 +71,17 @@ def test_config_and_metadata_tell(ambiguous):
         ambiguous("d/x.safetensors", config={"_class_name": "AutoencoderKL", "scaling_factor": 0.4552}).choose()
 
 
+def test_a_config_counts_only_for_its_own_file(ambiguous, tmp_path):
+    (tmp_path / "other.safetensors").touch()
+    config = {"_class_name": "AutoencoderDC", "scaling_factor": 0.4552}
+    with pytest.raises(CheckpointError, match="Say it"):
+        ambiguous("vae.safetensors", config=config).choose()
+    assert ambiguous("dc-ae-f32c32-in-1.0.safetensors", config=config).choose() == IN
+    assert ambiguous("model.safetensors", config=config).choose() == MIX
+
+
 def test_hints_that_contradict_each_other_are_an_error_that_shows_both(ambiguous):
-    checkpoint = ambiguous("dc-ae-f32c32-in-1.0.safetensors", config={"model_name": MIX.name})
+    checkpoint = ambiguous("dc-ae-f32c32-in-1.0/model.safetensors", config={"model_name": MIX.name})
     with pytest.raises(CheckpointError, match=r"config.json says dc-ae-f32c32-mix-1.0, the name .* says dc-ae-f32c32"):
         checkpoint.choose()
     assert checkpoint.choose(IN.name) == IN

@@ -208,9 +208,14 @@ class Trainer:
             "gains": self.gains,
             "rng": self.rng.bit_generator.state,
             "at": (self.phase_index, self.step, self.seconds),
+            "photographs": self.photographs.names,
         }
 
     def load(self, state: dict) -> None:
+        if state["photographs"] != self.photographs.names:
+            raise SystemExit(
+                "These are not the photographs that the run began with: give the same folder and --hold-out."
+            )
         self.model.load_state_dict(state["model"])
         self.phase_index, self.step, self.seconds = state["at"]
         self.ema.values, self.ema.updates, self.gains = state["ema"], state["updates"], state["gains"]

@@ -29,7 +29,7 @@ class DCAE:
     """A DC-AE by the name of its variant, from this machine or, with `download=True`, from the Hugging Face hub.
 
     model: a name from `dcae_core.names()` or of a repository, or the path of a file or folder. device: None picks the
-    accelerator, else the CPU. dtype: a torch dtype, "fp32", "bf16" or "fp16"; None picks what is fast and safe on that device.
+    accelerator, else the CPU. dtype: a torch dtype, "fp32", "bf16" or "fp16"; None picks what is fast and safe there.
     cache_dir: where weights are looked for and downloaded to; None is $DCAE_HOME or ~/.cache/dcae.
     Raises UnknownVariant, DownloadError (not here, or could not be fetched) and CheckpointError (not a DC-AE).
 

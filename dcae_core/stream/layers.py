@@ -34,6 +34,10 @@ class Layer:
         """Makes the buffers; the input's is `x`."""
         raise NotImplementedError
 
+    def cost(self, width: int, rows: int, size: int) -> tuple[int, int]:
+        """(bytes of the buffers, most bytes of temporaries) for what `make` is given; `size` of an element in bytes."""
+        raise NotImplementedError
+
     def room(self, n: int) -> Tensor:
         return self.x.room(n)
 
@@ -59,14 +63,33 @@ class Conv(Layer):
     """A 3x3 convolution with whatever surrounds it: `finish(y, x, out)` gets the convolution's rows, the layer's input
     at the same rows, and where to write the result.
 
-    below: input rows that a unit needs under its own. grow: enlarge by nearest neighbour first.
+    below: input rows that a unit needs under its own. grow: enlarge by nearest neighbour first. extra: how many times
+    the size of the result `finish` allocates.
     """
 
-    def __init__(self, conv: nn.Conv2d, finish, *, step: int = 1, scale: int = 1, below: int = 1, grow: bool = False):
-        self.conv, self.finish, self.step, self.scale, self.below, self.grow = conv, finish, step, scale, below, grow
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        finish,
+        *,
+        step: int = 1,
+        scale: int = 1,
+        below: int = 1,
+        grow: bool = False,
+        extra: int = 0,
+    ):
+        self.conv, self.finish, self.extra = conv, finish, extra
+        self.step, self.scale, self.below, self.grow = step, scale, below, grow
 
     def make(self, width: int, rows: int, like: Tensor) -> None:
         self.x = Rows(self.conv.in_channels, width, rows + 2 + self.step, above=1, like=like)
+
+    def cost(self, width: int, rows: int, size: int) -> tuple[int, int]:
+        buffers = self.conv.in_channels * width * (rows + 2 + self.step) * size
+        k = max(1, rows // self.step)
+        grown = self.conv.in_channels * 2 * width * 2 * (k + 2) * size if self.grow else 0
+        outputs = k * width * (4 if self.grow else 1) * self.step // self.conv.stride[0] ** 2 * self.conv.out_channels
+        return buffers, max(grown + outputs * size, outputs * (1 + self.extra) * size)
 
     def take_in(self, n: int, last: bool) -> int:
         self.x.add(n)
@@ -80,6 +103,7 @@ class Conv(Layer):
         if self.grow:  # every pixel twice, then one row less at each end
             window = F.interpolate(window, scale_factor=2, mode="nearest")[:, :, 1:-1]
         y = F.conv2d(window, self.conv.weight, self.conv.bias, self.conv.stride, (0, 1))
+        del window
         self.finish(y, self.x.take(top, bottom), out)
         self.x.forget(bottom - 1)
 
@@ -95,6 +119,10 @@ class Res(Layer):
         self.half = 0  # rows that the first convolution has done
         self.x = Rows(self.channels, width, rows + 4, above=1, like=like)
         self.y = Rows(self.channels, width, rows + 4, above=1, like=like)
+
+    def cost(self, width: int, rows: int, size: int) -> tuple[int, int]:
+        row = self.channels * width
+        return 2 * (rows + 4) * row * size, max((rows + 1) * row * size, rows * (row * norm_size(size) + 8 * width))
 
     def take_in(self, n: int, last: bool) -> int:
         self.x.add(n)
@@ -127,6 +155,11 @@ class Glu(Layer):
         self.x = Rows(self.channels, width, rows + 1, above=0, like=like)
         self.wide = Rows(8 * self.channels, width, rows + 3, above=1, like=like)
 
+    def cost(self, width: int, rows: int, size: int) -> tuple[int, int]:
+        row = self.channels * width
+        ending = rows * (row * (4 * size + norm_size(size)) + 8 * width)
+        return (rows + 1 + 8 * (rows + 3)) * row * size, max(12 * rows * row * size, ending)
+
     def take_in(self, n: int, last: bool) -> int:
         silu_into(self.block.conv_inverted(self.x.room(n)), self.wide.room(n))
         self.x.add(n)
@@ -141,20 +174,24 @@ class Glu(Layer):
         gated = value * F.silu(gate, inplace=True)
         del value, gate
         y = self.block.conv_point(gated)
-        del gated
+        del gated, window
         add_into(normalise(self.block.norm, y), self.x.take(start, stop), out)
         self.wide.forget(stop - 1)
         self.x.forget(stop)
 
 
 class Point(Layer):
-    """A function of each pixel by itself, `function(x) -> y`."""
+    """A function of each pixel by itself, `function(x) -> y`, that holds `extra` bytes an element at most."""
 
-    def __init__(self, function, channels: int):
-        self.function, self.channels = function, channels
+    def __init__(self, function, channels: int, extra: int):
+        self.function, self.channels, self.extra = function, channels, extra
 
     def make(self, width: int, rows: int, like: Tensor) -> None:
         self.x = Rows(self.channels, width, rows, above=0, like=like)
+
+    def cost(self, width: int, rows: int, size: int) -> tuple[int, int]:
+        row = self.channels * width
+        return rows * row * size, rows * (row * self.extra + 8 * width)
 
     def take_in(self, n: int, last: bool) -> int:
         self.x.add(n)
@@ -171,15 +208,27 @@ class Attend(Layer):
     With a multi-scale branch queries wait for two rows below them.
     """
 
-    def __init__(self, attention: model.LinearAttention, sums: Tensor):
+    def __init__(self, attention: model.LinearAttention, sums: Tensor | None):
         self.attention, self.sums = attention, sums  # sums: [heads, 33, 32], see `Sums`
-        self.weight = projections(attention)[0]
-        self.branch = Branch.of(attention, 0)
+        self.weight = projection(attention, (0,))
+        self.branch = Branch.of(attention, (0,))
         self.lag = self.branch.reach if self.branch else 0
 
     def make(self, width: int, rows: int, like: Tensor) -> None:
         self.x = Rows(self.attention.to_q.in_features, width, rows + self.lag, above=0, like=like)
         self.q = Rows(self.weight.shape[0], width, rows + 3 * self.lag, above=self.lag, like=like)
+
+    def cost(self, width: int, rows: int, size: int) -> tuple[int, int]:
+        inner, channels = self.weight.shape[0], self.attention.to_q.in_features
+        heads = inner * (2 if self.branch else 1)
+        weights = (inner * channels + (self.branch.elements if self.branch else 0)) * size + heads * (HEAD_DIM + 1) * 4
+        buffers = ((rows + self.lag) * channels + (rows + 3 * self.lag) * inner) * width * size + weights
+        joined = heads * size if self.branch else 0
+        # The sums meet the queries: those in fp32 (and, just before, in their own type), then the quotient's parts.
+        meeting = max(heads * (size + 4), heads * 4 + heads * 33 // 32 * 4, heads * (33 * 4 // 32 + 4) + 8)
+        leaving = heads * (4 + 2 * size if size < 4 else 8)
+        pixel = max(joined + meeting, joined + leaving, heads * size + channels * norm_size(size))
+        return buffers, rows * width * pixel
 
     def take_in(self, n: int, last: bool) -> int:
         self.q.room(n).copy_(F.conv2d(self.x.room(n), self.weight))
@@ -213,15 +262,25 @@ class Sums:
 
     def __init__(self, attention: model.LinearAttention):
         self.attention = attention
-        self.weight = torch.cat(projections(attention)[1:])
-        self.branch = Branch.of(attention, 1)
+        self.weight = projection(attention, (1, 2))
+        self.branch = Branch.of(attention, (1, 2))
         inner = self.weight.shape[0] // 2
         heads = inner // HEAD_DIM * (1 + len(attention.to_qkv_multiscale))
         self.sums = torch.zeros(heads, HEAD_DIM + 1, HEAD_DIM, device=self.weight.device)
 
+        self.lag = self.branch.reach if self.branch else 0
+
+    def cost(self, width: int, rows: int, size: int) -> tuple[int, int]:
+        """As a layer's."""
+        both, channels = self.weight.shape[0], self.attention.to_q.in_features
+        weights = (both * channels + (self.branch.elements if self.branch else 0)) * size + self.sums.numel() * 4
+        buffers = both * (rows + 3 * self.lag) * width * size + weights
+        summing = both // 2 * (8 if size < 4 else 4)
+        branching = max(2 * both * size, both * size + summing) if self.branch else 0
+        return buffers, (rows + self.lag) * width * max(both * size, summing, branching)
+
     def open(self, width: int, rows: int, like: Tensor) -> None:
         self.done = 0
-        self.lag = self.branch.reach if self.branch else 0
         self.kv = Rows(self.weight.shape[0], width, rows + 3 * self.lag, above=self.lag, like=like)
 
     def add(self, x: Tensor, last: bool) -> None:
@@ -248,37 +307,41 @@ class Sums:
 
 
 class Branch:
-    """The multi-scale branch for queries (part 0) or for keys and values (part 1): depthwise, then 32 channels at a
+    """The multi-scale branch for queries (0), keys (1) or values (2): depthwise, then 32 channels at a
     time. The reference runs it on q, k and v together; channels do not mix across them."""
 
-    def __init__(self, branch: model.MultiscaleProjection, index: Tensor):
-        self.depth, self.mix = branch.proj_in.weight[index], branch.proj_out.weight[index]
+    def __init__(self, branch: model.MultiscaleProjection, which: tuple[int, ...]):
+        self.depth, self.mix = pick((branch.proj_in.weight,), which), pick((branch.proj_out.weight,), which)
         self.reach = branch.proj_in.kernel_size[0] // 2
 
     @classmethod
-    def of(cls, attention: model.LinearAttention, part: int) -> Branch | None:
+    def of(cls, attention: model.LinearAttention, which: tuple[int, ...]) -> Branch | None:
         if not len(attention.to_qkv_multiscale):
             return None
         (branch,) = attention.to_qkv_multiscale
-        q, k, v = qkv_channels(attention)
-        return cls(branch, q if part == 0 else torch.cat([k, v]))
+        return cls(branch, which)
+
+    @property
+    def elements(self) -> int:
+        return self.depth.numel() + self.mix.numel()
 
     def __call__(self, window: Tensor) -> Tensor:
         y = F.conv2d(window, self.depth, padding=(0, self.reach), groups=self.depth.shape[0])
         return F.conv2d(y, self.mix, groups=self.mix.shape[0] // HEAD_DIM)
 
 
-def qkv_channels(attention: model.LinearAttention) -> Tensor:
-    """Which channels of cat(to_q, to_k, to_v) are queries, keys and values: [3, heads * 32]."""
-    inner = attention.to_q.out_features
-    index = torch.arange(3 * inner, device=attention.to_q.weight.device)
-    return index.view(-1, 3, HEAD_DIM).transpose(0, 1).reshape(3, inner)
+def pick(parts: tuple[Tensor, ...], which: tuple[int, ...]) -> Tensor:
+    """Of rows that belong, 32 at a time and in turn, to queries (0), keys (1) and values (2): those of `which`, each
+    kind together. The rows come in `parts` of equal length, and only the result is allocated."""
+    blocks = [part.unflatten(0, (-1, HEAD_DIM)) for part in parts]
+    count = blocks[0].shape[0]
+    return torch.cat([b[(kind - i * count) % 3 :: 3] for kind in which for i, b in enumerate(blocks)]).flatten(0, 1)
 
 
-def projections(attention: model.LinearAttention) -> list[Tensor]:
-    """The 1x1 weights [heads * 32, C, 1, 1] of queries, keys and values, each head's channels together."""
-    whole = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])[:, :, None, None]
-    return [whole[index] for index in qkv_channels(attention)]
+def projection(attention: model.LinearAttention, which: tuple[int, ...]) -> Tensor:
+    """The 1x1 weight [heads * 32 of each kind, C, 1, 1] of queries (0), keys (1) or values (2)."""
+    three = (attention.to_q.weight, attention.to_k.weight, attention.to_v.weight)
+    return pick(three, which)[:, :, None, None]
 
 
 def by_head(x: Tensor) -> Tensor:
@@ -290,12 +353,18 @@ def normalise(norm: nn.Module, y: Tensor) -> Tensor:
     """A norm of `model` in fp32; works in place if `y` is fp32."""
     y = y.float()
     if isinstance(norm, model.RMSNorm):
-        y *= torch.rsqrt(y.square().mean(1, keepdim=True) + model.RMS_EPS)
+        length = torch.linalg.vector_norm(y, dim=1, keepdim=True)  # unlike a mean of squares, without another map
+        y *= length.square_().div_(y.shape[1]).add_(model.RMS_EPS).rsqrt_()
         scale, shift = norm.weight, norm.bias
     else:
         scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
         shift = norm.bias.float() - norm.running_mean.float() * scale
     return y.mul_(scale[:, None, None]).add_(shift[:, None, None])
+
+
+def norm_size(size: int) -> int:
+    """Bytes an element that `normalise` holds, its argument included."""
+    return size if size == 4 else size + 4
 
 
 def add_into(y: Tensor, x: Tensor, out: Tensor) -> None:

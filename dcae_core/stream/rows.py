@@ -47,7 +47,7 @@ class Rows:
         kept, gone = self.end - before, before - self.first
         if gone <= 0:
             return
-        if kept > 0:
-            source = self.take(before, self.end)
-            self.buffer[:, :, :kept].copy_(source.clone() if gone < kept else source)
+        for top in range(0, kept, gone):  # as many at a time as can't overlap
+            n = min(gone, kept - top)
+            self.buffer[:, :, top : top + n].copy_(self.buffer[:, :, top + gone : top + gone + n])
         self.first = before

@@ -1,0 +1,220 @@
+"""What a run will need: rows per strip, and bytes, before any work is done. Arithmetic on the layers' own costs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from .errors import OptionError
+from .model import Autoencoder
+from .sizes import Fit
+from .stream.layers import Attend, Sums
+from .stream.program import Sweep, sweeps
+from .variants import VARIANTS, Variant
+
+__all__ = ["BudgetError", "Plan", "free_bytes", "make", "parse_bytes"]
+
+DIRECTIONS = ("encode", "decode")
+UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+class BudgetError(OptionError):
+    """A memory budget that is too small; `needed` is the smallest that would do, in bytes."""
+
+    def __init__(self, message: str, needed: int = 0):
+        super().__init__(message)
+        self.needed = needed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run will go. `height` and `width` are of the picture, padded to whole latent pixels.
+
+    rows[i]: rows of its source that sweep i takes at a time; sources[i]: rows that it has. peak_bytes: activations,
+    input and output, as far as they are on the device. weight_bytes: the weights of this direction.
+    """
+
+    direction: str
+    variant: str
+    height: int
+    width: int
+    batch: int
+    rows: tuple[int, ...]
+    sources: tuple[int, ...]
+    peak_bytes: int
+    weight_bytes: int
+
+    @property
+    def whole(self) -> bool:
+        """Is every map taken in one piece?"""
+        return self.rows == self.sources
+
+    @property
+    def strips(self) -> int:
+        """Strips of the sweep that touches the picture."""
+        i = 0 if self.direction == "encode" else -1
+        return -(-self.sources[i] // self.rows[i])
+
+    @property
+    def steps(self) -> int:
+        """Strips of all sweeps and pictures: how often `progress` is called."""
+        return self.batch * sum(-(-s // r) for s, r in zip(self.sources, self.rows, strict=True))
+
+    def __str__(self) -> str:
+        how = "whole" if self.whole else f"in {self.strips} strips"
+        many = f"{self.batch} x " if self.batch > 1 else ""
+        return (
+            f"{self.direction} {many}{self.width}x{self.height} {how} with {self.variant}: "
+            f"peak {self.peak_bytes / 2**30:.2f} GiB, and {self.weight_bytes / 2**30:.2f} GiB of weights"
+        )
+
+
+def make(
+    variant: Variant,
+    direction: str,
+    height: int,
+    width: int,
+    batch: int = 1,
+    budget: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Plan:
+    """The plan for pictures of `height` x `width` pixels: the tallest strips whose peak is within `budget` bytes (None:
+    no limit). Deterministic; needs no device. Raises BudgetError, which names the smallest budget that would do.
+    """
+    if direction not in DIRECTIONS:
+        raise OptionError(f"direction {direction!r} is not known: use encode or decode.")
+    if batch < 1:
+        raise OptionError(f"A batch of {batch} pictures can't be planned.")
+    size = torch.empty(0, dtype=dtype).element_size()
+    height, width = Fit(height, width, variant.spatial_ratio).padded
+    parts, weight_count = _structure(variant.architecture, direction)
+    ends = _ends(variant, height, width, batch, size)
+    sources, chosen, peaks, least = [], [], [], 0
+    at = (height, width) if direction == "encode" else (height // variant.spatial_ratio, width // variant.spatial_ratio)
+    before = 0  # bytes of the map that the sweep reads, where it is not the input itself
+    for i, part in enumerate(parts):
+        after_size = part.sweep.size_after(*at)
+        last = i == len(parts) - 1
+        after = 0 if last else part.channels_after * after_size[0] * after_size[1] * size
+        resident = ends + before + (0 if before == after and before else after)
+
+        def peak(rows: int, part=part, width=at[1], resident=resident) -> int:
+            return resident + part.cost(width, rows, size)
+
+        smallest = min(part.unit, at[0])
+        least = max(least, peak(smallest))
+        rows = _tallest(peak, at[0], part.unit, budget)
+        sources.append(at[0])
+        chosen.append(rows)
+        peaks.append(peak(rows))
+        at, before = after_size, after
+    if budget is not None and least > budget:
+        raise BudgetError(
+            f"{direction} of {width}x{height} with {variant.name} needs at least {_up(least)} GiB beside the weights, "
+            f"but the budget is {budget / 2**30:.2f} GiB. Give it {_up(least)} GiB, or a smaller picture.",
+            least,
+        )
+    return Plan(
+        direction, variant.name, height, width, batch, tuple(chosen), tuple(sources), max(peaks), weight_count * size
+    )
+
+
+def parse_bytes(budget: str | int | float | None) -> int | None:
+    """Bytes from a number, or from words such as "4GiB", "800 MB" or "1.5g"; None stays None. Raises OptionError."""
+    if budget is None:
+        return None
+    if isinstance(budget, str):
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?i?)b?\s*", budget.lower())
+        if not match or match.group(2) not in UNITS:
+            raise OptionError(f"{budget!r} is not a budget: write bytes, or for example 4GiB or 800MB.")
+        budget = float(match.group(1)) * UNITS[match.group(2)]
+    if budget <= 0:
+        raise OptionError(f"A budget of {budget} bytes holds nothing: give more, or none for what is free.")
+    return int(budget)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that can be had on `device` now, with what torch holds there unused; None where that can't be known."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    if device.type == "cpu":
+        try:
+            with open("/proc/meminfo", encoding="ascii") as file:
+                return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+        except (OSError, StopIteration):
+            return None
+    return None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One sweep and what its layers cost."""
+
+    sweep: Sweep
+    layers: tuple
+    sums: Sums | None
+    channels_after: int
+    unit: int  # source rows that make whole rows everywhere
+
+    def cost(self, width: int, rows: int, size: int) -> int:
+        """Bytes of all buffers and of the greatest temporaries, for strips of `rows` rows."""
+        buffers = scratch = 0
+        for layer in self.layers:
+            held, most = layer.cost(width, rows, size)
+            buffers, scratch = buffers + held, max(scratch, most)
+            width, rows = width * layer.scale // layer.step, max(1, rows // layer.step) * layer.scale
+        if self.sums:
+            held, most = self.sums.cost(width, rows, size)
+            buffers, scratch = buffers + held, max(scratch, most)
+        return buffers + scratch
+
+
+@cache
+def _structure(architecture: tuple, direction: str) -> tuple[list[_Part], int]:
+    variant = next(v for v in VARIANTS.values() if v.architecture == architecture)
+    with torch.device("meta"):
+        model = Autoencoder(variant)
+    half = model.encoder if direction == "encode" else model.decoder
+    found = sweeps(half)
+    parts = []
+    for i, sweep in enumerate(found):
+        layers = ([Attend(sweep.attention, None)] if sweep.attention is not None else []) + sweep.layers
+        following = found[i + 1].attention if i + 1 < len(found) else None
+        unit = 1
+        for layer in layers:
+            unit *= layer.step
+        sums, channels = (Sums(following), following.to_q.in_features) if following is not None else (None, 0)
+        parts.append(_Part(sweep, tuple(layers), sums, channels, unit))
+    return parts, sum(p.numel() for p in half.parameters())
+
+
+def _ends(variant: Variant, height: int, width: int, batch: int, size: int) -> int:
+    """Bytes of the input and the output."""
+    latent = variant.latent_channels * height * width // variant.spatial_ratio**2
+    return batch * size * (3 * height * width + latent)
+
+
+def _tallest(peak, height: int, unit: int, budget: int | None) -> int:
+    """The most rows, in multiples of `unit`, whose peak is within the budget, evened out over the strips; the fewest
+    where none is."""
+    units = -(-height // unit)
+    low, high = 1, units
+    while budget is not None and low < high:
+        middle = (low + high + 1) // 2
+        if peak(min(middle * unit, height)) <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    most = units if budget is None else low
+    return min(-(-units // -(-units // most)) * unit, height)
+
+
+def _up(count: int) -> str:
+    """GiB with two decimals, rounded up."""
+    return f"{-(-count * 100 // 2**30) / 100:.2f}"

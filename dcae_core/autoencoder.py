@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import hub, images, keys, variants
+from . import hub, images, keys, stream, variants
+from . import plan as planning
 from .checkpoint import Checkpoint, choose, complete
 from .devices import best_dtype, parse_device, parse_dtype
 from .errors import CheckpointError, ImageError, LatentError
@@ -23,6 +24,8 @@ __all__ = ["DCAE"]
 log = logging.getLogger(__name__)
 Device = str | torch.device | None
 Dtype = str | torch.dtype | None
+Progress = Callable[[int, int], None]
+RETRIES = 3
 
 
 class DCAE:
@@ -165,29 +168,69 @@ class DCAE:
         self.model.to(device=device, dtype=parse_dtype(dtype))
         return self
 
+    def plan(
+        self,
+        direction: str,
+        height: int,
+        width: int,
+        batch: int = 1,
+        budget: planning.Budget = None,
+    ) -> planning.Plan:
+        """How `direction` ("encode" or "decode") of pictures of `height` x `width` pixels would go.
+
+        budget: bytes for activations, input and output, beside the weights, as a number or as "4GiB"; None is what is
+        free on the device now. Raises BudgetError, which names the smallest budget that would do.
+        """
+        limit = planning.parse_bytes(budget)
+        if limit is None:
+            limit = planning.free_bytes(self.device)
+            try:
+                return planning.make(self.variant, direction, height, width, batch, limit, self.dtype)
+            except planning.BudgetError as error:  # what is free was only measured: try with the least there is
+                limit = error.needed
+        return planning.make(self.variant, direction, height, width, batch, limit, self.dtype)
+
     @torch.no_grad()
-    def encode(self, x: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [-1, 1] -> raw latents [B, c, ceil(H/f), ceil(W/f)], on the model's device.
+    def encode(
+        self,
+        x: Tensor,
+        budget: planning.Budget = None,
+        progress: Progress | None = None,
+        output_device: Device = None,
+    ) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1], on any device -> raw latents [B, c, ceil(H/f), ceil(W/f)].
 
         Sides that are not multiples of f are padded by repeating the edge; give the true size to `decode` to get it
-        back. In fp16 a result that is not finite is computed again in fp32 and returned as such. Raises ImageError.
+        back. `budget` as in `plan`: within it, any size comes out as in a whole run. `progress(done, total)` is called
+        after each strip; what it raises stops the run and is passed on. The result is on `output_device`, by default
+        the model's. In fp16 a result that is not finite is computed again in fp32 and returned as such.
+        Raises ImageError and BudgetError.
         """
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point() or not x.shape[0]:
             raise ImageError(
                 f"encode was given {_describe(x)}: needed are floats [batch, 3, height, width] in [-1, 1]. "
                 "dcae_core.images.from_host makes them from [batch, height, width, channels] in [0, 1]."
             )
-        x = images.fit(x, Fit(x.shape[2], x.shape[3], self.spatial_ratio))
-        return self._run(self.model.encoder, x)
+        how = Fit(x.shape[2], x.shape[3], self.spatial_ratio)
+        return self._run("encode", x, how.padded, budget, progress, output_device)
 
     @torch.no_grad()
-    def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Raw latents [B, c, h, w] -> pictures [B, 3, f*h, f*w], around [-1, 1] (not clamped), on the model's device.
+    def decode(
+        self,
+        z: Tensor,
+        size: tuple[int, int] | None = None,
+        budget: planning.Budget = None,
+        progress: Progress | None = None,
+        output_device: Device = None,
+    ) -> Tensor:
+        """Raw latents [B, c, h, w], on any device -> pictures [B, 3, f*h, f*w], around [-1, 1] (not clamped).
 
-        `size` (height, width) cuts off what `encode` padded. Same rule for fp16. Raises LatentError.
+        `size` (height, width) cuts off what `encode` padded. The rest as for `encode`. Raises LatentError and
+        BudgetError.
         """
         self.check_latent(z)
-        picture = self._run(self.model.decoder, z)
+        whole = (z.shape[2] * self.spatial_ratio, z.shape[3] * self.spatial_ratio)
+        picture = self._run("decode", z, whole, budget, progress, output_device)
         return picture if size is None else images.crop(picture, size)
 
     def check_latent(self, z: Tensor) -> None:
@@ -204,16 +247,99 @@ class DCAE:
             "latent was made with."
         )
 
-    def _run(self, half: torch.nn.Module, x: Tensor) -> Tensor:
-        y = half(x.to(self.device, self.dtype))
-        if y.dtype != torch.float16 or y.isfinite().all():
-            return y
-        log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", self.variant.name)
-        half.float()  # fp16 weights survive the way to fp32 and back unchanged
+    def _run(
+        self,
+        direction: str,
+        x: Tensor,
+        size: tuple[int, int],
+        budget: planning.Budget,
+        progress: Progress | None,
+        output_device: Device,
+    ) -> Tensor:
+        """Plans and streams; `size` is the padded picture's. Plans again for less where memory runs out all the same,
+        and in fp32 where fp16 overflows."""
+        half = self.model.encoder if direction == "encode" else self.model.decoder
+        plan = self.plan(direction, *size, len(x), budget)
         try:
-            return half(x.to(self.device, torch.float32))
+            y = self._within(half, plan, x, progress, output_device)
+            if y.dtype != torch.float16 or y.isfinite().all():
+                return y
+            log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", self.variant.name)
+            del y
+            half.float()  # fp16 weights survive the way to fp32 and back unchanged
+            plan = self.plan(direction, *size, len(x), budget)
+            return self._within(half, plan, x, progress, output_device)
         finally:
-            half.half()
+            half.to(self.dtype)
+
+    def _within(
+        self,
+        half: torch.nn.Module,
+        plan: planning.Plan,
+        x: Tensor,
+        progress: Progress | None,
+        output_device: Device,
+    ) -> Tensor:
+        for _ in range(RETRIES):
+            try:
+                return self._stream(half, plan, x, progress, output_device)
+            except (RuntimeError, MemoryError) as error:
+                if not planning.is_out_of_memory(error):
+                    raise
+                log.warning("Out of memory in: %s. Trying again with less.", plan)
+            planning.release(self.device)
+            plan = planning.make(
+                self.variant, plan.direction, plan.height, plan.width, plan.batch, plan.peak_bytes // 2, self.dtype
+            )
+        raise planning.BudgetError(
+            f"Memory ran out {RETRIES} times, the last time with a plan for {plan.peak_bytes / 2**29:.2f} GiB. Close "
+            "other programs, use a smaller picture, or --device cpu."
+        )
+
+    def _stream(
+        self,
+        half: torch.nn.Module,
+        plan: planning.Plan,
+        x: Tensor,
+        progress: Progress | None,
+        output_device: Device,
+    ) -> Tensor:
+        like = stream.weight(half)
+        if plan.whole:
+            return self._whole(half, plan, x, progress, output_device or like.device)
+        if plan.direction == "encode":
+            read, shape = (plan.height, plan.width), (self.latent_channels, *self._latent_size(plan))
+        else:
+            read, shape = self._latent_size(plan), (3, plan.height, plan.width)
+        out = torch.empty((len(x), *shape), dtype=like.dtype, device=output_device or like.device)
+        done = 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            if progress:
+                progress(done, plan.steps)
+
+        for i in range(len(x)):
+            stream.run(half, stream.Source(x[i : i + 1], read), out[i : i + 1], plan.rows, tick)
+        return out
+
+    def _whole(
+        self, half: torch.nn.Module, plan: planning.Plan, x: Tensor, progress: Progress | None, output: Device
+    ) -> Tensor:
+        """Layer by layer, as many pictures at once as the plan says."""
+        like, done = stream.weight(half), []
+        for part in x.split(plan.together):
+            part = part.to(like.device, like.dtype)
+            if plan.direction == "encode":
+                part = images.fit(part, Fit(*part.shape[2:], self.spatial_ratio))
+            done.append(half(part).to(output))
+            if progress:
+                progress(len(done), plan.steps)
+        return torch.cat(done) if len(done) > 1 else done[0]
+
+    def _latent_size(self, plan: planning.Plan) -> tuple[int, int]:
+        return plan.height // self.spatial_ratio, plan.width // self.spatial_ratio
 
 
 def _describe(x: Tensor) -> str:

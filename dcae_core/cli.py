@@ -70,6 +70,32 @@ def list_variants(arguments: argparse.Namespace) -> None:
         print(line)
 
 
+def plan(arguments: argparse.Namespace) -> None:
+    from . import plan as planning
+    from .devices import best_device, best_dtype, parse_dtype
+    from .errors import OptionError
+
+    variant = variants.find(arguments.variant)
+    try:
+        width, height = (int(side) for side in arguments.size.lower().split("x"))
+    except ValueError:
+        raise OptionError(f"--size is WIDTHxHEIGHT, such as 4096x4096, not {arguments.size!r}.") from None
+    dtype = parse_dtype(arguments.dtype) or best_dtype(best_device())
+    budgets = [arguments.budget] if arguments.budget else [None, *(f"{n}GiB" for n in (24, 12, 8, 4, 2, 1))]
+    print(f"{variant.name}, {width}x{height}, batch {arguments.batch}, {str(dtype)[6:]}; GiB beside the weights")
+    print(f"{'':7} {'budget':>8} {'peak':>8} {'weights':>8}  strips")
+    for direction in planning.DIRECTIONS:
+        for budget in budgets:
+            limit = planning.parse_bytes(budget)
+            try:
+                made = planning.make(variant, direction, height, width, arguments.batch, limit, dtype)
+                peak, strips = f"{made.peak_bytes / 2**30:.2f}", "whole" if made.whole else made.strips
+                weights = f"{made.weight_bytes / 2**30:.2f}"
+            except planning.BudgetError as error:
+                peak, weights, strips = "-", "", f"needs {error.needed / 2**30:.2f}"
+            print(f"{direction:7} {budget or 'none':>8} {peak:>8} {weights:>8}  {strips}")
+
+
 def download(arguments: argparse.Namespace) -> None:
     from . import hub
 
@@ -99,7 +125,7 @@ def encode(arguments: argparse.Namespace) -> None:
     for source, target in _pairs(arguments, ".safetensors"):
         x = images.from_host(images.read(source))
         how = Fit(*x.shape[2:], ae.spatial_ratio, arguments.size_mode)
-        z = ae.encode(images.fit(x, how))
+        z = ae.encode(images.fit(x, how), arguments.budget, progress=_strips(source))
         latents.write(target, z.float(), ae.variant, how.true, scaled=arguments.scaled)
         print(f"{target} ({how.true[1]}x{how.true[0]} -> {list(z.shape[1:])})")
 
@@ -120,7 +146,7 @@ def decode(arguments: argparse.Namespace) -> None:
                 f"{source} was made with {file.variant.name}, but {ae.variant.name} is loaded and does not read its "
                 f"latents: use --model {file.variant.name}."
             )
-        pictures = images.to_host(ae.decode(file.raw, file.size))
+        pictures = images.to_host(ae.decode(file.raw, file.size, arguments.budget, _strips(source)))
         for i, picture in enumerate(pictures, start=1):
             one = target if len(pictures) == 1 else target.with_stem(f"{target.stem}-{i}")
             images.write(one, picture)
@@ -132,7 +158,7 @@ def roundtrip(arguments: argparse.Namespace) -> None:
 
     ae = _load(arguments)
     for source, target in _pairs(arguments, "-dcae.png"):
-        picture, result, _ = _roundtrip(ae, source)
+        picture, result, _ = _roundtrip(ae, source, arguments.budget)
         images.write(target, _beside(picture[0], result[0]) if arguments.side_by_side else result[0])
         print(f"  {target}")
 
@@ -144,14 +170,14 @@ def demo(arguments: argparse.Namespace) -> None:
     ae = _load(arguments)
     photograph = Path(arguments.image) if arguments.image else Path(__file__).parent / "assets" / "example.jpg"
     print(f"{ae.variant.name}: a small demonstration model. The published variants are sharper.")
-    picture, result, _ = _roundtrip(ae, photograph)
+    picture, result, _ = _roundtrip(ae, photograph, arguments.budget)
     target = Path(arguments.output)
     target.parent.mkdir(parents=True, exist_ok=True)
     images.write(target, _beside(picture[0], result[0]))
     print(f"  photograph left, reconstruction right: {target}")
 
 
-def _roundtrip(ae, source: Path):
+def _roundtrip(ae, source: Path, budget: str | None):
     """(picture, reconstruction, PSNR) of one file; prints sizes, PSNR and times."""
     from . import images
     from .metrics import psnr
@@ -159,9 +185,9 @@ def _roundtrip(ae, source: Path):
     picture = images.read(source)
     x = images.from_host(picture)
     start = time.perf_counter()
-    z = ae.encode(x).float().cpu()
+    z = ae.encode(x, budget, _strips(source)).float().cpu()
     middle = time.perf_counter()
-    result = images.to_host(ae.decode(z, tuple(x.shape[2:])).cpu())
+    result = images.to_host(ae.decode(z, tuple(x.shape[2:]), budget, _strips(source)).cpu())
     end = time.perf_counter()
     score = psnr(picture, result)
     print(f"{source}")
@@ -170,6 +196,23 @@ def _roundtrip(ae, source: Path):
     print(f"  PSNR      {score:.2f} dB")
     print(f"  time      encode {middle - start:.2f} s, decode {end - middle:.2f} s ({ae.device}, {str(ae.dtype)[6:]})")
     return picture, result, score
+
+
+def _strips(source: Path):
+    """A progress callback that shows a bar for runs of more than a few strips."""
+    from tqdm import tqdm
+
+    bar = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=total, unit="strip", desc=source.name, leave=False, disable=total < 40)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return progress
 
 
 def _beside(left, right):
@@ -235,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument("--download", action="store_true", help="fetch the variant if it is not here")
         added.add_argument("--device", help="cuda, cpu, mps, ... (default: the accelerator, else cpu)")
         added.add_argument("--dtype", choices=DTYPE_CHOICES, default="auto")
+        added.add_argument("--budget", help="memory beside the weights, such as 4GiB (default: what is free)")
         folder(added)
 
     def folder(added: argparse.ArgumentParser) -> None:
@@ -243,6 +287,12 @@ def _parser() -> argparse.ArgumentParser:
     added = command(info, "info", "Say which variant a file holds, and how.")
     added.add_argument("file")
     folder(command(list_variants, "variants", "List the variants, and which are on this machine."))
+    added = command(plan, "plan", "Say what memory a size needs, whole and within budgets.")
+    added.add_argument("--variant", default="dc-ae-f32c32-mix-1.0")
+    added.add_argument("--size", default="4096x4096", help="WIDTHxHEIGHT of the picture")
+    added.add_argument("--batch", type=int, default=1)
+    added.add_argument("--budget", help="one budget instead of the table's, such as 6GiB")
+    added.add_argument("--dtype", choices=DTYPE_CHOICES, default="bf16")
     added = command(download, "download", "Fetch a variant's weights, checked against the hub's size and sha256.")
     added.add_argument("variant")
     added.add_argument("--revision", default="main", help="branch, tag or commit (default: main)")

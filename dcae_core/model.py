@@ -22,7 +22,7 @@ RMS_EPS = 1e-5
 
 
 class RMSNorm(nn.Module):
-    """Divides each pixel by the root mean square of its channels; statistics in fp32."""
+    """Divides each pixel by the root mean square of its channels; in fp32."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(1, keepdim=True) + RMS_EPS)
-        return wide.to(x.dtype) * self.weight[:, None, None] + self.bias[:, None, None]
+        return (wide * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 class Pointwise(nn.Linear):

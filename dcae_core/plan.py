@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 
+from .count import LiveBytes
 from .errors import OptionError
 from .model import Autoencoder
 from .sizes import Fit
@@ -15,8 +17,9 @@ from .stream.layers import Attend, Sums
 from .stream.program import Sweep, sweeps
 from .variants import VARIANTS, Variant
 
-__all__ = ["BudgetError", "Plan", "free_bytes", "make", "parse_bytes"]
+__all__ = ["Budget", "BudgetError", "Plan", "free_bytes", "is_out_of_memory", "make", "parse_bytes", "release"]
 
+Budget = str | int | float | None
 DIRECTIONS = ("encode", "decode")
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
@@ -33,8 +36,9 @@ class BudgetError(OptionError):
 class Plan:
     """How a run will go. `height` and `width` are of the picture, padded to whole latent pixels.
 
-    rows[i]: rows of its source that sweep i takes at a time; sources[i]: rows that it has. peak_bytes: activations,
-    input and output, as far as they are on the device. weight_bytes: the weights of this direction.
+    whole: the network runs layer by layer, `together` pictures at once. Else in sweeps, one picture after another:
+    rows[i] are the rows of its source that sweep i takes at a time, sources[i] the rows that it has.
+    peak_bytes: activations, input and output on the device. weight_bytes: the weights of this direction.
     """
 
     direction: str
@@ -42,25 +46,26 @@ class Plan:
     height: int
     width: int
     batch: int
+    whole: bool
+    together: int
     rows: tuple[int, ...]
     sources: tuple[int, ...]
     peak_bytes: int
     weight_bytes: int
 
     @property
-    def whole(self) -> bool:
-        """Is every map taken in one piece?"""
-        return self.rows == self.sources
-
-    @property
     def strips(self) -> int:
-        """Strips of the sweep that touches the picture."""
+        """Strips of the sweep that touches the picture; 1 for a whole run."""
+        if self.whole:
+            return 1
         i = 0 if self.direction == "encode" else -1
         return -(-self.sources[i] // self.rows[i])
 
     @property
     def steps(self) -> int:
-        """Strips of all sweeps and pictures: how often `progress` is called."""
+        """How often `progress` is called: for each strip of all sweeps and pictures, or each whole run."""
+        if self.whole:
+            return -(-self.batch // self.together)
         return self.batch * sum(-(-s // r) for s, r in zip(self.sources, self.rows, strict=True))
 
     def __str__(self) -> str:
@@ -80,9 +85,12 @@ def make(
     batch: int = 1,
     budget: int | None = None,
     dtype: torch.dtype = torch.bfloat16,
+    whole: bool = True,
 ) -> Plan:
-    """The plan for pictures of `height` x `width` pixels: the tallest strips whose peak is within `budget` bytes (None:
-    no limit). Deterministic; needs no device. Raises BudgetError, which names the smallest budget that would do.
+    """The plan for pictures of `height` x `width` pixels: whole if that is within `budget` bytes (None: no limit), else
+    (or with `whole` False in any case) the tallest strips that are. Deterministic; needs no device.
+
+    Raises BudgetError, which names the smallest budget that would do.
     """
     if direction not in DIRECTIONS:
         raise OptionError(f"direction {direction!r} is not known: use encode or decode.")
@@ -92,6 +100,11 @@ def make(
     height, width = Fit(height, width, variant.spatial_ratio).padded
     parts, weight_count = _structure(variant.architecture, direction)
     ends = _ends(variant, height, width, batch, size)
+    one = _whole_bytes(variant.architecture, direction, dtype) * height * width
+    room = 0 if not whole else batch if budget is None else min(batch, (budget - ends) // one)
+    if room > 0:
+        peak_bytes = ends + room * one
+        return Plan(direction, variant.name, height, width, batch, True, room, (), (), peak_bytes, weight_count * size)
     sources, chosen, peaks, least = [], [], [], 0
     at = (height, width) if direction == "encode" else (height // variant.spatial_ratio, width // variant.spatial_ratio)
     before = 0  # bytes of the map that the sweep reads, where it is not the input itself
@@ -102,7 +115,7 @@ def make(
         resident = ends + before + (0 if before == after and before else after)
 
         def peak(rows: int, part=part, width=at[1], resident=resident) -> int:
-            return resident + part.cost(width, rows, size)
+            return (resident + part.cost(width, rows, size)) * 101 // 100  # and 1 % for what is too small to list
 
         smallest = min(part.unit, at[0])
         least = max(least, peak(smallest))
@@ -111,6 +124,7 @@ def make(
         chosen.append(rows)
         peaks.append(peak(rows))
         at, before = after_size, after
+    least = min(least, ends + one) if whole else least
     if budget is not None and least > budget:
         raise BudgetError(
             f"{direction} of {width}x{height} with {variant.name} needs at least {_up(least)} GiB beside the weights, "
@@ -118,11 +132,21 @@ def make(
             least,
         )
     return Plan(
-        direction, variant.name, height, width, batch, tuple(chosen), tuple(sources), max(peaks), weight_count * size
+        direction,
+        variant.name,
+        height,
+        width,
+        batch,
+        False,
+        1,
+        tuple(chosen),
+        tuple(sources),
+        max(peaks),
+        weight_count * size,
     )
 
 
-def parse_bytes(budget: str | int | float | None) -> int | None:
+def parse_bytes(budget: Budget) -> int | None:
     """Bytes from a number, or from words such as "4GiB", "800 MB" or "1.5g"; None stays None. Raises OptionError."""
     if budget is None:
         return None
@@ -150,6 +174,20 @@ def free_bytes(device: torch.device) -> int | None:
         except (OSError, StopIteration):
             return None
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is this how torch says that a device, or the machine, has no memory left?"""
+    text = str(error).lower()
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "out of memory" in text or "can't allocate memory" in text
+
+
+def release(device: torch.device) -> None:
+    """Gives back what torch keeps for later on `device`."""
+    gc.collect()
+    if device.type in ("cuda", "xpu", "mps"):
+        getattr(torch, device.type).empty_cache()
 
 
 @dataclass(frozen=True)
@@ -192,6 +230,24 @@ def _structure(architecture: tuple, direction: str) -> tuple[list[_Part], int]:
         sums, channels = (Sums(following), following.to_q.in_features) if following is not None else (None, 0)
         parts.append(_Part(sweep, tuple(layers), sums, channels, unit))
     return parts, sum(p.numel() for p in half.parameters())
+
+
+@cache
+def _whole_bytes(architecture: tuple, direction: str, dtype: torch.dtype) -> int:
+    """Bytes that a whole run of `model` holds at most, for each pixel of the picture, input and output left out.
+
+    Counted, not computed: all of its maps grow with the number of pixels.
+    """
+    variant = next(v for v in VARIANTS.values() if v.architecture == architecture)
+    with torch.device("meta"):
+        model = Autoencoder(variant).to(dtype)
+    half, side = (model.encoder, variant.spatial_ratio * 4) if direction == "encode" else (model.decoder, 4)
+    channels = 3 if direction == "encode" else variant.latent_channels
+    x = torch.empty(1, channels, side, side, dtype=dtype, device="meta")
+    with torch.no_grad(), LiveBytes([x, *half.parameters(), *half.buffers()]) as count:
+        half(x)
+    pixels = (variant.spatial_ratio * 4) ** 2
+    return -(-count.peak // pixels)
 
 
 def _ends(variant: Variant, height: int, width: int, batch: int, size: int) -> int:

@@ -9,6 +9,18 @@ from .latents import remember, true_size
 from .vae import require
 
 
+def budget_input():
+    return io.Float.Input(
+        "budget_gib",
+        default=0.0,
+        min=0.0,
+        max=1024.0,
+        step=0.1,
+        optional=True,
+        tooltip="Most VRAM to use, weights included, in GiB; 0 is what is free. The pixels are the same in any budget.",
+    )
+
+
 class DCAEEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -27,15 +39,16 @@ class DCAEEncode(io.ComfyNode):
                     tooltip="For sides that are not multiples of the ratio. pad: repeat the edge, cut it off after "
                     "decoding. crop: keep the centre, as ComfyUI's VAE Encode does.",
                 ),
+                budget_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="Raw latents (not scaled).")],
         )
 
     @classmethod
-    def execute(cls, pixels, vae, size_mode: str) -> io.NodeOutput:
+    def execute(cls, pixels, vae, size_mode: str, budget_gib: float = 0.0) -> io.NodeOutput:
         vae = require(vae)
         how = Fit(pixels.shape[1], pixels.shape[2], vae.dcae.spatial_ratio, size_mode)
-        return io.NodeOutput(remember({"samples": vae.encode(pixels, how)}, *how.true))
+        return io.NodeOutput(remember({"samples": vae.encode(pixels, how, int(budget_gib * 2**30))}, *how.true))
 
 
 class DCAEDecode(io.ComfyNode):
@@ -49,12 +62,14 @@ class DCAEDecode(io.ComfyNode):
             inputs=[
                 io.Latent.Input("samples", tooltip="Raw latents, from DC-AE Encode, a sampler or a file."),
                 io.Vae.Input("vae", tooltip="From the DC-AE Loader; the DC-AE that the latents were made with."),
+                budget_input(),
             ],
             outputs=[io.Image.Output(display_name="image")],
         )
 
     @classmethod
-    def execute(cls, samples, vae) -> io.NodeOutput:
+    def execute(cls, samples, vae, budget_gib: float = 0.0) -> io.NodeOutput:
         vae = require(vae)
         height, width = true_size(samples, vae.dcae.spatial_ratio)
-        return io.NodeOutput(vae.decode(samples["samples"])[:, :height, :width])
+        picture = vae.decode(samples["samples"], budget=int(budget_gib * 2**30))
+        return io.NodeOutput(picture[:, :height, :width])

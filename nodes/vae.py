@@ -5,18 +5,16 @@ from __future__ import annotations
 import comfy.model_management as management
 import comfy.model_patcher
 import comfy.sd
+import comfy.utils
 import torch
 from torch import Tensor
 
 from ..dcae_core import DCAE, DCAEError, images
+from ..dcae_core import plan as planning
 from ..dcae_core.devices import best_dtype
 from ..dcae_core.sizes import Fit
 
 __all__ = ["DCAEVAE", "auto_dtype", "require"]
-
-# Live elements per pixel at the widest point, counted over `model` at 2048x2048 in bf16 and rounded up, the most of the
-# variants that do (True) or do not (False) have stages at full resolution.
-ELEMENTS_PER_PIXEL = {("encode", False): 460, ("decode", False): 420, ("encode", True): 910, ("decode", True): 850}
 
 
 def auto_dtype() -> torch.dtype:
@@ -47,59 +45,94 @@ class DCAEVAE(comfy.sd.VAE):
         self.disable_offload = True  # weights are used whole: plain torch modules can't be streamed layer by layer
         self.size = None
         self.model_size()
-        ratio, variant = dcae.spatial_ratio, dcae.variant
+        self.memory_used_encode = lambda shape, dtype: self._wanted("encode", *shape[-2:], shape[0]).peak_bytes
+        self.memory_used_decode = lambda shape, dtype: (
+            self._wanted("decode", *(side * dcae.spatial_ratio for side in shape[-2:]), shape[0]).peak_bytes
+        )
 
-        def used(half: str, pixels: int, dtype: torch.dtype) -> int:
-            coder = variant.encoder if half == "encode" else variant.decoder
-            size = max(
-                4 if dtype == torch.float16 else 0, management.dtype_size(dtype)
-            )  # fp16 may be done again in fp32
-            return ELEMENTS_PER_PIXEL[half, coder.pixel_stage == 0] * pixels * size
+    def encode(self, pixel_samples: Tensor, how: Fit | None = None, budget: int = 0, firm: bool = True) -> Tensor:
+        """IMAGE [B, H, W, C] in [0, 1] -> raw latents [B, c, h, w] fp32; sides are padded unless `how` says to crop.
 
-        self.memory_used_encode = lambda shape, dtype: used("encode", shape[-2] * shape[-1], dtype)
-        self.memory_used_decode = lambda shape, dtype: used("decode", shape[-2] * shape[-1] * ratio**2, dtype)
+        budget: bytes, weights included; 0 is what is free. Where it is too small: an error, or if it is not `firm` the
+        least that will do.
+        """
+        x = images.from_host(pixel_samples)
+        if how is not None:
+            x = images.fit(x, how)
+        return self._run("encode", x, x.shape[2], x.shape[3], budget, firm).float()
 
-    def encode(self, pixel_samples: Tensor, how: Fit | None = None) -> Tensor:
-        """IMAGE [B, H, W, C] in [0, 1] -> raw latents [B, c, h, w] fp32; sides are padded unless `how` says to crop."""
-        how = how or Fit(pixel_samples.shape[1], pixel_samples.shape[2], self.dcae.spatial_ratio)
-
-        def run(part: Tensor) -> Tensor:
-            part = part.to(self.device)
-            return self.dcae.encode(images.fit(images.from_host(part), how))
-
-        return self._in_batches(pixel_samples, self.memory_used_encode((1, 3, *how.padded), self.vae_dtype), run)
-
-    def decode(self, samples_in: Tensor, vae_options: dict | None = None) -> Tensor:
-        """Raw latents -> IMAGE [B, H, W, 3] in [0, 1] fp32, at whole latent pixels."""
+    def decode(self, samples_in: Tensor, vae_options: dict | None = None, budget: int = 0, firm: bool = True) -> Tensor:
+        """Raw latents -> IMAGE [B, H, W, 3] in [0, 1] fp32, at whole latent pixels. `budget` as for encode."""
         self.dcae.check_latent(samples_in)
+        height, width = (side * self.dcae.spatial_ratio for side in samples_in.shape[2:])
+        return images.to_host(self._run("decode", samples_in, height, width, budget, firm))
 
-        def run(part: Tensor) -> Tensor:
-            return images.to_host(self.dcae.decode(part))
+    def encode_tiled(self, pixel_samples: Tensor, tile_x: int | None = None, *tiling, **more_tiling) -> Tensor:
+        """As encode: tiles would change the latents, since attention sees the whole picture. What encoding a tile of
+        this size would take is the budget."""
+        return self.encode(pixel_samples, budget=self._tile_bytes("encode", tile_x or 512), firm=False)
 
-        return self._in_batches(samples_in, self.memory_used_decode(samples_in.shape, self.vae_dtype), run)
+    def decode_tiled(self, samples: Tensor, tile_x: int | None = None, *tiling, **more_tiling) -> Tensor:
+        """As decode: tiles would change the picture, since attention sees all of the latent. What decoding a tile of
+        this size would take is the budget."""
+        side = (tile_x or 16) * self.dcae.spatial_ratio
+        return self.decode(samples, budget=self._tile_bytes("decode", side), firm=False)
 
-    def encode_tiled(self, pixel_samples: Tensor, *tiling, **more_tiling) -> Tensor:
-        """As encode: tiles would change the latents, since attention sees the whole picture."""
-        return self.encode(pixel_samples)
+    def _wanted(self, direction: str, height: int, width: int, batch: int, limit: int | None = None) -> planning.Plan:
+        """The best plan within `limit` bytes beside the weights (None: the whole device), or the smallest."""
+        if limit is None:
+            limit = management.get_total_memory(self.device) - self.model_size() - management.extra_reserved_memory()
+        args = (self.dcae.variant, direction, height, width, batch)
+        # Room for fp16 to be done again in fp32.
+        dtype = torch.float32 if self.vae_dtype == torch.float16 else self.vae_dtype
+        try:
+            return planning.make(*args, max(1, limit), dtype)
+        except planning.BudgetError as error:
+            return planning.make(*args, error.needed, dtype)
 
-    def decode_tiled(self, samples: Tensor, *tiling, **more_tiling) -> Tensor:
-        """As decode: tiles would change the picture, since attention sees all of the latent."""
-        return self.decode(samples)
+    def _tile_bytes(self, direction: str, side: int) -> int:
+        """What a tile of `side` pixels by itself would take, weights included."""
+        tile = planning.make(self.dcae.variant, direction, side, side, 1, None, self.vae_dtype)
+        return self.model_size() + tile.peak_bytes
 
-    def _in_batches(self, whole: Tensor, bytes_each: int, run) -> Tensor:
-        management.load_models_gpu([self.patcher], memory_required=bytes_each, force_full_load=self.disable_offload)
+    def _run(self, direction: str, x: Tensor, height: int, width: int, budget: int, firm: bool) -> Tensor:
+        """Loads the weights, finds out what is left, and runs within it."""
+        asked = budget - self.model_size() if budget else None
+        if budget and asked <= 0:
+            raise planning.BudgetError(
+                f"The budget of {budget / 2**30:.3f} GiB includes the weights, which take "
+                f"{self.model_size() / 2**30:.3f} GiB: give more, or 0 for what is free."
+            )
+        wanted = self._wanted(direction, height, width, len(x), asked)
+        management.load_models_gpu(
+            [self.patcher], memory_required=wanted.peak_bytes, force_full_load=self.disable_offload
+        )
         moved = (
             self.dcae.device != self.device
         )  # --novram loads nothing: plain modules are then brought here for the run
         if moved:
             self.dcae.to(self.device)
         try:
-            count = max(1, int(management.get_free_memory(self.device) / max(1, bytes_each)))
-            done = [run(part).to(self.output_device, torch.float32) for part in whole.split(count)]
+            free = management.get_free_memory(self.device) - management.extra_reserved_memory()
+            limit = free if asked is None else min(asked, free)
+            if not (budget and firm):  # if even the least is more than this, try that
+                limit = self._wanted(direction, height, width, len(x), limit).peak_bytes
+            run = self.dcae.encode if direction == "encode" else self.dcae.decode
+            return run(x, budget=limit, progress=_progress(), output_device=self.output_device)
         finally:
             if moved:
                 self.dcae.to(self.patcher.offload_device)
-        return torch.cat(done) if len(done) > 1 else done[0]
+
+
+def _progress():
+    """A callback that moves the node's progress bar, and stops the run when the user cancels."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def progress(done: int, total: int) -> None:
+        bar.update_absolute(done, total)
+        management.throw_exception_if_processing_interrupted()
+
+    return progress
 
 
 def require(vae: comfy.sd.VAE) -> DCAEVAE:

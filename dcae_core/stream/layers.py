@@ -277,7 +277,8 @@ class Sums:
         buffers = both * (rows + 3 * self.lag) * width * size + weights
         summing = both // 2 * (8 if size < 4 else 4)
         branching = max(2 * both * size, both * size + summing) if self.branch else 0
-        return buffers, (rows + self.lag) * width * max(both * size, summing, branching)
+        product = both // 2 * HEAD_DIM * 4
+        return buffers, (rows + self.lag) * width * max(both * size, summing, branching) + product
 
     def open(self, width: int, rows: int, like: Tensor) -> None:
         self.done = 0
@@ -350,8 +351,8 @@ def by_head(x: Tensor) -> Tensor:
 
 
 def normalise(norm: nn.Module, y: Tensor) -> Tensor:
-    """A norm of `model` in fp32; works in place if `y` is fp32."""
-    y = y.float()
+    """A norm of `model`, computed in fp32 and rounded once, as there; works in place if `y` is fp32."""
+    dtype, y = y.dtype, y.float()
     if isinstance(norm, model.RMSNorm):
         length = torch.linalg.vector_norm(y, dim=1, keepdim=True)  # unlike a mean of squares, without another map
         y *= length.square_().div_(y.shape[1]).add_(model.RMS_EPS).rsqrt_()
@@ -359,12 +360,12 @@ def normalise(norm: nn.Module, y: Tensor) -> Tensor:
     else:
         scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
         shift = norm.bias.float() - norm.running_mean.float() * scale
-    return y.mul_(scale[:, None, None]).add_(shift[:, None, None])
+    return y.mul_(scale[:, None, None]).add_(shift[:, None, None]).to(dtype)
 
 
 def norm_size(size: int) -> int:
     """Bytes an element that `normalise` holds, its argument included."""
-    return size if size == 4 else size + 4
+    return size if size == 4 else 2 * size + 4
 
 
 def add_into(y: Tensor, x: Tensor, out: Tensor) -> None:

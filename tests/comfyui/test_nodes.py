@@ -152,8 +152,8 @@ def test_comfyuis_own_nodes(comfyui, tmp_path, model):
     assert untiled.shape == original.shape
     assert (untiled - expected).abs().max() <= 1.01 / 255
     assert expected.std() > 0.01
-    assert torch.equal(untiled, tiled_encode)
-    assert torch.equal(untiled, tiled_decode)
+    assert (untiled - tiled_encode).abs().max() <= 1.01 / 255  # a last bit may round the other way
+    assert (untiled - tiled_decode).abs().max() <= 1.01 / 255
     assert inpaint.shape == original.shape
 
     (latent,) = (comfyui.base / "output").glob("core_*.latent")
@@ -166,7 +166,7 @@ def test_comfyuis_own_nodes(comfyui, tmp_path, model):
     }
     result = comfyui.run(again)
     assert result.error is None, result.error
-    assert torch.equal(pixels(result.images[0]), untiled)
+    assert (pixels(result.images[0]) - untiled).abs().max() <= 1.01 / 255
 
 
 def test_narrow_types(comfyui, tmp_path):
@@ -184,17 +184,52 @@ def test_narrow_types(comfyui, tmp_path):
         assert psnr(pixels(result.images[0]), original) > 18, dtype
 
 
-def test_the_model_may_come_from_another_node(comfyui):
-    result = comfyui.run(
-        {
-            "1": node("PrimitiveString", value=BUNDLED),
-            "2": {"class_type": "DCAE_Loader", "inputs": {**loader()["inputs"], "model": ["1", 0]}},
-            "3": node("DCAE_EmptyLatent", width=64, height=64, batch_size=1, variant="from vae", vae=["2", 0]),
-            "4": node("DCAE_Decode", samples=["3", 0], vae=["2", 0]),
-            "5": save(["4", 0], "linked"),
+def test_a_budget_streams_to_the_same_pixels_with_a_progress_bar(comfyui, tmp_path):
+    name, _ = photograph(comfyui, tmp_path, 700, 500, "budget.png")
+
+    def prompt(gib: float) -> dict:
+        return {
+            "1": node("LoadImage", image=name),
+            "2": loader(),
+            "3": node("DCAE_Encode", pixels=["1", 0], vae=["2", 0], size_mode="pad", budget_gib=gib),
+            "4": node("DCAE_Decode", samples=["3", 0], vae=["2", 0], budget_gib=gib),
+            "5": save(["4", 0], "budget"),
         }
-    )
-    assert result.error is None, result.error
+
+    whole, streamed = comfyui.run(prompt(0.0)), comfyui.run(prompt(0.05))
+    assert streamed.error is None, streamed.error
+    assert (pixels(whole.images[0]) - pixels(streamed.images[0])).abs().max() <= 1.01 / 255
+    ticks = [data for kind, data in streamed.events if kind == "progress" and data.get("node") in ("3", "4")]
+    assert len(ticks) > 4
+    assert {t["node"] for t in ticks} == {"3", "4"}
+    assert all(t["value"] <= t["max"] for t in ticks)
+    told = message(comfyui, prompt(0.02))
+    assert "needs at least" in told
+    assert "but the budget is" in told
+    assert "includes the weights, which take 0.017 GiB" in message(comfyui, prompt(0.01))
+
+
+def test_cancel_works_between_strips(comfyui, tmp_path):
+    import threading
+
+    name, _ = photograph(comfyui, tmp_path, 800, 600, "cancel.png")
+
+    def prompt(gib: float) -> dict:
+        return {
+            "1": node("LoadImage", image=name),
+            "2": node("ImageScaleBy", image=["1", 0], upscale_method="nearest-exact", scale_by=4.0),
+            "3": loader(),
+            "4": node("DCAE_Encode", pixels=["2", 0], vae=["3", 0], size_mode="pad", budget_gib=gib),
+            "5": node("SaveLatent", samples=["4", 0], filename_prefix="cancel"),
+        }
+
+    timer = threading.Timer(3, comfyui.interrupt)
+    timer.start()
+    result = comfyui.run(prompt(0.21))
+    timer.join()
+    assert result.interrupted
+    ticks = [data for kind, data in result.events if kind == "progress" and data.get("node") == "4"]
+    assert 0 < len(ticks) < ticks[0]["max"]
 
 
 def test_batches(comfyui, tmp_path):

@@ -1,0 +1,45 @@
+"""Counting the memory that tensors take, without a device: on meta tensors, by following storages."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["LiveBytes"]
+
+
+class LiveBytes(TorchDispatchMode):
+    """While active, `peak` is the most bytes that tensors made meanwhile held at once; `ignored` are not counted."""
+
+    def __init__(self, ignored: Iterable[Tensor] = ()):
+        super().__init__()
+        self.now = self.peak = 0
+        self._ignored = {t.untyped_storage()._cdata for t in ignored}
+        self._live: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._follow(leaf.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._live or key in self._ignored:
+            return
+        size = storage.nbytes()
+        self._live.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+        def gone() -> None:
+            self._live.discard(key)
+            self.now -= size
+
+        weakref.finalize(storage, gone)

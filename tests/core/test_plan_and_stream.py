@@ -1,0 +1,233 @@
+"""Streaming gives the numbers of a whole run, in the memory that the plan said."""
+
+import gc
+import random
+
+import pytest
+import torch
+
+from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, hub, images, plan, stream
+from dcae_core.count import LiveBytes
+from dcae_core.errors import OptionError
+from dcae_core.metrics import psnr
+
+from .test_demo_model import square
+
+
+@pytest.fixture(scope="module")
+def ae() -> DCAE:
+    return DCAE(DEMO, device="cpu", dtype="fp32")
+
+
+def least(variant, direction: str, height: int, width: int, dtype=torch.float32, batch: int = 1) -> int:
+    """The smallest budget that works."""
+    with pytest.raises(BudgetError) as error:
+        plan.make(variant, direction, height, width, batch, 1, dtype)
+    return error.value.needed
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.shape == b.shape
+    return ((a - b).norm() / b.norm()).item()
+
+
+def photograph(height: int, width: int, left: int = 100) -> torch.Tensor:
+    """A part of the bundled photograph, [1, 3, height, width] in [-1, 1]."""
+    return images.from_host(images.read(hub.bundled().with_name("example.jpg")))[:, :, :height, left : left + width]
+
+
+SIZES = [(32, 32), (32, 640), (640, 32), (96, 160), (544, 96)]  # one latent row, panoramas, half strips at the end
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("share", [1.0, 1.3, 2.0])
+def test_any_size_in_any_budget(ae, height, width, share):
+    x = photograph(height, width)
+    with torch.no_grad():
+        z = ae.model.encoder(x)
+        y = ae.model.decoder(z)
+    for direction, given, wanted in (("encode", x, z), ("decode", z, y)):
+        budget = int(least(ae.variant, direction, height, width) * share)
+        made = ae.plan(direction, height, width, budget=budget)
+        assert made.peak_bytes <= budget
+        got = ae.encode(given, budget=budget) if direction == "encode" else ae.decode(given, budget=budget)
+        assert relative_error(got, wanted) <= 1e-5, made
+
+
+def test_padding_batches_and_the_output_elsewhere(ae):
+    x = torch.cat([photograph(70, 101, left) for left in (0, 200, 400)])
+    z = ae.encode(x)
+    budget = least(ae.variant, "encode", 70, 101, batch=3)
+    assert not ae.plan("encode", 70, 101, 3, budget).whole
+    assert relative_error(ae.encode(x, budget=budget), z) <= 1e-5
+    y = ae.decode(z, (70, 101))
+    budget = least(ae.variant, "decode", 70, 101, batch=3)
+    assert relative_error(ae.decode(z, (70, 101), budget, output_device="cpu"), y) <= 1e-5
+
+
+def test_a_photograph_in_bf16_keeps_its_pixels():
+    """Small, since CPUs without bf16 instructions are slow at it; benchmarks/streaming.py does larger ones."""
+    narrow = DCAE(DEMO, device="cpu", dtype="bf16")
+    x = images.from_host(square("astronaut"))[:, :, 100:196, 200:296].bfloat16()
+    z = narrow.encode(x)
+    y = narrow.decode(z)
+    streamed = []
+    for direction, given in (("encode", x), ("decode", z)):
+        with pytest.raises(BudgetError) as error:
+            plan.make(narrow.variant, direction, 96, 96, 1, 1, torch.bfloat16, whole=False)
+        made = plan.make(narrow.variant, direction, 96, 96, 1, error.value.needed, torch.bfloat16, whole=False)
+        half = narrow.model.encoder if direction == "encode" else narrow.model.decoder
+        with torch.no_grad():
+            streamed.append(narrow._stream(half, made, given, None, None))
+    assert relative_error(streamed[0].float(), z.float()) <= 5e-3
+    assert relative_error(streamed[1].float(), y.float()) <= 5e-3
+    assert psnr(images.to_host(streamed[1]), images.to_host(y)) >= 55
+
+
+def counted(ae: DCAE, made: plan.Plan) -> int:
+    """Peak bytes of a run on meta tensors, input and output included."""
+    half = ae.model.encoder if made.direction == "encode" else ae.model.decoder
+    with LiveBytes([*half.parameters(), *half.buffers()]) as count:
+        if made.direction == "encode":
+            x = torch.empty(made.batch, 3, made.height, made.width, device="meta", dtype=ae.dtype)
+        else:
+            side = ae.spatial_ratio
+            shape = (made.batch, ae.latent_channels, made.height // side, made.width // side)
+            x = torch.empty(shape, device="meta", dtype=ae.dtype)
+        with torch.no_grad():
+            ae._stream(half, made, x, None, None)
+    return count.peak
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_plan_says_what_is_counted(seed):
+    chance = random.Random(seed)
+    variant = chance.choice(list(VARIANTS.values()))
+    ae = DCAE.empty(variant, device="meta", dtype=chance.choice(["fp32", "bf16", "fp16"]))
+    direction, f = chance.choice(plan.DIRECTIONS), variant.spatial_ratio
+    height, width = f * chance.randint(1, 1100 // f), f * chance.randint(1, 1600 // f)
+    low = least(variant, direction, height, width, ae.dtype)
+    high = plan.make(variant, direction, height, width, 1, None, ae.dtype).peak_bytes
+    budget = int(low * max(1, 1.1 * high / low) ** chance.random())
+    made = plan.make(variant, direction, height, width, 1, budget, ae.dtype)
+    count = counted(ae, made)
+    assert count <= made.peak_bytes <= budget, made
+    assert count >= 0.85 * made.peak_bytes, made
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_whole_runs_are_counted_too(batch):
+    for name in ("dc-ae-f32c32-mix-1.0", "dc-ae-f32c32-sana-1.0", "dc-ae-lite-f32c32-sana-1.1"):
+        ae = DCAE.empty(name, device="meta", dtype="bf16")
+        for direction in plan.DIRECTIONS:
+            made = plan.make(ae.variant, direction, 320, 256, batch, None, ae.dtype)
+            assert made.whole
+            assert made.together == batch
+            assert 0.85 * made.peak_bytes <= counted(ae, made) <= made.peak_bytes
+
+
+FIGURES = [  # variant, direction, side, GiB of activations in bf16
+    ("dc-ae-f32c32-mix-1.0", "decode", 4096, 0.7),
+    ("dc-ae-f32c32-mix-1.0", "encode", 4096, 0.7),
+    ("dc-ae-f32c32-sana-1.0", "decode", 4096, 1.0),
+    ("dc-ae-f32c32-sana-1.0", "encode", 4096, 1.0),
+    ("dc-ae-f32c32-mix-1.0", "decode", 8192, 2.5),
+    ("dc-ae-f32c32-mix-1.0", "decode", 16384, 9.0),
+]
+
+
+@pytest.mark.parametrize(("name", "direction", "side", "gib"), FIGURES)
+def test_promised_budgets(name, direction, side, gib):
+    made = plan.make(VARIANTS[name], direction, side, side, 1, int(gib * 2**30), torch.bfloat16)
+    assert not made.whole
+    assert made.peak_bytes <= gib * 2**30
+
+
+def test_the_plan_is_a_sentence_and_always_the_same():
+    made = [DCAE.empty("dc-ae-f32c32-mix-1.0", device="meta", dtype="bf16") for _ in range(2)]
+    first, second = (ae.plan("decode", 4096, 4096, budget="2GiB") for ae in made)
+    assert first == second
+    assert str(first) == (
+        f"decode 4096x4096 in {first.strips} strips with dc-ae-f32c32-mix-1.0: "
+        f"peak {first.peak_bytes / 2**30:.2f} GiB, and {first.weight_bytes / 2**30:.2f} GiB of weights"
+    )
+    with pytest.raises(AttributeError):
+        first.batch = 2
+
+
+def test_too_small_a_budget_names_the_one_that_works(ae):
+    with pytest.raises(BudgetError, match=r"needs at least [0-9.]+ GiB beside the weights") as error:
+        ae.plan("decode", 4096, 4096, budget="1MB")
+    assert ae.plan("decode", 4096, 4096, budget=error.value.needed).peak_bytes <= error.value.needed
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("4GiB", 4 << 30), ("800 MB", 800_000_000), ("1.5g", 1_500_000_000), (7, 7), ("512mib", 512 << 20)],
+)
+def test_budgets_as_people_write_them(text, count):
+    assert plan.parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["much", "4 apples", "-1", 0, "0", ""])
+def test_budgets_that_make_no_sense(text):
+    with pytest.raises(OptionError):
+        plan.parse_bytes(text)
+
+
+def test_progress_is_told_and_may_stop_the_run(ae):
+    class Stop(Exception):
+        pass
+
+    x = torch.rand(2, 3, 256, 64) * 2 - 1
+    budget = least(ae.variant, "encode", 256, 64, batch=2)
+    assert not ae.plan("encode", 256, 64, 2, budget).whole
+    seen = []
+    ae.encode(x, budget=budget, progress=lambda done, total: seen.append((done, total)))
+    total = seen[0][1]
+    assert seen == [(i + 1, total) for i in range(total)]
+
+    def stop(done: int, total: int) -> None:
+        if done == 5:
+            raise Stop
+
+    stopped = False
+    with LiveBytes([x, *ae.model.parameters(), *ae.model.buffers()]) as count:
+        try:
+            ae.encode(x, budget=budget, progress=stop)
+        except Stop:
+            stopped = True
+    gc.collect()
+    assert stopped
+    assert count.peak > 0
+    assert count.now == 0  # nothing is left allocated
+
+
+def test_out_of_memory_is_met_with_a_smaller_plan(ae, monkeypatch, caplog):
+    x = photograph(640, 512)
+    z = ae.encode(x)
+    real, budgets = stream.run, []
+
+    def tight(half, source, out, rows, tick):
+        budgets.append(rows)
+        if len(budgets) < 2:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        real(half, source, out, rows, tick)
+
+    monkeypatch.setattr(stream, "run", tight)
+    monkeypatch.setattr(ae, "_whole", lambda *args: pytest.fail("not whole"))
+    budget = least(ae.variant, "encode", 640, 512) * 3
+    assert not ae.plan("encode", 640, 512, budget=budget).whole
+    assert relative_error(ae.encode(x, budget=budget), z) <= 1e-5
+    assert budgets[1] < budgets[0]
+    assert "Trying again with less" in caplog.text
+
+    monkeypatch.setattr(stream, "run", lambda *args: (_ for _ in ()).throw(MemoryError("pretended")))
+    with pytest.raises(BudgetError, match=r"Memory ran out|needs at least"):
+        ae.encode(x, budget=budget)
+
+
+def test_other_errors_are_not_taken_for_out_of_memory(ae, monkeypatch):
+    monkeypatch.setattr(stream, "run", lambda *args: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        ae.encode(torch.zeros(1, 3, 512, 512), budget=least(ae.variant, "encode", 512, 512))

@@ -165,31 +165,33 @@ def errors(arguments):
 
 @torch.no_grad()
 def times(arguments):
-    yield f"{'variant':28} {'direction':9} {'side':>5} {'strips':>6} {'whole s':>8} {'streamed':>8} {'ratio':>6}  spread"
+    yield f"{'variant':28} {'direction':9} {'side':>5} {'strips':>6} {'whole s':>8} {'streamed':>8} ratio  each"
     cases = [(DEMO, 1024), (DEMO, 2048)]
     if not arguments.quick:
         cases += [("dc-ae-f32c32-mix-1.0", 1024), ("dc-ae-f32c32-sana-1.0", 1024)]
     for name, side in cases:
         ae = loaded(name, arguments.device, "fp32" if arguments.device == "cpu" else "bf16")
+        slow = name != DEMO and arguments.device == "cpu"  # over a minute a run
         for direction, half, given in halves(ae, side, arguments.device):
             made = quarter(ae.variant, direction, side, side, ae.dtype)
-            runs = {"whole": lambda: half(given), "streamed": lambda: ae._stream(half, made, given, None, None)}
-            took = {kind: [] for kind in runs}
-            repeats = 5 if name == DEMO or arguments.device != "cpu" else 2
-            for i in range(repeats + (name == DEMO)):
-                for kind, run in runs.items():
-                    start = time.perf_counter()
-                    run()
-                    if arguments.device != "cpu":
-                        torch.cuda.synchronize()
-                    if i or name != DEMO:  # the first of the small ones is a warm-up
-                        took[kind].append(time.perf_counter() - start)
-            whole, streamed = (statistics.median(took[kind]) for kind in runs)
-            spread = " ".join(f"{s / w:.2f}" for w, s in zip(took["whole"], took["streamed"], strict=True))
-            yield (
-                f"{name:28} {direction:9} {side:5} {made.strips:6} {whole:8.2f} {streamed:8.2f} "
-                f"{streamed / whole:6.2f}  {spread}"
-            )
+            whole, streamed = [], []
+            for i in range(1 if slow else 6):
+                whole.append(clock(arguments.device, half, given))
+                streamed.append(clock(arguments.device, ae._stream, half, made, given, None, None))
+                if i == 0 and not slow:  # a warm-up
+                    whole, streamed = [], []
+            each = " ".join(f"{s / w:.2f}" for w, s in zip(whole, streamed, strict=True))
+            one, other = statistics.median(whole), statistics.median(streamed)
+            yield f"{name:28} {direction:9} {side:5} {made.strips:6} {one:8.2f} {other:8.2f} {other / one:6.2f}  {each}"
+
+
+def clock(device: str, run, *arguments) -> float:
+    """Seconds that one run takes."""
+    start = time.perf_counter()
+    run(*arguments)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

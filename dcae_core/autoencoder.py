@@ -181,14 +181,21 @@ class DCAE:
         budget: bytes for activations, input and output, beside the weights, as a number or as "4GiB"; None is what is
         free on the device now. Raises BudgetError, which names the smallest budget that would do.
         """
-        limit = planning.parse_bytes(budget)
-        if limit is None:
+        return self._plan(direction, height, width, batch, budget, self.dtype)
+
+    def _plan(
+        self, direction: str, height: int, width: int, batch: int, budget: planning.Budget, dtype: torch.dtype
+    ) -> planning.Plan:
+        limit, firm = planning.parse_bytes(budget), budget is not None
+        if not firm:
             limit = planning.free_bytes(self.device)
-            try:
-                return planning.make(self.variant, direction, height, width, batch, limit, self.dtype)
-            except planning.BudgetError as error:  # what is free was only measured: try with the least there is
-                limit = error.needed
-        return planning.make(self.variant, direction, height, width, batch, limit, self.dtype)
+        try:
+            return planning.make(self.variant, direction, height, width, batch, limit, dtype)
+        except planning.BudgetError as error:
+            if firm:
+                raise
+            # What is free was only measured: try with the least there is.
+            return planning.make(self.variant, direction, height, width, batch, error.needed, dtype)
 
     @torch.no_grad()
     def encode(
@@ -259,18 +266,19 @@ class DCAE:
         """Plans and streams; `size` is the padded picture's. Plans again for less where memory runs out all the same,
         and in fp32 where fp16 overflows."""
         half = self.model.encoder if direction == "encode" else self.model.decoder
-        plan = self.plan(direction, *size, len(x), budget)
+        dtype = self.dtype
+        plan = self._plan(direction, *size, len(x), budget, dtype)
+        y = self._within(half, plan, x, progress, output_device)
+        if y.dtype != torch.float16 or y.isfinite().all():
+            return y
+        log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", self.variant.name)
+        del y
+        half.float()  # fp16 weights survive the way to fp32 and back unchanged
         try:
-            y = self._within(half, plan, x, progress, output_device)
-            if y.dtype != torch.float16 or y.isfinite().all():
-                return y
-            log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", self.variant.name)
-            del y
-            half.float()  # fp16 weights survive the way to fp32 and back unchanged
-            plan = self.plan(direction, *size, len(x), budget)
+            plan = self._plan(direction, *size, len(x), budget, torch.float32)
             return self._within(half, plan, x, progress, output_device)
         finally:
-            half.to(self.dtype)
+            half.to(dtype)
 
     def _within(
         self,
@@ -288,9 +296,8 @@ class DCAE:
                     raise
                 log.warning("Out of memory in: %s. Trying again with less.", plan)
             planning.release(self.device)
-            plan = planning.make(
-                self.variant, plan.direction, plan.height, plan.width, plan.batch, plan.peak_bytes // 2, self.dtype
-            )
+            dtype = stream.weight(half).dtype
+            plan = self._plan(plan.direction, plan.height, plan.width, plan.batch, plan.peak_bytes // 2, dtype)
         raise planning.BudgetError(
             f"Memory ran out {RETRIES} times, the last time with a plan for {plan.peak_bytes / 2**29:.2f} GiB. Close "
             "other programs, use a smaller picture, or --device cpu."

@@ -32,7 +32,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(1, keepdim=True) + RMS_EPS)
-        return (wide * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        weight, bias = (p.float()[:, None, None] for p in (self.weight, self.bias))
+        return wide.mul_(weight).add_(bias).to(x.dtype)
 
 
 class Pointwise(nn.Linear):

@@ -114,7 +114,7 @@ class DCAEVAE(comfy.sd.VAE):
             self.dcae.to(self.device)
         try:
             free = management.get_free_memory(self.device) - management.extra_reserved_memory()
-            limit = free if asked is None else min(asked, free)
+            limit = max(1, free if asked is None else min(asked, free))
             if not (budget and firm):  # if even the least is more than this, try that
                 limit = self._wanted(direction, height, width, len(x), limit).peak_bytes
             run = self.dcae.encode if direction == "encode" else self.dcae.decode

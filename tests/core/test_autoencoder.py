@@ -103,13 +103,18 @@ def test_narrow_types_stay_close(dtype):
 
 def test_fp16_that_overflows_is_done_again_in_fp32(small_state, caplog):
     hot = dict(small_state)
-    hot["encoder.conv_in.conv.weight"] = hot["encoder.conv_in.conv.weight"] * 3e4
+    for key in ("encoder.conv_in.conv.weight", "decoder.conv_in.weight"):
+        hot[key] = hot[key] * 3e4
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     narrow = DCAE.from_state_dict(hot, device="cpu", dtype="fp16")
     z = narrow.encode(x * 30)
     assert z.isfinite().all()
     assert "overflowed in fp16" in caplog.text
     assert narrow.dtype == torch.float16
+    caplog.clear()
+    assert narrow.decode(z * 30).isfinite().all()
+    assert "overflowed in fp16" in caplog.text
+    assert {p.dtype for p in narrow.model.parameters()} == {torch.float16}
 
 
 def test_fit():

@@ -32,6 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("budgets", "counts", "errors", "times"))
     parser.add_argument("--quick", action="store_true", help="smaller and fewer")
+    parser.add_argument("--only", default="", help="times: variants whose name contains this")
+    parser.add_argument("--direction", choices=plan.DIRECTIONS, help="times: only this one")
+    parser.add_argument("--repeats", type=int, default=1, help="times: of runs that take over a minute")
     parser.add_argument("--device", default="cpu", help="for errors and times")
     parser.add_argument("--out", type=Path, help="also append to this file")
     arguments = parser.parse_args()
@@ -170,12 +173,16 @@ def times(arguments):
     if not arguments.quick:
         cases += [("dc-ae-f32c32-mix-1.0", 1024), ("dc-ae-f32c32-sana-1.0", 1024)]
     for name, side in cases:
+        if arguments.only not in name:
+            continue
         ae = loaded(name, arguments.device, "fp32" if arguments.device == "cpu" else "bf16")
         slow = name != DEMO and arguments.device == "cpu"  # over a minute a run
         for direction, half, given in halves(ae, side, arguments.device):
+            if arguments.direction not in (None, direction):
+                continue
             made = quarter(ae.variant, direction, side, side, ae.dtype)
             whole, streamed = [], []
-            for i in range(1 if slow else 6):
+            for i in range(arguments.repeats if slow else 6):
                 whole.append(clock(arguments.device, half, given))
                 streamed.append(clock(arguments.device, ae._stream, half, made, given, None, None))
                 if i == 0 and not slow:  # a warm-up

@@ -4,7 +4,7 @@ import tempfile
 import pytest
 import torch
 
-from dcae_core import DEMO, VARIANTS
+from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, plan
 from dcae_core.model import Autoencoder
 
 
@@ -26,6 +26,19 @@ def randomised(make, seed: int = 0) -> torch.nn.Module:
         else:
             tensor.zero_()  # batch-norm counters
     return model
+
+
+def streamed(ae: DCAE, direction: str, given: torch.Tensor) -> torch.Tensor:
+    """The result of streaming in the smallest strips there are, even where a whole run would take less."""
+    scale = 1 if direction == "encode" else ae.spatial_ratio
+    args = (ae.variant, direction, *(side * scale for side in given.shape[2:]), len(given))
+    with pytest.raises(BudgetError) as error:
+        plan.make(*args, 1, ae.dtype, whole=False)
+    made = plan.make(*args, error.value.needed, ae.dtype, whole=False)
+    assert not made.whole
+    half = ae.model.encoder if direction == "encode" else ae.model.decoder
+    with torch.no_grad():
+        return ae._stream(half, made, given, None, None)
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import pytest
 import torch
 from diffusers import AutoencoderDC
 
-from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, checkpoint, keys
+from dcae_core import DCAE, DEMO, VARIANTS, checkpoint, keys
 from dcae_core.checkpoint import Checkpoint
 
-from .conftest import randomised
+from .conftest import randomised, streamed
 
 PUBLISHED = [name for name in VARIANTS if name != DEMO]
 SIDES = {  # height, width: 64 to 384 pixels, none square
@@ -64,18 +64,11 @@ def test_encodes_and_decodes_alike(names, oracle):
 
 def test_streams_to_the_same_numbers(names, oracle):
     ae = DCAE.from_state_dict(oracle.state_dict(), variant=names[0], device="cpu", dtype="fp32")
-    f = ae.spatial_ratio
-    x = torch.rand(1, 3, 2 * f, f) * 2 - 1
+    x = torch.rand(1, 3, 2 * ae.spatial_ratio, ae.spatial_ratio) * 2 - 1
     z = ae.encode(x)
-    for direction, given, whole in (("encode", x, z), ("decode", z, ae.decode(z))):
-        with pytest.raises(BudgetError) as error:
-            ae.plan(direction, 2 * f, f, budget=1)
-        smallest = error.value.needed
-        assert not ae.plan(direction, 2 * f, f, budget=smallest).whole
-        run = ae.encode if direction == "encode" else ae.decode
-        error = relative_error(run(given, budget=smallest), whole)
-        print(f"{names[0]} {direction}: streamed against whole {error:.1e}")
-        assert error <= BOUND
+    errors = relative_error(streamed(ae, "encode", x), z), relative_error(streamed(ae, "decode", z), ae.decode(z))
+    print(f"{names[0]}: streamed against whole, encode {errors[0]:.1e}, decode {errors[1]:.1e}")
+    assert max(errors) <= BOUND
 
 
 @pytest.mark.parametrize("shard", ["10GB", "900MB"])

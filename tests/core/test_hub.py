@@ -85,10 +85,9 @@ def test_a_download_that_was_cut_off_goes_on_from_there(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     with StandinHub({FILE: BODY}) as server:
-        for module in (constants,):
-            monkeypatch.setattr(module, "ENDPOINT", server.url)
-            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + TEMPLATE)
-            monkeypatch.setattr(module, "DOWNLOAD_CHUNK_SIZE", 1 << 20)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + TEMPLATE)
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 20)
         with pytest.raises(Stop):
             hub.download(NAME, tmp_path, progress=stop)
         (part,) = tmp_path.iterdir()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import hub, images, keys, stream, variants
+from . import fast, hub, images, keys, rewrite, stream, variants
 from . import plan as planning
 from .checkpoint import Checkpoint, choose, complete
 from .devices import best_dtype, parse_device, parse_dtype
-from .errors import CheckpointError, ImageError, LatentError
+from .errors import ImageError, LatentError
 from .model import Autoencoder
 from .sizes import Fit
 from .variants import Variant
@@ -89,17 +89,18 @@ class DCAE:
         variant: str | Variant | None = None,
         device: Device = None,
         dtype: Dtype = None,
+        rewrites: Collection[str] = rewrite.REWRITES,
     ) -> DCAE:
         """A DC-AE from tensors in either key layout, with or without a prefix. Strict: every tensor must fit.
 
-        Tensors that have the right device and dtype are used as they are, not copied. Raises CheckpointError.
+        `rewrites` are those of `dcae_core.rewrite` to make: all, but for tests. Raises CheckpointError.
         """
         prefix = keys.strip_prefix(list(state_dict))
-        inner = {k.removeprefix(prefix): t for k, t in state_dict.items() if k.startswith(prefix)}
+        inner = {k.removeprefix(prefix): t.detach() for k, t in state_dict.items() if k.startswith(prefix)}
         layout, fits = keys.candidates({k: tuple(t.shape) for k, t in inner.items()}, "The state dict")
         chosen = choose(fits, variant, [], "The state dict")
         self = cls.__new__(cls)
-        self._build(complete(inner, layout, chosen), chosen, device, dtype)
+        self._build(complete(inner, layout, chosen), chosen, device, dtype, rewrites)
         return self
 
     @classmethod
@@ -109,9 +110,9 @@ class DCAE:
         chosen = variants.find(variant)
         device = parse_device(device)
         with torch.device("meta"):
-            model = Autoencoder(chosen)
+            model = fast.Autoencoder(Autoencoder(chosen))
         model.to(parse_dtype(dtype) or best_dtype(device))
-        self._adopt(model.to_empty(device=device), chosen)
+        self.model, self.variant = model.to_empty(device=device), chosen
         return self
 
     def _load(self, path: str | os.PathLike, variant: str | Variant | None, device: Device, dtype: Dtype) -> None:
@@ -119,27 +120,21 @@ class DCAE:
         chosen = checkpoint.choose(variant)
         self._build(checkpoint.state(chosen), chosen, device, dtype)
 
-    def _build(self, state: dict[str, Tensor], variant: Variant, device: Device, dtype: Dtype) -> None:
+    def _build(
+        self,
+        state: dict[str, Tensor],
+        variant: Variant,
+        device: Device,
+        dtype: Dtype,
+        rewrites: Collection[str] = rewrite.REWRITES,
+    ) -> None:
         device = parse_device(device)
         dtype = parse_dtype(dtype) or best_dtype(device)
         with torch.device("meta"):
             model = Autoencoder(variant)
-        for key in list(state):  # one tensor at a time, so that source and copy never both exist whole
-            tensor = state.pop(key)
-            owner, _, name = key.rpartition(".")
-            owner = model.get_submodule(owner)
-            tensor = tensor.to(device, dtype if tensor.is_floating_point() else None)
-            if name in owner._parameters:
-                tensor = torch.nn.Parameter(tensor, requires_grad=False)
-            setattr(owner, name, tensor)
-        left = [key for key, tensor in model.state_dict().items() if tensor.is_meta]
-        if left and device.type != "meta":
-            raise CheckpointError(f"{len(left)} tensors of {variant.name} were not given: {', '.join(left[:3])}.")
-        self._adopt(model, variant)
-
-    def _adopt(self, model: Autoencoder, variant: Variant) -> None:
-        self.model = model.requires_grad_(False).eval()
-        self.variant = variant
+        model.requires_grad_(False).load_state_dict(state, assign=True)
+        state.clear()  # so that the weights as they were and as they are run never both exist whole
+        self.model, self.variant = fast.Autoencoder(model, rewrites, device, dtype), variant
 
     @property
     def scaling_factor(self) -> float:
@@ -157,11 +152,11 @@ class DCAE:
 
     @property
     def device(self) -> torch.device:
-        return self.model.decoder.conv_in.weight.device
+        return stream.weight(self.model).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.decoder.conv_in.weight.dtype
+        return stream.weight(self.model).dtype
 
     def to(self, device: Device = None, dtype: Dtype = None) -> DCAE:
         """Moves or converts the weights in place; returns itself."""
@@ -269,7 +264,7 @@ class DCAE:
         dtype = self.dtype
         plan = self._plan(direction, *size, len(x), budget, dtype)
         y = self._within(half, plan, x, progress, output_device)
-        if y.dtype != torch.float16 or y.isfinite().all():
+        if y.dtype != torch.float16 or torch.linalg.vector_norm(y, float("inf")).isfinite():
             return y
         log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", self.variant.name)
         del y

@@ -9,9 +9,9 @@ from functools import cache
 
 import torch
 
+from . import fast, model
 from .count import LiveBytes
 from .errors import OptionError
-from .model import Autoencoder
 from .sizes import Fit
 from .stream.layers import Attend, Sums
 from .stream.program import Sweep, sweeps
@@ -215,10 +215,7 @@ class _Part:
 
 @cache
 def _structure(architecture: tuple, direction: str) -> tuple[list[_Part], int]:
-    variant = next(v for v in VARIANTS.values() if v.architecture == architecture)
-    with torch.device("meta"):
-        model = Autoencoder(variant)
-    half = model.encoder if direction == "encode" else model.decoder
+    _, half = _half(architecture, direction)
     found = sweeps(half)
     parts = []
     for i, sweep in enumerate(found):
@@ -227,21 +224,27 @@ def _structure(architecture: tuple, direction: str) -> tuple[list[_Part], int]:
         unit = 1
         for layer in layers:
             unit *= layer.step
-        sums, channels = (Sums(following), following.to_q.in_features) if following is not None else (None, 0)
+        sums, channels = (Sums(following), following.channels) if following is not None else (None, 0)
         parts.append(_Part(sweep, tuple(layers), sums, channels, unit))
     return parts, sum(p.numel() for p in half.parameters())
 
 
+def _half(architecture: tuple, direction: str) -> tuple[Variant, fast.Half]:
+    """A variant of this architecture, and its encoder or decoder without weights."""
+    variant = next(v for v in VARIANTS.values() if v.architecture == architecture)
+    with torch.device("meta"):
+        whole = fast.Autoencoder(model.Autoencoder(variant))
+    return variant, whole.encoder if direction == "encode" else whole.decoder
+
+
 @cache
 def _whole_bytes(architecture: tuple, direction: str, dtype: torch.dtype) -> int:
-    """Bytes that a whole run of `model` holds at most, for each pixel of the picture, input and output left out.
+    """Bytes that a whole run of `fast` holds at most, for each pixel of the picture, input and output left out.
 
     Counted, not computed: all of its maps grow with the number of pixels.
     """
-    variant = next(v for v in VARIANTS.values() if v.architecture == architecture)
-    with torch.device("meta"):
-        model = Autoencoder(variant).to(dtype)
-    half, side = (model.encoder, variant.spatial_ratio * 4) if direction == "encode" else (model.decoder, 4)
+    variant, half = _half(architecture, direction)
+    half, side = half.to(dtype), variant.spatial_ratio * 4 if direction == "encode" else 4
     channels = 3 if direction == "encode" else variant.latent_channels
     x = torch.empty(1, channels, side, side, dtype=dtype, device="meta")
     with torch.no_grad(), LiveBytes([x, *half.parameters(), *half.buffers()]) as count:

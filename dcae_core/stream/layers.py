@@ -1,5 +1,5 @@
-"""The network's layers, fed a strip of rows at a time. Each computes what `model`'s layer of the same parameters does,
-on the same numbers and once only, as soon as the rows it needs have come.
+"""The network's layers, fed a strip of rows at a time. Each computes what the layer of `fast` that it is given does, on
+the same numbers and once only, as soon as the rows it needs have come.
 
 A layer's producer writes `n` rows into `room(n)` and calls `push(n, last)`; the layer writes what it can into the room
 of `next` and pushes in turn. All maps are [1, C, rows, W], channels-last.
@@ -8,14 +8,15 @@ of `next` and pushes in turn. All maps are [1, C, rows, W], channels-last.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from .. import model
+from .. import fast
+from ..fused import add_norm, depth_gate, norm_size, silu_into
 from ..variants import HEAD_DIM
 from .rows import Rows
 
-__all__ = ["Attend", "Conv", "Glu", "Layer", "Point", "Res", "Sums", "normalise"]
+__all__ = ["Attend", "Conv", "Glu", "Head", "Layer", "Res", "Sums"]
 
 
 class Layer:
@@ -60,36 +61,19 @@ class Layer:
 
 
 class Conv(Layer):
-    """A 3x3 convolution with whatever surrounds it: `finish(y, x, out)` gets the convolution's rows, the layer's input
-    at the same rows, and where to write the result.
+    """A layer of `fast` with one 3x3 convolution: Conv, Down or Up."""
 
-    below: input rows that a unit needs under its own. grow: enlarge by nearest neighbour first. extra: how many times
-    the size of the result `finish` allocates.
-    """
-
-    def __init__(
-        self,
-        conv: nn.Conv2d,
-        finish,
-        *,
-        step: int = 1,
-        scale: int = 1,
-        below: int = 1,
-        grow: bool = False,
-        extra: int = 0,
-    ):
-        self.conv, self.finish, self.extra = conv, finish, extra
-        self.step, self.scale, self.below, self.grow = step, scale, below, grow
+    def __init__(self, layer: fast.Conv | fast.Down | fast.Up):
+        self.layer, self.step, self.scale = layer, layer.step, layer.scale
+        strided = isinstance(layer, fast.Down) and not layer.unshuffle
+        self.below = 0 if strided else 1  # input rows that a unit needs under its own
 
     def make(self, width: int, rows: int, like: Tensor) -> None:
-        self.x = Rows(self.conv.in_channels, width, rows + 2 + self.step, above=1, like=like)
+        self.x = Rows(self.layer.inputs, width, rows + 2 + self.step, above=1, like=like)
 
     def cost(self, width: int, rows: int, size: int) -> tuple[int, int]:
-        buffers = self.conv.in_channels * width * (rows + 2 + self.step) * size
-        k = max(1, rows // self.step)
-        grown = self.conv.in_channels * 2 * width * 2 * (k + 2) * size if self.grow else 0
-        outputs = k * width * (4 if self.grow else 1) * self.step // self.conv.stride[0] ** 2 * self.conv.out_channels
-        return buffers, max(grown + outputs * size, outputs * (1 + self.extra) * size)
+        units = max(1, rows // self.step)
+        return self.layer.inputs * width * (rows + 2 + self.step) * size, self.layer.scratch(units, width) * size
 
     def take_in(self, n: int, last: bool) -> int:
         self.x.add(n)
@@ -99,21 +83,15 @@ class Conv(Layer):
 
     def work(self, start: int, stop: int, out: Tensor) -> None:
         top, bottom = self.step * start, self.step * stop
-        window = self.x.take(top - 1, bottom + self.below)
-        if self.grow:  # every pixel twice, then one row less at each end
-            window = F.interpolate(window, scale_factor=2, mode="nearest")[:, :, 1:-1]
-        y = F.conv2d(window, self.conv.weight, self.conv.bias, self.conv.stride, (0, 1))
-        del window
-        self.finish(y, self.x.take(top, bottom), out)
+        self.layer.run(self.x.take(top - 1, bottom + self.below), self.x.take(top, bottom), out, 0)
         self.x.forget(bottom - 1)
 
 
 class Res(Layer):
     """ResBlock: two 3x3 convolutions; the input waits beside them for its turn to be added."""
 
-    def __init__(self, block: model.ResBlock):
-        self.block, self.channels = block, block.conv1.in_channels
-        self.act = relu_into if block.act is F.relu else silu_into
+    def __init__(self, layer: fast.Res):
+        self.layer, self.channels = layer, layer.conv1.in_channels
 
     def make(self, width: int, rows: int, like: Tensor) -> None:
         self.half = 0  # rows that the first convolution has done
@@ -122,16 +100,18 @@ class Res(Layer):
 
     def cost(self, width: int, rows: int, size: int) -> tuple[int, int]:
         row = self.channels * width
-        return 2 * (rows + 4) * row * size, max((rows + 1) * row * size, rows * (row * norm_size(size) + 8 * width))
+        ending = rows * (row * norm_size(self.layer.norm, size) + 8 * width)
+        return 2 * (rows + 4) * row * size, max((rows + 1) * row * size, ending)
 
     def take_in(self, n: int, last: bool) -> int:
         self.x.add(n)
         if last:
             self.x.pad(1)
-        ready, conv = self.x.end - 1, self.block.conv1
+        ready, conv = self.x.end - 1, self.layer.conv1
         if ready > self.half:
             window = self.x.take(self.half - 1, ready + 1)
-            self.act(F.conv2d(window, conv.weight, conv.bias, padding=(0, 1)), self.y.room(ready - self.half))
+            y = F.conv2d(window, conv.weight, conv.bias, padding=(0, 1))
+            self.layer.act(y, self.y.room(ready - self.half))
             self.y.add(ready - self.half)
             self.half = ready
         if last:
@@ -139,8 +119,9 @@ class Res(Layer):
         return self.y.end - 1
 
     def work(self, start: int, stop: int, out: Tensor) -> None:
-        y = F.conv2d(self.y.take(start - 1, stop + 1), self.block.conv2.weight, padding=(0, 1))
-        add_into(normalise(self.block.norm, y), self.x.take(start, stop), out)
+        conv = self.layer.conv2
+        y = F.conv2d(self.y.take(start - 1, stop + 1), conv.weight, conv.bias, padding=(0, 1))
+        add_norm(self.layer.norm, y, self.x.take(start, stop), out)
         self.y.forget(stop - 1)
         self.x.forget(min(stop, self.half - 1))
 
@@ -148,8 +129,8 @@ class Res(Layer):
 class Glu(Layer):
     """GLUConv: the widened map exists for a strip and two rows only."""
 
-    def __init__(self, block: model.GLUConv):
-        self.block, self.channels = block, block.conv_point.out_channels
+    def __init__(self, layer: fast.Glu):
+        self.layer, self.channels = layer, layer.conv_point.out_channels
 
     def make(self, width: int, rows: int, like: Tensor) -> None:
         self.x = Rows(self.channels, width, rows + 1, above=0, like=like)
@@ -157,11 +138,11 @@ class Glu(Layer):
 
     def cost(self, width: int, rows: int, size: int) -> tuple[int, int]:
         row = self.channels * width
-        ending = rows * (row * (4 * size + norm_size(size)) + 8 * width)
+        ending = rows * (row * norm_size(self.layer.norm, size) + 8 * width)
         return (rows + 1 + 8 * (rows + 3)) * row * size, max(12 * rows * row * size, ending)
 
     def take_in(self, n: int, last: bool) -> int:
-        silu_into(self.block.conv_inverted(self.x.room(n)), self.wide.room(n))
+        silu_into(self.layer.conv_inverted(self.x.room(n)), self.wide.room(n))
         self.x.add(n)
         self.wide.add(n)
         if last:
@@ -169,69 +150,63 @@ class Glu(Layer):
         return self.wide.end - 1
 
     def work(self, start: int, stop: int, out: Tensor) -> None:
-        conv, window = self.block.conv_depth, self.wide.take(start - 1, stop + 1)
-        value, gate = F.conv2d(window, conv.weight, conv.bias, padding=(0, 1), groups=conv.groups).chunk(2, dim=1)
-        gated = value * F.silu(gate, inplace=True)
-        del value, gate
-        y = self.block.conv_point(gated)
-        del gated, window
-        add_into(normalise(self.block.norm, y), self.x.take(start, stop), out)
+        y = depth_gate(self.layer.conv_depth, self.wide.take(start - 1, stop + 1), 0)
+        y = self.layer.conv_point(y)
+        add_norm(self.layer.norm, y, self.x.take(start, stop), out)
         self.wide.forget(stop - 1)
         self.x.forget(stop)
 
 
-class Point(Layer):
-    """A function of each pixel by itself, `function(x) -> y`, that holds `extra` bytes an element at most."""
+class Head(Layer):
+    """The decoder's last norm and activation: each pixel by itself."""
 
-    def __init__(self, function, channels: int, extra: int):
-        self.function, self.channels, self.extra = function, channels, extra
+    def __init__(self, layer: fast.Head):
+        self.layer, self.channels = layer, layer.norm.weight.numel()
 
     def make(self, width: int, rows: int, like: Tensor) -> None:
         self.x = Rows(self.channels, width, rows, above=0, like=like)
 
     def cost(self, width: int, rows: int, size: int) -> tuple[int, int]:
         row = self.channels * width
-        return rows * row * size, rows * (row * self.extra + 8 * width)
+        return rows * row * size, rows * (row * norm_size(self.layer.norm, size) + 8 * width)
 
     def take_in(self, n: int, last: bool) -> int:
         self.x.add(n)
         return self.x.end
 
     def work(self, start: int, stop: int, out: Tensor) -> None:
-        out.copy_(self.function(self.x.take(start, stop)))
+        self.layer.run(self.x.take(start, stop), out)
         self.x.forget(stop)
 
 
 class Attend(Layer):
     """The second pass of linear attention: each pixel's query, against the sums over all pixels of the first pass.
 
-    With a multi-scale branch queries wait for two rows below them.
+    With a multi-scale branch queries wait for the rows below them that it sees.
     """
 
-    def __init__(self, attention: model.LinearAttention, sums: Tensor | None):
-        self.attention, self.sums = attention, sums  # sums: [heads, 33, 32], see `Sums`
-        self.weight = projection(attention, (0,))
-        self.branch = Branch.of(attention, (0,))
-        self.lag = self.branch.reach if self.branch else 0
+    def __init__(self, attention: fast.Attention, sums: Tensor | None):
+        self.attention, self.sums = attention, sums  # sums: [1, heads, 33, 32], see `Sums`
+        self.lag = attention.reach
 
     def make(self, width: int, rows: int, like: Tensor) -> None:
-        self.x = Rows(self.attention.to_q.in_features, width, rows + self.lag, above=0, like=like)
-        self.q = Rows(self.weight.shape[0], width, rows + 3 * self.lag, above=self.lag, like=like)
+        self.x = Rows(self.attention.channels, width, rows + self.lag, above=0, like=like)
+        self.q = Rows(self.attention.inner, width, rows + 3 * self.lag, above=self.lag, like=like)
 
     def cost(self, width: int, rows: int, size: int) -> tuple[int, int]:
-        inner, channels = self.weight.shape[0], self.attention.to_q.in_features
-        heads = inner * (2 if self.branch else 1)
-        weights = (inner * channels + (self.branch.elements if self.branch else 0)) * size + heads * (HEAD_DIM + 1) * 4
-        buffers = ((rows + self.lag) * channels + (rows + 3 * self.lag) * inner) * width * size + weights
-        joined = heads * size if self.branch else 0
+        inner, channels = self.attention.inner, self.attention.channels
+        heads = self.attention.heads * HEAD_DIM
+        sums = heads * (HEAD_DIM + 1) * 4
+        buffers = ((rows + self.lag) * channels + (rows + 3 * self.lag) * inner) * width * size + sums
+        joined = heads * size if self.lag else 0
         # The sums meet the queries: those in fp32 (and, just before, in their own type), then the quotient's parts.
         meeting = max(heads * (size + 4), heads * 4 + heads * 33 // 32 * 4, heads * (33 * 4 // 32 + 4) + 8)
         leaving = heads * (4 + 2 * size if size < 4 else 8)
-        pixel = max(joined + meeting, joined + leaving, heads * size + channels * norm_size(size))
-        return buffers, rows * width * pixel
+        ending = heads * size + channels * norm_size(self.attention.norm, size)
+        return buffers, rows * width * max(joined + meeting, joined + leaving, ending)
 
     def take_in(self, n: int, last: bool) -> int:
-        self.q.room(n).copy_(F.conv2d(self.x.room(n), self.weight))
+        self.q.room(n).copy_(F.conv2d(self.x.room(n), self.attention.qkv[: self.attention.inner]))
         self.x.add(n)
         self.q.add(n)
         if last:
@@ -239,142 +214,53 @@ class Attend(Layer):
         return self.q.end - self.lag
 
     def work(self, start: int, stop: int, out: Tensor) -> None:
-        q = self.q.take(start, stop)
-        if self.branch:
-            q = torch.cat([q, self.branch(self.q.take(start - self.lag, stop + self.lag))], dim=1)
-        attended = self.apply(q)
+        q, one = self.q.take(start, stop), self.attention
+        if self.lag:
+            more = one.branch(self.q.take(start - self.lag, stop + self.lag), slice(one.inner), 0)
+            q = torch.cat([q, more], dim=1)
+            del more
+        attended = fast.attend(q, self.sums)
         del q
-        y = F.conv2d(attended, self.attention.to_out.weight[:, :, None, None])
+        y = F.conv2d(attended, one.to_out)
         del attended
-        add_into(normalise(self.attention.norm_out, y), self.x.take(start, stop), out)
+        add_norm(one.norm, y, self.x.take(start, stop), out)
         self.x.forget(stop)
         self.q.forget(stop - self.lag)
 
-    def apply(self, q: Tensor) -> Tensor:
-        _, channels, rows, width = q.shape
-        out = by_head(q).relu().float() @ self.sums.mT  # [heads, N, 33]
-        out = out[..., :-1] / (out[..., -1:] + model.ATTENTION_EPS)
-        return out.to(q.dtype).transpose(0, 1).reshape(1, rows, width, channels).permute(0, 3, 1, 2)
-
 
 class Sums:
-    """The first pass of linear attention: the sum over all pixels of v k^T and of k, in fp32, [heads, 33, 32]."""
+    """The first pass of linear attention: the sum over all pixels of v k^T and of k, in fp32, [1, heads, 33, 32]."""
 
-    def __init__(self, attention: model.LinearAttention):
-        self.attention = attention
-        self.weight = projection(attention, (1, 2))
-        self.branch = Branch.of(attention, (1, 2))
-        inner = self.weight.shape[0] // 2
-        heads = inner // HEAD_DIM * (1 + len(attention.to_qkv_multiscale))
-        self.sums = torch.zeros(heads, HEAD_DIM + 1, HEAD_DIM, device=self.weight.device)
-
-        self.lag = self.branch.reach if self.branch else 0
+    def __init__(self, attention: fast.Attention):
+        self.attention, self.lag = attention, attention.reach
+        self.sums = torch.zeros(1, attention.heads, HEAD_DIM + 1, HEAD_DIM, device=attention.qkv.device)
 
     def cost(self, width: int, rows: int, size: int) -> tuple[int, int]:
         """As a layer's."""
-        both, channels = self.weight.shape[0], self.attention.to_q.in_features
-        weights = (both * channels + (self.branch.elements if self.branch else 0)) * size + self.sums.numel() * 4
-        buffers = both * (rows + 3 * self.lag) * width * size + weights
+        both, n = 2 * self.attention.inner, rows + self.lag
         summing = both // 2 * (8 if size < 4 else 4)
-        branching = max(2 * both * size, both * size + summing) if self.branch else 0
+        branching = max(2 * both * size, both * size + summing) if self.lag else 0
         product = both // 2 * HEAD_DIM * 4
-        return buffers, (rows + self.lag) * width * max(both * size, summing, branching) + product
+        buffers = both * (rows + 3 * self.lag) * width * size + self.sums.numel() * 4
+        return buffers, n * width * max(both * size, summing, branching) + 2 * product
 
     def open(self, width: int, rows: int, like: Tensor) -> None:
         self.done = 0
-        self.kv = Rows(self.weight.shape[0], width, rows + 3 * self.lag, above=self.lag, like=like)
+        self.kv = Rows(2 * self.attention.inner, width, rows + 3 * self.lag, above=self.lag, like=like)
 
     def add(self, x: Tensor, last: bool) -> None:
         """Takes the next rows of the attention's input."""
-        n = x.shape[2]
-        self.kv.room(n).copy_(F.conv2d(x, self.weight))
+        n, one, lag = x.shape[2], self.attention, self.lag
+        self.kv.room(n).copy_(F.conv2d(x, one.qkv[one.inner :]))
         self.kv.add(n)
         if last:
-            self.kv.pad(self.lag)
-        ready = self.kv.end - self.lag
+            self.kv.pad(lag)
+        ready = self.kv.end - lag
         if ready > self.done:
-            base = self.sums.shape[0] if not self.branch else self.sums.shape[0] // 2
-            self._sum(self.kv.take(self.done, ready), self.sums[:base])
-            if self.branch:
-                self._sum(self.branch(self.kv.take(self.done - self.lag, ready + self.lag)), self.sums[base:])
+            heads = one.inner // HEAD_DIM
+            self.sums[:, :heads] += fast.sum_up(*self.kv.take(self.done, ready).chunk(2, dim=1))
+            if lag:
+                more = one.branch(self.kv.take(self.done - lag, ready + lag), slice(one.inner, None), 0)
+                self.sums[:, heads:] += fast.sum_up(*more.chunk(2, dim=1))
             self.done = ready
-            self.kv.forget(ready - self.lag)
-
-    def _sum(self, kv: Tensor, sums: Tensor) -> None:
-        k, v = kv.chunk(2, dim=1)
-        k, v = by_head(k).relu().float(), by_head(v).float()
-        sums[:, :-1] += v.mT @ k
-        sums[:, -1] += k.sum(1)
-
-
-class Branch:
-    """The multi-scale branch for queries (0), keys (1) or values (2): depthwise, then 32 channels at a
-    time. The reference runs it on q, k and v together; channels do not mix across them."""
-
-    def __init__(self, branch: model.MultiscaleProjection, which: tuple[int, ...]):
-        self.depth, self.mix = pick((branch.proj_in.weight,), which), pick((branch.proj_out.weight,), which)
-        self.reach = branch.proj_in.kernel_size[0] // 2
-
-    @classmethod
-    def of(cls, attention: model.LinearAttention, which: tuple[int, ...]) -> Branch | None:
-        if not len(attention.to_qkv_multiscale):
-            return None
-        (branch,) = attention.to_qkv_multiscale
-        return cls(branch, which)
-
-    @property
-    def elements(self) -> int:
-        return self.depth.numel() + self.mix.numel()
-
-    def __call__(self, window: Tensor) -> Tensor:
-        y = F.conv2d(window, self.depth, padding=(0, self.reach), groups=self.depth.shape[0])
-        return F.conv2d(y, self.mix, groups=self.mix.shape[0] // HEAD_DIM)
-
-
-def pick(parts: tuple[Tensor, ...], which: tuple[int, ...]) -> Tensor:
-    """Of rows that belong, 32 at a time and in turn, to queries (0), keys (1) and values (2): those of `which`, each
-    kind together. The rows come in `parts` of equal length, and only the result is allocated."""
-    blocks = [part.unflatten(0, (-1, HEAD_DIM)) for part in parts]
-    count = blocks[0].shape[0]
-    return torch.cat([b[(kind - i * count) % 3 :: 3] for kind in which for i, b in enumerate(blocks)]).flatten(0, 1)
-
-
-def projection(attention: model.LinearAttention, which: tuple[int, ...]) -> Tensor:
-    """The 1x1 weight [heads * 32 of each kind, C, 1, 1] of queries (0), keys (1) or values (2)."""
-    three = (attention.to_q.weight, attention.to_k.weight, attention.to_v.weight)
-    return pick(three, which)[:, :, None, None]
-
-
-def by_head(x: Tensor) -> Tensor:
-    """[1, heads * 32, rows, W] -> [heads, N, 32]."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1] // HEAD_DIM, HEAD_DIM).transpose(0, 1)
-
-
-def normalise(norm: nn.Module, y: Tensor) -> Tensor:
-    """A norm of `model`, computed in fp32 and rounded once, as there; works in place if `y` is fp32."""
-    dtype, y = y.dtype, y.float()
-    if isinstance(norm, model.RMSNorm):
-        length = torch.linalg.vector_norm(y, dim=1, keepdim=True)  # unlike a mean of squares, without another map
-        y *= length.square_().div_(y.shape[1]).add_(model.RMS_EPS).rsqrt_()
-        scale, shift = norm.weight, norm.bias
-    else:
-        scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
-        shift = norm.bias.float() - norm.running_mean.float() * scale
-    return y.mul_(scale[:, None, None]).add_(shift[:, None, None]).to(dtype)
-
-
-def norm_size(size: int) -> int:
-    """Bytes an element that `normalise` holds, its argument included."""
-    return size if size == 4 else 2 * size + 4
-
-
-def add_into(y: Tensor, x: Tensor, out: Tensor) -> None:
-    torch.add(y, x, out=out)
-
-
-def relu_into(y: Tensor, out: Tensor) -> None:
-    torch.clamp_min(y, 0, out=out)
-
-
-def silu_into(y: Tensor, out: Tensor) -> None:
-    torch.ops.aten.silu.out(y, out=out)
+            self.kv.forget(ready - lag)

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from einops import rearrange, reduce
 from torch import Tensor
 
-from .. import model
-from .layers import Attend, Conv, Glu, Layer, Point, Res, Sums, add_into, normalise
+from .. import fast
+from .layers import Attend, Conv, Glu, Head, Layer, Res, Sums
 
 __all__ = ["Source", "Sweep", "empty", "run", "sweeps", "weight"]
 
@@ -23,7 +22,7 @@ __all__ = ["Source", "Sweep", "empty", "run", "sweeps", "weight"]
 class Sweep:
     """`attention` (None in the first sweep) and the layers up to the next attention."""
 
-    def __init__(self, attention: model.LinearAttention | None):
+    def __init__(self, attention: fast.Attention | None):
         self.attention = attention
         self.layers: list[Layer] = []
 
@@ -33,94 +32,18 @@ class Sweep:
         return height, width
 
 
-def sweeps(half: model.Encoder | model.Decoder) -> list[Sweep]:
+def sweeps(half: fast.Half) -> list[Sweep]:
     """The sweeps of an encoder or a decoder, in the order data flows."""
     found = [Sweep(None)]
-    decoding = isinstance(half, model.Decoder)
-    blocks = reversed(half.up_blocks) if decoding else half.down_blocks
-    modules = [half.conv_in, *(m for stage in blocks for m in stage)]
-    if decoding:
-        channels = half.norm_out.weight.numel()
-        modules.append(Point(lambda x: half.act(normalise(half.norm_out, x.clone())), channels, 8))
-    modules.append(half.conv_out)
-    for module in modules:
-        if isinstance(module, model.EfficientViTBlock):
-            found.append(Sweep(module.attn))
-            module = module.conv_out
-        found[-1].layers.append(layer(module, half))
+    for layer in half.layers:
+        if isinstance(layer, fast.Attention):
+            found.append(Sweep(layer))
+        else:
+            found[-1].layers.append(TWINS[type(layer)](layer))
     return found
 
 
-def layer(module, half) -> Layer:
-    """The streaming twin of one of `model`'s modules."""
-    if isinstance(module, Layer):
-        return module
-    if isinstance(module, model.ResBlock):
-        return Res(module)
-    if isinstance(module, model.GLUConv):
-        return Glu(module)
-    if isinstance(module, model.Up):
-        extra = 1 if module.shortcut and 4 * module.outputs > 4 * module.conv.in_channels else 0
-        return Conv(module.conv, up(module), scale=2, grow=module.interpolate, extra=extra)
-    if isinstance(module, model.Down):
-        return Conv(
-            module.conv, down(module), step=2, below=1 if module.unshuffle else 0, extra=1 if module.shortcut else 0
-        )
-    if half.__class__ is model.Encoder and module is half.conv_out and half.shortcut:
-        return Conv(module, lambda y, x, out: add_into(y, model.average(x, y.shape[1]), out), extra=1)
-    if half.__class__ is model.Decoder and module is half.conv_in and half.shortcut:
-        return Conv(module, lambda y, x, out: add_into(y, model.duplicate(x, y.shape[1]), out), extra=1)
-    return Conv(module, lambda y, x, out: out.copy_(y))
-
-
-def up(module: model.Up):
-    """Shuffles and duplicates as views: x and y are added where they belong in `out`."""
-
-    def finish(y: Tensor, x: Tensor, out: Tensor) -> None:
-        fine = rearrange(out, "b c (h p) (w q) -> b c h p w q", p=2, q=2)
-        if module.interpolate:
-            y = rearrange(y, "b c (h p) (w q) -> b c h p w q", p=2, q=2)
-        else:
-            y = rearrange(y, "b (c p q) h w -> b c h p w q", p=2, q=2)
-        if not module.shortcut:
-            fine.copy_(y)
-            return
-        times = 4 * module.outputs // x.shape[1]  # channel j of the duplicated map, j = (c p q), is x's j // times
-        if times > 4:
-            x = model.duplicate(x, module.outputs)
-        if times == 1:
-            x = rearrange(x, "b (c p q) h w -> b c h p w q", p=2, q=2)
-        elif times == 2:
-            x = rearrange(x, "b (c p) h w -> b c h p w 1", p=2)
-        else:
-            x = rearrange(x, "b c h w -> b c h 1 w 1")
-        add_into(y, x, fine)
-
-    return finish
-
-
-def down(module: model.Down):
-    """Unshuffles and averages as views."""
-
-    def finish(y: Tensor, x: Tensor, out: Tensor) -> None:
-        if module.unshuffle:
-            y = rearrange(y, "b c (h p) (w q) -> b c p q h w", p=2, q=2)
-            out = rearrange(out, "b (c p q) h w -> b c p q h w", p=2, q=2)
-        if not module.shortcut:
-            out.copy_(y)
-            return
-        group = 4 * x.shape[1] // module.outputs  # the means are of `group` neighbours among channels (c p q)
-        if group == 1:
-            mean = rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
-        elif group == 2:
-            mean = reduce(x, "b c (h p) (w q) -> b (c p) h w", "mean", p=2, q=2)
-        else:
-            mean = reduce(x, "b (c g) (h p) (w q) -> b c h w", "mean", p=2, q=2, g=group // 4)
-        if module.unshuffle:
-            mean = rearrange(mean, "b (c p q) h w -> b c p q h w", p=2, q=2)
-        add_into(y, mean, out)
-
-    return finish
+TWINS = {fast.Conv: Conv, fast.Down: Conv, fast.Up: Conv, fast.Res: Res, fast.Glu: Glu, fast.Head: Head}
 
 
 class Sink(Layer):
@@ -186,7 +109,7 @@ def run(half, source: Source, out: Tensor, rows: tuple[int, ...], tick: Callable
             pipeline.insert(0, Attend(sweep.attention, total))
         if parts:
             sums = Sums(parts[0].attention)
-            shape = (1, parts[0].attention.to_q.in_features, *sweep.size_after(*source.size))
+            shape = (1, parts[0].attention.channels, *sweep.size_after(*source.size))
             # Where sizes agree a sweep writes over what it has read: its output is never ahead of its input.
             same = source is not given and source.whole.shape == shape
             target = source.whole if same else empty(shape, like)
@@ -198,7 +121,7 @@ def run(half, source: Source, out: Tensor, rows: tuple[int, ...], tick: Callable
         del pipeline, sweep, sums, target
 
 
-def weight(half: model.Encoder | model.Decoder) -> Tensor:
+def weight(half: fast.Half) -> Tensor:
     """A weight of `half`, for its device and dtype."""
     return next(half.parameters())
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from dcae_core import DCAE, DEMO, VARIANTS, checkpoint, hub, images, keys
 from dcae_core.metrics import psnr
+from dcae_core.model import Autoencoder
 
 from .server import Rejected
 
@@ -110,15 +111,18 @@ def model(request, comfyui):
         yield BUNDLED, DCAE(DEMO, device="cpu", dtype="fp32")
         return
     torch.manual_seed(0)
-    ae = DCAE.empty(request.param, device="cpu", dtype="bf16")
-    for key, tensor in ae.model.state_dict().items():
+    variant = VARIANTS[request.param]
+    with torch.device("meta"):
+        state = Autoencoder(variant).bfloat16().state_dict()
+    state = {key: torch.empty_like(tensor, device="cpu") for key, tensor in state.items()}
+    for key, tensor in state.items():
         if tensor.ndim > 1:
             tensor.normal_(std=tensor[0].numel() ** -0.5)
         else:
             tensor.fill_(0 if key.endswith(("bias", "running_mean", "num_batches_tracked")) else 1)
     file = comfyui.base / "models" / "vae" / f"{request.param}.safetensors"
-    checkpoint.save(file, ae.model.state_dict(), ae.variant, "original")
-    yield file.name, ae.to(dtype="fp32")
+    checkpoint.save(file, state, variant, "original")
+    yield file.name, DCAE.from_state_dict(state, variant, "cpu", "fp32")
     file.unlink()
 
 

@@ -1,13 +1,16 @@
 """Files from strangers: each gets a sentence that names it and says what to do; nothing half written stays."""
 
+import copy
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, checkpoint, hub
+from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, checkpoint, fast, hub
 from dcae_core.checkpoint import Checkpoint
+from dcae_core.count import LiveBytes
+from dcae_core.model import Autoencoder
 
 
 def refused(path, *parts: str) -> None:
@@ -131,13 +134,26 @@ def test_a_failed_save_leaves_the_old_file_and_no_part(tmp_path, small_state, mo
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-def test_cpu_weights_in_their_own_dtype_are_mapped_not_copied(tmp_path, small_state):
-    file = checkpoint.save(tmp_path / "x.safetensors", small_state, VARIANTS[DEMO])
-    found = Checkpoint(file)
-    state = found.state(VARIANTS[DEMO])
-    before = {k: t.data_ptr() for k, t in state.items()}
-    ae = DCAE.from_state_dict(state, device="cpu", dtype="fp32")
-    assert {k: t.data_ptr() for k, t in ae.model.state_dict().items()} == before
+def test_loading_leaves_the_callers_tensors_alone(small_state):
+    kept = {
+        k: torch.nn.Parameter(t, requires_grad=False) if t.is_floating_point() else t for k, t in small_state.items()
+    }
+    before = {k: (t.data_ptr(), t.stride(), t.clone()) for k, t in kept.items()}
+    DCAE.from_state_dict(kept, device="cpu", dtype="bf16").decode(torch.rand(1, 32, 1, 1))
+    for key, (pointer, stride, values) in before.items():
+        assert kept[key].data_ptr() == pointer
+        assert kept[key].stride() == stride
+        assert torch.equal(kept[key], values)
+
+
+def test_weights_as_they_were_and_as_they_run_never_both_exist_whole():
+    original = Autoencoder(VARIANTS[DEMO])
+    total = sum(p.nbytes for p in original.parameters())
+    with LiveBytes(original.parameters()) as count:
+        running = fast.Autoencoder(copy.deepcopy(original))
+    assert count.now <= 1.01 * total
+    assert count.peak <= 1.2 * total
+    assert running.decoder(torch.rand(1, 32, 1, 1)).isfinite().all()
 
 
 def test_the_bundled_demo_is_small_and_says_what_it_is():

@@ -113,9 +113,10 @@ def test_state_dicts_of_both_layouts_with_and_without_prefix(small_state, layout
     if prefix:
         state["model.diffusion_model.unrelated"] = torch.zeros(3)  # a whole pipeline's checkpoint
     ae = DCAE.from_state_dict(state, device="cpu", dtype="fp32")
-    loaded = ae.model.state_dict()
-    assert loaded.keys() == small_state.keys()
-    assert all(torch.equal(loaded[k], small_state[k]) for k in loaded)
+    expected = DCAE.from_state_dict(small_state, device="cpu", dtype="fp32")
+    loaded, wanted = ae.model.state_dict(), expected.model.state_dict()
+    assert loaded.keys() == wanted.keys()
+    assert all(torch.equal(loaded[k], wanted[k]) for k in loaded)
 
 
 def test_strict_about_missing_unexpected_and_misshapen_tensors(small_state):

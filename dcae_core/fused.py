@@ -1,0 +1,95 @@
+"""What happens to maps between the products, in few passes over them: `kernels` on GPUs that run Triton, else torch.
+
+Maps are [B, C, H, W], channels-last.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import model
+
+__all__ = ["ACTIVATIONS", "act_norm", "add_norm", "depth_gate", "norm_size", "normalise", "silu_into"]
+
+log = logging.getLogger(__name__)
+
+
+def normalise(norm: nn.Module, y: Tensor) -> Tensor:
+    """A norm of `model`, computed in fp32 and rounded once, as there. May work in place."""
+    if isinstance(norm, nn.Identity):
+        return y
+    dtype, y = y.dtype, y.float()
+    if isinstance(norm, model.RMSNorm):
+        length = torch.linalg.vector_norm(y, dim=1, keepdim=True)  # unlike a mean of squares, without another map
+        y *= length.square_().div_(y.shape[1]).add_(model.RMS_EPS).rsqrt_()
+        scale, shift = norm.weight, norm.bias
+    else:
+        scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
+        shift = norm.bias.float() - norm.running_mean.float() * scale
+    return y.mul_(scale[:, None, None]).add_(shift[:, None, None]).to(dtype)
+
+
+def norm_size(norm: nn.Module, size: int) -> int:
+    """Bytes an element that `normalise` holds at most, its argument included; `size` of an element in bytes."""
+    return size if size == 4 or isinstance(norm, nn.Identity) else 2 * size + 4
+
+
+def add_norm(norm: nn.Module, y: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """out = x + norm(y); `y` may be overwritten, and be `out`."""
+    if isinstance(norm, model.RMSNorm) and (kernels := kernels_for(y, x, out)):
+        return kernels.add_norm(norm, y, x, out)
+    return torch.add(normalise(norm, y), x, out=out)
+
+
+def act_norm(norm: nn.Module, act: str, x: Tensor, out: Tensor) -> Tensor:
+    """out = act(norm(x)), act "relu" or "silu"; `out` may be `x`."""
+    if kernels := kernels_for(x, out):
+        return kernels.add_norm(norm, x, None, out, act)
+    return ACTIVATIONS[act](normalise(norm, x if x is out else x.clone()), out)
+
+
+def depth_gate(conv: nn.Conv2d, window: Tensor, pad: int) -> Tensor:
+    """A depthwise 3x3 convolution, padded with `pad` rows of zeros above and below; then one half of its channels gated
+    by the other: a * silu(b)."""
+    if kernels := kernels_for(window):
+        return kernels.depth_gate(conv, window, pad)
+    y = F.conv2d(window, conv.weight, conv.bias, padding=(pad, 1), groups=conv.groups)
+    value, gates = y.chunk(2, dim=1)
+    return value * F.silu(gates, inplace=True)
+
+
+def relu_into(y: Tensor, out: Tensor) -> Tensor:
+    return torch.clamp_min(y, 0, out=out)
+
+
+def silu_into(y: Tensor, out: Tensor) -> Tensor:
+    return torch.ops.aten.silu.out(y, out=out)
+
+
+ACTIVATIONS = {"relu": relu_into, "silu": silu_into}
+
+
+def kernels_for(*maps: Tensor):
+    """The module `kernels`, where all of `maps` are dense on a device that runs it; else None."""
+    dense = all(m.is_cuda and m.is_contiguous(memory_format=torch.channels_last) for m in maps)
+    return load_kernels(maps[0].device) if dense else None
+
+
+@cache
+def load_kernels(device: torch.device):
+    """`kernels` if a trial run on `device` gives what torch gives, else None: Triton wants a C compiler and a card it
+    knows, and not every machine has them."""
+    try:
+        from . import kernels
+
+        norm, y, x = model.RMSNorm(4).to(device), *torch.randn(2, 1, 4, 2, 2, device=device)[:, :, None].unbind()
+        torch.testing.assert_close(kernels.add_norm(norm, y, x, torch.empty_like(y)), x + norm(y))
+    except Exception as error:  # whatever it is, torch does as well
+        log.info("Triton kernels are not used: %s", error)
+        return None
+    return kernels

@@ -1,0 +1,56 @@
+"""The Triton kernels against their plain torch twins, in Triton's interpreter: a GPU's arithmetic without one.
+
+It runs in a process of its own, since Triton reads TRITON_INTERPRET when it is imported. The interpreter cuts bf16 off
+where GPUs round it, hence the bound for that.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import torch
+from torch import nn
+from dcae_core import fused, kernels, model
+
+torch.manual_seed(0)
+
+def random(*shape):
+    return (torch.randn(shape) * 2).to(DTYPE).contiguous(memory_format=torch.channels_last)
+
+def close(got, wanted):
+    # a last bit may turn over where sums are taken in another order
+    assert got.shape == wanted.shape and got.dtype == wanted.dtype
+    error = ((got.float() - wanted.float()).norm() / wanted.float().norm()).item()
+    assert error <= BOUND, error
+
+for batch, channels, height, width in ((1, 64, 3, 5), (2, 96, 4, 17), (1, 1024, 1, 1)):
+    norm = model.RMSNorm(channels).to(DTYPE).requires_grad_(False)
+    norm.weight.uniform_(0.5, 2)
+    norm.bias.uniform_(-1, 1)
+    x, y = random(batch, channels, height, width), random(batch, channels, height, width)
+    close(kernels.add_norm(norm, y, x, torch.empty_like(x)), fused.add_norm(norm, y.clone(), x, torch.empty_like(x)))
+    for act in fused.ACTIVATIONS:
+        blank = torch.empty_like(x)
+        close(kernels.add_norm(norm, x, None, torch.empty_like(x), act), fused.act_norm(norm, act, x, blank))
+    conv = nn.Conv2d(2 * channels, 2 * channels, 3, groups=2 * channels).to(DTYPE).requires_grad_(False)
+    for pad in (0, 1):
+        window = random(batch, 2 * channels, height + 2 - 2 * pad, width)
+        close(kernels.depth_gate(conv, window, pad), fused.depth_gate(conv, window, pad))
+print("all close")
+"""
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("float16", 1e-3), ("bfloat16", 2e-2)])
+def test_kernels_do_what_their_twins_do(dtype, bound):
+    script = SCRIPT.replace("DTYPE", f"torch.{dtype}").replace("BOUND", str(bound))
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "all close" in ran.stdout, ran.stderr[-2000:]

@@ -2,8 +2,8 @@
 
 Each layer's `forward` takes and gives whole maps [B, C, H, W]; `stream` runs the same layers strip by strip. What reads
 rows above and below has `run(window, x, out, pad)`: `window` are rows of its input with (`pad` 0) or without (1) a row
-more at each end, `x` the same rows without, `out` where to write, or None. `scratch(rows, width)`: elements that it
-allocates at most for so many units of output, its result left out; width is the input's.
+more at each end, `x` the same rows without, `out` where to write, or None. `scratch(rows, width, size)`: bytes that
+it allocates at most for so many units of output, its result left out; width is the input's, size an element's.
 """
 
 from __future__ import annotations
@@ -16,36 +16,49 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import model, rewrite
-from .fused import ACTIVATIONS, act_norm, add_norm, depth_gate, silu_into
+from .fused import ACTIVATIONS, act_norm, add_norm, conv3, conv3_scratch, depth_gate, silu_into
 from .rewrite import parameter
 
 __all__ = ["Attention", "Autoencoder", "Conv", "Down", "Glu", "Half", "Head", "Res", "Up"]
 
 
-class Conv(nn.Module):
-    """A 3x3 convolution at an end of the network, with the latent's shortcut, if it has one that is not folded."""
+class Layer(nn.Module):
+    """`step` input rows, and columns, become `scale` output ones."""
 
     step = scale = 1
+
+    def working(self, rows: int, width: int, size: int) -> int:
+        """Bytes that a whole run allocates beside its maps, of a size that does not grow with them; for an input of
+        so many rows and columns, `size` of an element in bytes."""
+        return 0
+
+
+class Conv(Layer):
+    """A 3x3 convolution at an end of the network, with the latent's shortcut, if it has one that is not folded."""
 
     def __init__(self, conv: nn.Conv2d, shortcut=None):
         super().__init__()
         self.conv, self.shortcut = conv, shortcut  # shortcut(x, channels)
         self.inputs = conv.in_channels
 
-    def scratch(self, rows: int, width: int) -> int:
-        return rows * width * self.conv.out_channels * (2 if self.shortcut else 1)
+    def scratch(self, rows: int, width: int, size: int) -> int:
+        y = rows * width * self.conv.out_channels * size
+        return y + max(y if self.shortcut else 0, self.working(rows, width, size))
+
+    def working(self, rows: int, width: int, size: int) -> int:
+        return conv3_scratch(self.conv.weight, rows, width, size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x, x, None, 1)
 
     def run(self, window: Tensor, x: Tensor, out: Tensor | None, pad: int) -> Tensor:
-        y = F.conv2d(window, self.conv.weight, self.conv.bias, padding=(pad, 1))
+        y = conv3(window, self.conv.weight, self.conv.bias, pad)
         if self.shortcut:
             return torch.add(y, self.shortcut(x, y.shape[1]), out=y if out is None else out)
         return y if out is None else out.copy_(y)
 
 
-class Res(nn.Module):
+class Res(Layer):
     """ResBlock: two 3x3 convolutions and what they are added to."""
 
     def __init__(self, block: model.ResBlock):
@@ -54,12 +67,15 @@ class Res(nn.Module):
         self.act = ACTIVATIONS["relu" if block.act is F.relu else "silu"]
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(x)
-        y = self.conv2(self.act(y, y))
+        y = conv3(x, self.conv1.weight, self.conv1.bias, 1)
+        y = conv3(self.act(y, y), self.conv2.weight, self.conv2.bias, 1)
         return add_norm(self.norm, y, x, y)
 
+    def working(self, rows: int, width: int, size: int) -> int:
+        return conv3_scratch(self.conv2.weight, rows, width, size)
 
-class Glu(nn.Module):
+
+class Glu(Layer):
     """GLUConv: widen 8x, 3x3 depthwise, one half gates the other, project back."""
 
     def __init__(self, block: model.GLUConv):
@@ -74,7 +90,7 @@ class Glu(nn.Module):
         return add_norm(self.norm, y, x, y)
 
 
-class Attention(nn.Module):
+class Attention(Layer):
     """LinearAttention; queries, keys and values in one product. inner = heads * 32 of each."""
 
     def __init__(self, attention: model.LinearAttention):
@@ -126,7 +142,7 @@ def attend(q: Tensor, sums: Tensor) -> Tensor:
     return rearrange(out, "b head (h w) d -> b h w (head d)", h=q.shape[2]).movedim(-1, 1)
 
 
-class Down(nn.Module):
+class Down(Layer):
     """Half the side: a strided convolution, or one followed by pixel-unshuffle; plus the averaging shortcut."""
 
     step, scale = 2, 1
@@ -136,9 +152,13 @@ class Down(nn.Module):
         self.conv, self.unshuffle, self.shortcut, self.outputs = down.conv, down.unshuffle, down.shortcut, down.outputs
         self.inputs = down.conv.in_channels
 
-    def scratch(self, rows: int, width: int) -> int:
+    def scratch(self, rows: int, width: int, size: int) -> int:
+        y = rows * width // 2 * self.outputs * size
         averages = self.shortcut and 4 * self.inputs > self.outputs
-        return rows * width // 2 * self.outputs * (2 if averages else 1)
+        return y + max(y if averages else 0, self.working(2 * rows, width, size))
+
+    def working(self, rows: int, width: int, size: int) -> int:
+        return conv3_scratch(self.conv.weight, rows, width, size) if self.unshuffle else 0
 
     def forward(self, x: Tensor) -> Tensor:
         b, _, h, w = x.shape
@@ -146,7 +166,10 @@ class Down(nn.Module):
         return self.run(x, x, None if plain else blank(x, b, self.outputs, h // 2, w // 2), 1)
 
     def run(self, window: Tensor, x: Tensor, out: Tensor | None, pad: int) -> Tensor:
-        y = F.conv2d(window, self.conv.weight, self.conv.bias, self.conv.stride, (pad, 1))
+        if self.unshuffle:
+            y = conv3(window, self.conv.weight, self.conv.bias, pad)
+        else:
+            y = F.conv2d(window, self.conv.weight, self.conv.bias, 2, (pad, 1))
         if out is None:
             return y
         if self.unshuffle:
@@ -168,7 +191,7 @@ class Down(nn.Module):
         return out
 
 
-class Up(nn.Module):
+class Up(Layer):
     """Twice the side: a convolution and pixel-shuffle, or nearest neighbour and a convolution, as 2x2 convolutions or
     as it is; plus the duplicating shortcut."""
 
@@ -188,12 +211,19 @@ class Up(nn.Module):
             weight, bias = rewrite.interleaved(up.conv)
             self.weights, self.bias = nn.ParameterList([parameter(weight)]), parameter(bias)
 
-    def scratch(self, rows: int, width: int) -> int:
-        if self.grow:
-            return 4 * width * ((rows + 2) * self.inputs + rows * self.outputs)
+    def scratch(self, rows: int, width: int, size: int) -> int:
         if len(self.weights) == 2:
-            return 2 * rows * (width + 1) * self.outputs
-        return rows * width * self.outputs * (5 if self.shortcut and 4 * self.outputs > 4 * self.inputs else 4)
+            return 2 * rows * (width + 1) * self.outputs * size
+        pixel = rows * width * self.outputs * size
+        copy = pixel if self.shortcut and self.outputs > self.inputs else 0
+        grown = 4 * width * (rows + 2) * self.inputs * size if self.grow else 0
+        return 4 * pixel + max(copy, grown + self.working(rows, width, size))
+
+    def working(self, rows: int, width: int, size: int) -> int:
+        if len(self.weights) == 2:
+            return 0
+        factor = 2 if self.grow else 1
+        return conv3_scratch(self.weights[0], factor * rows, factor * width, size)
 
     def forward(self, x: Tensor) -> Tensor:
         b, _, h, w = x.shape
@@ -215,7 +245,7 @@ class Up(nn.Module):
         if self.grow:  # every pixel twice; of a strip's window, one row less at each end
             window = F.interpolate(window, scale_factor=2, mode="nearest")
             window = window if pad else window[:, :, 1:-1]
-        y = F.conv2d(window, self.weights[0], self.bias, padding=(pad, 1))
+        y = conv3(window, self.weights[0], self.bias, pad)
         del window
         y = rearrange(y, "b c (h p) (w q) -> b p q c h w" if self.grow else "b (p q c) h w -> b p q c h w", p=2, q=2)
         for p in range(2):
@@ -238,7 +268,7 @@ def place(y: Tensor, x: Tensor | None, out: Tensor) -> None:
     out.copy_(y) if x is None else torch.add(y, x, out=out)
 
 
-class Head(nn.Module):
+class Head(Layer):
     """The decoder's last norm and activation."""
 
     def __init__(self, decoder: model.Decoder):
@@ -259,8 +289,11 @@ class Half(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
+    def arrange(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.arrange(x)
         for layer in self.layers:
             x = layer(x)
         return x

@@ -12,11 +12,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import model
+from . import model, winograd
 
-__all__ = ["ACTIVATIONS", "act_norm", "add_norm", "depth_gate", "norm_size", "normalise", "silu_into"]
+__all__ = [
+    "ACTIVATIONS",
+    "act_norm",
+    "add_norm",
+    "conv3",
+    "conv3_scratch",
+    "depth_gate",
+    "norm_size",
+    "normalise",
+    "silu_into",
+]
 
 log = logging.getLogger(__name__)
+
+
+def conv3(window: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
+    """A 3x3 convolution, padded with `pad` rows of zeros above and below and a column left and right."""
+    rows = window.shape[2] + 2 * pad - 2
+    on_cpu = window.device.type in ("cpu", "meta")  # meta: so that what is counted there is what a CPU does
+    if on_cpu and window.dtype == torch.float32 and winograd.pays(weight, rows, window.shape[3]):
+        return winograd.conv(window, weight, bias, pad)
+    return F.conv2d(window, weight, bias, padding=(pad, 1))
+
+
+def conv3_scratch(weight: Tensor, rows: int, width: int, size: int) -> int:
+    """Bytes that `conv3` allocates at most beside its result; `size` of an element in bytes."""
+    return winograd.scratch(weight, rows, width) if size == 4 else 0
 
 
 def normalise(norm: nn.Module, y: Tensor) -> Tensor:

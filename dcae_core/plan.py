@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-from . import fast, model
+from . import fast, model, winograd
 from .count import LiveBytes
 from .errors import OptionError
 from .sizes import Fit
@@ -100,11 +100,14 @@ def make(
     height, width = Fit(height, width, variant.spatial_ratio).padded
     parts, weight_count = _structure(variant.architecture, direction)
     ends = _ends(variant, height, width, batch, size)
-    one = _whole_bytes(variant.architecture, direction, dtype) * height * width
-    room = 0 if not whole else batch if budget is None else min(batch, (budget - ends) // one)
-    if room > 0:
-        peak_bytes = ends + room * one
-        return Plan(direction, variant.name, height, width, batch, True, room, (), (), peak_bytes, weight_count * size)
+    layers = _whole(variant.architecture, direction, dtype)
+    pixels, scratch = height * width, layers.scratch(height, width, size)
+    together = 0 if not whole else batch if budget is None else min(batch, layers.most(pixels, scratch, budget - ends))
+    if together > 0:
+        peak_bytes = ends + layers.bytes(pixels, scratch, together)
+        return Plan(
+            direction, variant.name, height, width, batch, True, together, (), (), peak_bytes, weight_count * size
+        )
     sources, chosen, peaks, least = [], [], [], 0
     at = (height, width) if direction == "encode" else (height // variant.spatial_ratio, width // variant.spatial_ratio)
     before = 0  # bytes of the map that the sweep reads, where it is not the input itself
@@ -124,7 +127,7 @@ def make(
         chosen.append(rows)
         peaks.append(peak(rows))
         at, before = after_size, after
-    least = min(least, ends + one) if whole else least
+    least = min(least, ends + layers.bytes(pixels, scratch, 1)) if whole else least
     if budget is not None and least > budget:
         raise BudgetError(
             f"{direction} of {width}x{height} with {variant.name} needs at least {_up(least)} GiB beside the weights, "
@@ -237,20 +240,45 @@ def _half(architecture: tuple, direction: str) -> tuple[Variant, fast.Half]:
     return variant, whole.encoder if direction == "encode" else whole.decoder
 
 
-@cache
-def _whole_bytes(architecture: tuple, direction: str, dtype: torch.dtype) -> int:
-    """Bytes that a whole run of `fast` holds at most, for each pixel of the picture, input and output left out.
+@dataclass(frozen=True)
+class _Whole:
+    """What each layer of a whole run takes. pixel_bytes: of maps, at most, for each pixel of the picture."""
 
-    Counted, not computed: all of its maps grow with the number of pixels.
-    """
+    layers: tuple
+    pixel_bytes: tuple[int, ...]
+    decodes: int  # picture pixels along a side, for each of the input's
+
+    def scratch(self, height: int, width: int, size: int) -> list[int]:
+        """Bytes of each layer that do not grow with the picture, nor with the batch."""
+        height, width, found = height // self.decodes, width // self.decodes, []
+        for layer in self.layers:
+            found.append(layer.working(height, width, size))
+            height, width = height * layer.scale // layer.step, width * layer.scale // layer.step
+        return found
+
+    def bytes(self, pixels: int, scratch: list[int], together: int) -> int:
+        return max(each * pixels * together + more for each, more in zip(self.pixel_bytes, scratch, strict=True))
+
+    def most(self, pixels: int, scratch: list[int], budget: int) -> int:
+        """Pictures at once, within `budget` bytes."""
+        pairs = zip(self.pixel_bytes, scratch, strict=True)
+        return min((budget - more) // (each * pixels) for each, more in pairs if each)
+
+
+@cache
+def _whole(architecture: tuple, direction: str, dtype: torch.dtype) -> _Whole:
+    """Counted, not computed: all maps of a whole run grow with the number of pixels. Input and output are left out."""
     variant, half = _half(architecture, direction)
     half, side = half.to(dtype), variant.spatial_ratio * 4 if direction == "encode" else 4
     channels = 3 if direction == "encode" else variant.latent_channels
-    x = torch.empty(1, channels, side, side, dtype=dtype, device="meta")
-    with torch.no_grad(), LiveBytes([x, *half.parameters(), *half.buffers()]) as count:
-        half(x)
-    pixels = (variant.spatial_ratio * 4) ** 2
-    return -(-count.peak // pixels)
+    x, found = torch.empty(1, channels, side, side, dtype=dtype, device="meta"), []
+    with winograd.switched(False), torch.no_grad(), LiveBytes([x, *half.parameters(), *half.buffers()]) as count:
+        x = half.arrange(x)
+        for layer in half.layers:
+            count.peak = count.now
+            x = layer(x)
+            found.append(-(-count.peak // (variant.spatial_ratio * 4) ** 2))
+    return _Whole(tuple(half.layers), tuple(found), variant.spatial_ratio if direction == "decode" else 1)
 
 
 def _ends(variant: Variant, height: int, width: int, batch: int, size: int) -> int:

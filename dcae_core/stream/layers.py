@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import fast
-from ..fused import add_norm, depth_gate, norm_size, silu_into
+from ..fused import add_norm, conv3, conv3_scratch, depth_gate, norm_size, silu_into
 from ..variants import HEAD_DIM
 from .rows import Rows
 
@@ -73,7 +73,7 @@ class Conv(Layer):
 
     def cost(self, width: int, rows: int, size: int) -> tuple[int, int]:
         units = max(1, rows // self.step)
-        return self.layer.inputs * width * (rows + 2 + self.step) * size, self.layer.scratch(units, width) * size
+        return self.layer.inputs * width * (rows + 2 + self.step) * size, self.layer.scratch(units, width, size)
 
     def take_in(self, n: int, last: bool) -> int:
         self.x.add(n)
@@ -101,7 +101,8 @@ class Res(Layer):
     def cost(self, width: int, rows: int, size: int) -> tuple[int, int]:
         row = self.channels * width
         ending = rows * (row * norm_size(self.layer.norm, size) + 8 * width)
-        return 2 * (rows + 4) * row * size, max((rows + 1) * row * size, ending)
+        working = conv3_scratch(self.layer.conv2.weight, rows + 1, width, size)
+        return 2 * (rows + 4) * row * size, max((rows + 1) * row * size + working, ending)
 
     def take_in(self, n: int, last: bool) -> int:
         self.x.add(n)
@@ -110,7 +111,7 @@ class Res(Layer):
         ready, conv = self.x.end - 1, self.layer.conv1
         if ready > self.half:
             window = self.x.take(self.half - 1, ready + 1)
-            y = F.conv2d(window, conv.weight, conv.bias, padding=(0, 1))
+            y = conv3(window, conv.weight, conv.bias, 0)
             self.layer.act(y, self.y.room(ready - self.half))
             self.y.add(ready - self.half)
             self.half = ready
@@ -120,7 +121,7 @@ class Res(Layer):
 
     def work(self, start: int, stop: int, out: Tensor) -> None:
         conv = self.layer.conv2
-        y = F.conv2d(self.y.take(start - 1, stop + 1), conv.weight, conv.bias, padding=(0, 1))
+        y = conv3(self.y.take(start - 1, stop + 1), conv.weight, conv.bias, 0)
         add_norm(self.layer.norm, y, self.x.take(start, stop), out)
         self.y.forget(stop - 1)
         self.x.forget(min(stop, self.half - 1))

@@ -41,15 +41,19 @@ def best_device() -> torch.device:
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where it is fast, else fp32.
+    """bf16 where it is fast; fp16 on CUDA cards that are fast in that only (Volta, Turing); else fp32.
 
-    On CPUs it is fast only with AMX or AVX512-BF16 instructions (3 to 4 times fp32 there, slower than fp32 elsewhere).
-    fp16 is never chosen: published variants overflow in it.
+    bf16 has the range of fp32, so nothing overflows. On CPUs it is fast only with AMX or AVX512-BF16 instructions (3 to
+    4 times fp32 there, slower than fp32 elsewhere). In fp16 the attention's sums and the norms are made in fp32, which
+    is where published variants are known to overflow; a result that is not finite all the same is computed again in
+    fp32.
     """
     if device.type == "cpu":
         return torch.bfloat16 if _cpu_has_fast_bf16() else torch.float32
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        if not fast and torch.cuda.get_device_capability(device) >= (7, 0):
+            return torch.float16
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if device.type == "xpu" else torch.float32
 

@@ -18,9 +18,9 @@ __all__ = ["DCAEVAE", "auto_dtype", "require"]
 
 
 def auto_dtype() -> torch.dtype:
-    """What ComfyUI's --fp32-vae, --bf16-vae and --fp16-vae ask for, else bf16 where that is fast, else fp32."""
+    """What ComfyUI's --fp32-vae, --bf16-vae and --fp16-vae ask for, else what is fast: bf16, else fp16, else fp32."""
     device = management.vae_device()
-    chosen = management.vae_dtype(device, [torch.bfloat16, torch.float32])
+    chosen = management.vae_dtype(device, [torch.bfloat16, torch.float16, torch.float32])
     if management.is_device_cpu(device) and chosen == torch.float32 and not management.args.fp32_vae:
         return best_dtype(device)
     return chosen
@@ -107,9 +107,7 @@ class DCAEVAE(comfy.sd.VAE):
         management.load_models_gpu(
             [self.patcher], memory_required=wanted.peak_bytes, force_full_load=self.disable_offload
         )
-        moved = (
-            self.dcae.device != self.device
-        )  # --novram loads nothing: plain modules are then brought here for the run
+        moved = self.dcae.device != self.device  # --novram loads nothing: plain modules are brought here for the run
         if moved:
             self.dcae.to(self.device)
         try:

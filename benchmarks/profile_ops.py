@@ -1,0 +1,87 @@
+"""Where the time goes, before (diffusers) and after (ours): `python benchmarks/profile_ops.py --variant sana`.
+
+One run of each under torch's profiler, after a small one to warm up. Random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderDC
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.speed import NAMES, flops
+from benchmarks.streaming import machine, picture
+from dcae_core import DCAE, VARIANTS, plan
+from dcae_core.devices import best_dtype, parse_dtype
+
+KINDS = {
+    "convolutions": ("convolution", "cudnn", "mkldnn"),
+    "matrix products": ("mm", "gemm"),
+    "norms": ("norm", "rsqrt", "_rms"),
+    "copies": ("copy", "cat", "clone", "contiguous", "fill", "zero"),
+}
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variant", choices=NAMES, default="f32c32")
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--direction", choices=plan.DIRECTIONS, default="decode")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"))
+    parser.add_argument("--out", type=Path, help="also append to this file")
+    arguments = parser.parse_args()
+    device, name = arguments.device, NAMES[arguments.variant]
+    dtype = parse_dtype(arguments.dtype) or best_dtype(torch.device(device))
+    torch.manual_seed(0)
+    config = {k: v for k, v in VARIANTS[name].diffusers_config().items() if not k.startswith("_")}
+    theirs = AutoencoderDC(**config).eval().requires_grad_(False).to(device)
+    ours = DCAE.from_state_dict(theirs.state_dict(), name, device, dtype)
+    torch.nn.Module.to(theirs, dtype)
+    decoding = arguments.direction == "decode"
+    side = arguments.size // VARIANTS[name].spatial_ratio
+    small = torch.randn(1, ours.latent_channels, 2, 2, device=device, dtype=dtype)
+    x = torch.randn(1, ours.latent_channels, side, side, device=device, dtype=dtype)
+    if not decoding:
+        small, x = (picture(s, s, device).to(dtype) for s in (64, arguments.size))
+    work = flops(name, arguments.direction, arguments.size) / 1e12
+    lines = [
+        f"## {arguments.direction} {arguments.size}x{arguments.size}, {arguments.variant}, {machine(device)}, "
+        f"{str(dtype).removeprefix('torch.')}: {work:.1f} TFLOP as published"
+    ]
+    for label, model in (("diffusers", theirs), ("ours", ours.model)):
+        half = model.decoder if decoding else model.encoder
+        half(small)
+        activity = ProfilerActivity.CPU if device == "cpu" else ProfilerActivity.CUDA
+        with profile(activities=[activity]) as found:
+            half(x)
+        seconds = Counter()
+        for event in found.key_averages():
+            own = event.self_cpu_time_total if device == "cpu" else event.self_device_time_total
+            seconds[kind(event.key)] += own / 1e6
+        total = sum(seconds.values())
+        shares = ", ".join(f"{k} {v:.2f} s ({v / total:.0%})" for k, v in seconds.most_common())
+        lines.append(f"{label:10} {total:7.2f} s: {shares}")
+    print("\n".join(lines))
+    if arguments.out:
+        with arguments.out.open("a") as file:
+            file.write("\n".join(lines) + "\n\n")
+
+
+def kind(operation: str) -> str:
+    for name, parts in KINDS.items():
+        if any(part in operation for part in parts):
+            return name
+    return "elementwise"
+
+
+if __name__ == "__main__":
+    main()

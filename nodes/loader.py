@@ -38,7 +38,7 @@ class DCAELoader(io.ComfyNode):
                     "dtype",
                     options=["auto", "bf16", "fp16", "fp32"],
                     default="auto",
-                    tooltip="auto: what is fast here: bf16, fp16 or fp32. fp16 can overflow and is then run again in fp32.",
+                    tooltip="auto: what is fast on this device. fp16 can overflow and is then run again in fp32.",
                 ),
                 io.Boolean.Input(
                     "allow_download",

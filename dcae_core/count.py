@@ -19,7 +19,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, ignored: Iterable[Tensor] = ()):
         super().__init__()
         self.now = self.peak = 0
-        self._ignored = {t.untyped_storage()._cdata for t in ignored}
+        self._ignored = {(s := t.untyped_storage())._cdata: s for t in ignored}  # kept, so that none is used again
         self._live: set[int] = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):

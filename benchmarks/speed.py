@@ -201,7 +201,7 @@ def meta(name: str, direction: str, side: int, dtype: torch.dtype):
     variant = VARIANTS[name]
     config = {k: v for k, v in variant.diffusers_config().items() if not k.startswith("_")}
     with torch.device("meta"):
-        model = AutoencoderDC(**config).eval().to(dtype)
+        model = torch.nn.Module.to(AutoencoderDC(**config).eval(), dtype)
         low = side // variant.spatial_ratio
         shape = (1, 3, side, side) if direction == "encode" else (1, variant.latent_channels, low, low)
         return (model.encoder if direction == "encode" else model.decoder), torch.empty(shape, dtype=dtype)

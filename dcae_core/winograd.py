@@ -14,12 +14,11 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 __all__ = ["conv", "pays", "scratch", "switched"]
 
 TILES = 256  # 2x2 pixels at a time, so that they stay in the processor's cache
-LEAST_CHANNELS, LEAST_PIXELS = 64, 4096  # below, transforming costs what multiplying saves
+LEAST_CHANNELS, LEAST_PIXELS = 64, 2048  # below, transforming costs what multiplying saves
 
 
 _on = ContextVar("dcae_core.winograd", default=True)
@@ -63,19 +62,16 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
     height, width = x.shape[2] + 2 * pad - 2, x.shape[3]
     outputs = weight.shape[0]
     y = torch.empty((len(x), outputs, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    if height % 2:  # the last row by itself
-        y[:, :, -1:] = F.conv2d(x[:, :, pad - 3 :], weight, bias, padding=(pad, 1))[:, :, -1:]
     work = _Work(transformed(weight), height, width, x)
     bias = weight.new_zeros(outputs) if bias is None else bias
     for picture, out in zip(x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1), strict=True):
-        top, end = 0, height - height % 2
+        top, end = 0, height - (2 if pad or height % 2 else 0)
         while top < end:
-            edge = pad and top == 0
-            bottom = min(end, top + 2 * (1 if edge else work.high))
-            if pad and bottom == height and bottom - top > 2:
-                bottom -= 2  # the last rows of all, below which there is nothing, by themselves
+            bottom = min(top + 2 * (1 if pad and top == 0 else work.high), end + end % 2)
             work.rows(picture, top - pad, (bottom - top) // 2, out[top:bottom], bias)
             top = bottom
+        if end < height:  # by themselves: the last two rows, below which there is nothing, or one of which is done
+            work.rows(picture, end - pad, 1, out[end:], bias)
     return y
 
 

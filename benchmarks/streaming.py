@@ -106,6 +106,8 @@ def counts(arguments):
         count = counted(ae, made)
         ratios.append(count / made.peak_bytes)
         over += count > budget
+        if len(ratios) % 50 == 0:
+            print(f"{len(ratios)} of {total}", file=sys.stderr)
     inside = sum(0.85 <= r <= 1 for r in ratios)
     yield f"{total} runs: counted / predicted between 0.85 and 1.00 in {inside}; least {min(ratios):.3f}, "
     yield f"median {statistics.median(ratios):.3f}, most {max(ratios):.3f}; over the budget: {over}"

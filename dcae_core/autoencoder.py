@@ -93,6 +93,7 @@ class DCAE:
     ) -> DCAE:
         """A DC-AE from tensors in either key layout, with or without a prefix. Strict: every tensor must fit.
 
+        Tensors that are used as they are stay shared with the caller, others are copied: give a copy to go on training.
         `rewrites` are those of `dcae_core.rewrite` to make: all, but for tests. Raises CheckpointError.
         """
         prefix = keys.strip_prefix(list(state_dict))
@@ -261,15 +262,15 @@ class DCAE:
         """Plans and streams; `size` is the padded picture's. Plans again for less where memory runs out all the same,
         and in fp32 where fp16 overflows."""
         half = self.model.encoder if direction == "encode" else self.model.decoder
-        dtype = self.dtype
+        dtype = stream.weight(half).dtype
         plan = self._plan(direction, *size, len(x), budget, dtype)
         y = self._within(half, plan, x, progress, output_device)
         if y.dtype != torch.float16 or torch.linalg.vector_norm(y, float("inf")).isfinite():
             return y
         log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", self.variant.name)
         del y
-        half.float()  # fp16 weights survive the way to fp32 and back unchanged
         try:
+            half.float()  # fp16 weights survive the way to fp32 and back unchanged
             plan = self._plan(direction, *size, len(x), budget, torch.float32)
             return self._within(half, plan, x, progress, output_device)
         finally:
@@ -283,19 +284,25 @@ class DCAE:
         progress: Progress | None,
         output_device: Device,
     ) -> Tensor:
-        for _ in range(RETRIES):
+        for tries in range(1, RETRIES + 1):
             try:
-                return self._stream(half, plan, x, progress, output_device)
+                with torch.autocast(self.device.type, enabled=False):  # it would change dtypes behind our back
+                    return self._stream(half, plan, x, progress, output_device)
             except (RuntimeError, MemoryError) as error:
                 if not planning.is_out_of_memory(error):
                     raise
                 log.warning("Out of memory in: %s. Trying again with less.", plan)
             planning.release(self.device)
-            dtype = stream.weight(half).dtype
-            plan = self._plan(plan.direction, plan.height, plan.width, plan.batch, plan.peak_bytes // 2, dtype)
+            try:
+                dtype = stream.weight(half).dtype
+                less = self._plan(plan.direction, plan.height, plan.width, plan.batch, plan.peak_bytes // 2, dtype)
+            except planning.BudgetError:
+                break
+            if tries < RETRIES:
+                plan = less
         raise planning.BudgetError(
-            f"Memory ran out {RETRIES} times, the last time with a plan for {plan.peak_bytes / 2**29:.2f} GiB. Close "
-            "other programs, use a smaller picture, or --device cpu."
+            f"Memory ran out {tries} times on {self.device}, the last time in: {plan}. Close other programs, use a "
+            "smaller picture, or run it on the CPU."
         )
 
     def _stream(
@@ -330,15 +337,21 @@ class DCAE:
         self, half: torch.nn.Module, plan: planning.Plan, x: Tensor, progress: Progress | None, output: Device
     ) -> Tensor:
         """Layer by layer, as many pictures at once as the plan says."""
-        like, done = stream.weight(half), []
-        for part in x.split(plan.together):
+        like, out = stream.weight(half), None
+        for i, part in enumerate(x.split(plan.together)):
             part = part.to(like.device, like.dtype)
             if plan.direction == "encode":
                 part = images.fit(part, Fit(*part.shape[2:], self.spatial_ratio))
-            done.append(half(part).to(output))
+            y = half(part)
+            if plan.together >= len(x):
+                out = y.to(output)
+            else:
+                out = y.new_empty((len(x), *y.shape[1:]), device=output) if out is None else out
+                out[i * plan.together : i * plan.together + len(y)].copy_(y)
+            del y, part
             if progress:
-                progress(len(done), plan.steps)
-        return torch.cat(done) if len(done) > 1 else done[0]
+                progress(i + 1, plan.steps)
+        return out
 
     def _latent_size(self, plan: planning.Plan) -> tuple[int, int]:
         return plan.height // self.spatial_ratio, plan.width // self.spatial_ratio

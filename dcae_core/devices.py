@@ -41,7 +41,8 @@ def best_device() -> torch.device:
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where it is fast; fp16 on CUDA cards that are fast in that only (Volta, Turing); else fp32.
+    """bf16 where it is fast; fp16 on CUDA cards that are fast in that only (Volta, Turing but the GTX 16 series, whose
+    fp16 is known to be faulty); else fp32.
 
     bf16 has the range of fp32, so nothing overflows. On CPUs it is fast only with AMX or AVX512-BF16 instructions (3 to
     4 times fp32 there, slower than fp32 elsewhere). In fp16 the attention's sums and the norms are made in fp32, which
@@ -51,10 +52,12 @@ def best_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.bfloat16 if _cpu_has_fast_bf16() else torch.float32
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        if not fast and torch.cuda.get_device_capability(device) >= (7, 0):
-            return torch.float16
-        return torch.bfloat16 if fast else torch.float32
+        if torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0):
+            with torch.cuda.device(device):
+                fast = torch.cuda.is_bf16_supported(including_emulation=False)
+            return torch.bfloat16 if fast else torch.float32
+        tensor_cores = torch.cuda.get_device_capability(device) >= (7, 0)
+        return torch.float16 if tensor_cores and "GTX 16" not in torch.cuda.get_device_name(device) else torch.float32
     return torch.bfloat16 if device.type == "xpu" else torch.float32
 
 

@@ -101,19 +101,42 @@ ACTIVATIONS = {"relu": relu_into, "silu": silu_into}
 def kernels_for(*maps: Tensor):
     """The module `kernels`, where all of `maps` are dense on a device that runs it; else None."""
     dense = all(m.is_cuda and m.is_contiguous(memory_format=torch.channels_last) for m in maps)
-    return load_kernels(maps[0].device) if dense else None
+    return load_kernels(maps[0].device, maps[0].dtype) if dense else None
 
 
 @cache
-def load_kernels(device: torch.device):
-    """`kernels` if a trial run on `device` gives what torch gives, else None: Triton wants a C compiler and a card it
-    knows, and not every machine has them."""
+def load_kernels(device: torch.device, dtype: torch.dtype):
+    """`kernels` if a trial of each on `device` gives what torch gives, else None: Triton wants a C compiler and a card
+    it knows, and not every machine has them. Out of memory is raised, and tells nothing about kernels."""
     try:
         from . import kernels
 
-        norm, y, x = model.RMSNorm(4).to(device), *torch.randn(2, 1, 4, 2, 2, device=device)[:, :, None].unbind()
-        torch.testing.assert_close(kernels.add_norm(norm, y, x, torch.empty_like(y)), x + norm(y))
+        try_out(kernels, device, dtype)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever it is, torch does as well
-        log.info("Triton kernels are not used: %s", error)
+        log.info("Triton kernels are not used on %s in %s: %s", device, dtype, error)
         return None
     return kernels
+
+
+def try_out(kernels, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises AssertionError where a kernel does not do what torch does."""
+    generator = torch.Generator().manual_seed(0)  # not the caller's
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    def area(channels: int) -> Tensor:
+        return draw(1, channels, 3, 5).contiguous(memory_format=torch.channels_last)
+
+    norm, conv = model.RMSNorm(96), nn.Conv2d(192, 192, 3, groups=192, device="meta")
+    norm.weight, norm.bias = (nn.Parameter(draw(96), requires_grad=False) for _ in range(2))
+    conv.weight, conv.bias = (nn.Parameter(draw(*p.shape), requires_grad=False) for p in (conv.weight, conv.bias))
+    x, y, window = area(96), area(96), area(192)
+    bound = {torch.float32: 1e-5, torch.float16: 4e-3}.get(dtype, 3e-2)
+    wanted = x + normalise(norm, y.clone())
+    torch.testing.assert_close(kernels.add_norm(norm, y, x, torch.empty_like(y)), wanted, rtol=bound, atol=bound)
+    value, gates = F.conv2d(window, conv.weight, conv.bias, padding=1, groups=192).chunk(2, dim=1)
+    wanted = value * F.silu(gates)
+    torch.testing.assert_close(kernels.depth_gate(conv, window, 1), wanted, rtol=10 * bound, atol=10 * bound)

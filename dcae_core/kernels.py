@@ -35,7 +35,7 @@ def _rms(
     if ADD:
         value += tl.load(x + at, there, other=0.0).to(tl.float32)
     if ACT == 1:
-        value = tl.maximum(value, 0.0)
+        value = tl.where(value < 0.0, 0.0, value)  # unlike a maximum, keeps NaN
     if ACT == 2:
         value = value * tl.sigmoid(value)
     tl.store(out + at, value.to(out.dtype.element_ty), there)
@@ -81,20 +81,10 @@ def add_norm(norm, y: Tensor, x: Tensor | None, out: Tensor, act: str = "") -> T
     channels, pixels = y.shape[1], y.numel() // y.shape[1]
     block = triton.next_power_of_2(channels)
     each = max(1, ELEMENTS // block)
-    _rms[(triton.cdiv(pixels, each),)](
-        y,
-        y if x is None else x,
-        out,
-        norm.weight,
-        norm.bias,
-        pixels,
-        channels,
-        RMS_EPS,
-        ADD=x is not None,
-        ACT=("", "relu", "silu").index(act),
-        P=each,
-        B=block,
-    )
+    arguments = (y, y if x is None else x, out, norm.weight, norm.bias, pixels, channels, RMS_EPS)
+    kind = {"ADD": x is not None, "ACT": ("", "relu", "silu").index(act)}
+    with torch.cuda.device_of(y):  # Triton launches on the current device
+        _rms[(triton.cdiv(pixels, each),)](*arguments, **kind, P=each, B=block)
     return out
 
 
@@ -109,5 +99,7 @@ def depth_gate(conv: nn.Conv2d, window: Tensor, pad: int) -> Tensor:
     block = min(128, triton.next_power_of_2(channels))
     each = 16
     grid = (triton.cdiv(width, each) * batch * rows, triton.cdiv(channels, block))
-    _depth_gate[grid](window, out, conv.weight, conv.bias, -pad, height, rows, width, channels, P=each, B=block)
+    arguments = (window, out, conv.weight, conv.bias, -pad, height, rows, width, channels)
+    with torch.cuda.device_of(window):
+        _depth_gate[grid](*arguments, P=each, B=block)
     return out

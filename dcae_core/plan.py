@@ -38,7 +38,8 @@ class Plan:
 
     whole: the network runs layer by layer, `together` pictures at once. Else in sweeps, one picture after another:
     rows[i] are the rows of its source that sweep i takes at a time, sources[i] the rows that it has.
-    peak_bytes: activations, input and output on the device. weight_bytes: the weights of this direction.
+    peak_bytes: activations, input and output on the device: what torch's tensors hold. What a library works in (cuDNN's
+    workspaces, weights that oneDNN reorders) is not in it. weight_bytes: the weights of this direction.
     """
 
     direction: str

@@ -20,7 +20,8 @@ __all__ = ["DCAEVAE", "auto_dtype", "require"]
 def auto_dtype() -> torch.dtype:
     """What ComfyUI's --fp32-vae, --bf16-vae and --fp16-vae ask for, else what is fast: bf16, else fp16, else fp32."""
     device = management.vae_device()
-    chosen = management.vae_dtype(device, [torch.bfloat16, torch.float16, torch.float32])
+    narrow = [torch.float16] if best_dtype(device) == torch.float16 else []
+    chosen = management.vae_dtype(device, [torch.bfloat16, *narrow, torch.float32])
     if management.is_device_cpu(device) and chosen == torch.float32 and not management.args.fp32_vae:
         return best_dtype(device)
     return chosen
@@ -117,6 +118,16 @@ class DCAEVAE(comfy.sd.VAE):
                 limit = self._wanted(direction, height, width, len(x), limit).peak_bytes
             run = self.dcae.encode if direction == "encode" else self.dcae.decode
             return run(x, budget=limit, progress=_progress(), output_device=self.output_device)
+        except planning.BudgetError as error:
+            if not error.needed:
+                raise
+            needed = -(-(error.needed + self.model_size()) * 1000 // 2**30) / 1000
+            raise planning.BudgetError(
+                f"{direction} of {width}x{height} needs at least {needed:.3f} GiB, weights included, but the budget is "
+                f"{budget / 2**30:.3f} GiB, of which {(limit + self.model_size()) / 2**30:.3f} GiB can be had. Give it "
+                f"{needed:.3f} GiB, or a smaller picture.",
+                error.needed,
+            ) from error
         finally:
             if moved:
                 self.dcae.to(self.patcher.offload_device)

@@ -41,6 +41,11 @@ for batch, channels, height, width in ((1, 64, 3, 5), (2, 96, 4, 17), (1, 1024, 
     for pad in (0, 1):
         window = random(batch, 2 * channels, height + 2 - 2 * pad, width)
         close(kernels.depth_gate(conv, window, pad), fused.depth_gate(conv, window, pad))
+hot = random(1, 64, 2, 3)
+hot[0, 0, 0, 0] = float("inf")
+for act in ("relu", "silu"):  # overflow stays visible
+    assert not kernels.add_norm(model.RMSNorm(64).to(DTYPE), hot, None, torch.empty_like(hot), act).isfinite().all()
+fused.try_out(kernels, torch.device("cpu"), DTYPE)
 print("all close")
 """
 

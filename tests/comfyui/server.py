@@ -185,10 +185,11 @@ class Server:
         """Ask the workflow that runs now to stop."""
         requests.post(f"{self.url}/interrupt", timeout=60).raise_for_status()
 
-    def run(self, prompt: Mapping[str, Any], timeout: float = 600) -> Result:
+    def run(self, prompt: Mapping[str, Any], timeout: float = 600, told=None) -> Result:
         """Run a workflow in API format to its end; `Rejected` if the server refuses it.
 
         What a node raises is no exception here: it is in `Result.error`. TimeoutError after `timeout` seconds.
+        `told(name, data)` is called with each of its messages as it comes.
         """
         import websocket  # here: ComfyUI's own environment, which starts this file as a program, has none
 
@@ -204,6 +205,8 @@ class Server:
                 if data.get("prompt_id") != prompt_id:
                     continue
                 result.events.append((name, data))
+                if told:
+                    told(name, data)
                 if name == "execution_error":
                     result.error = NodeError(
                         message=data["exception_message"],

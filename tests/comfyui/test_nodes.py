@@ -216,8 +216,6 @@ def test_a_budget_streams_to_the_same_pixels_with_a_progress_bar(comfyui, tmp_pa
 
 
 def test_cancel_works_between_strips(comfyui, tmp_path):
-    import threading
-
     name, _ = photograph(comfyui, tmp_path, 800, 600, "cancel.png")
 
     def prompt(gib: float) -> dict:
@@ -229,10 +227,11 @@ def test_cancel_works_between_strips(comfyui, tmp_path):
             "5": node("SaveLatent", samples=["4", 0], filename_prefix="cancel"),
         }
 
-    timer = threading.Timer(3, comfyui.interrupt)
-    timer.start()
-    result = comfyui.run(prompt(0.21))
-    timer.join()
+    def told(kind: str, data: dict) -> None:
+        if kind == "progress" and data.get("node") == "4" and data["value"] == 1:
+            comfyui.interrupt()
+
+    result = comfyui.run(prompt(0.21), told=told)
     assert result.interrupted
     ticks = [data for kind, data in result.events if kind == "progress" and data.get("node") == "4"]
     assert 0 < len(ticks) < ticks[0]["max"]

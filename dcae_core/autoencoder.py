@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -286,7 +287,7 @@ class DCAE:
     ) -> Tensor:
         for tries in range(1, RETRIES + 1):
             try:
-                with torch.autocast(self.device.type, enabled=False):  # it would change dtypes behind our back
+                with without_autocast(self.device):
                     return self._stream(half, plan, x, progress, output_device)
             except (RuntimeError, MemoryError) as error:
                 if not planning.is_out_of_memory(error):
@@ -355,6 +356,13 @@ class DCAE:
 
     def _latent_size(self, plan: planning.Plan) -> tuple[int, int]:
         return plan.height // self.spatial_ratio, plan.width // self.spatial_ratio
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Autocast would change dtypes behind our back."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _describe(x: Tensor) -> str:

@@ -4,7 +4,8 @@ In one process, with the same random weights, pictures and dtype: ours (as chose
 diffusers' as it is, in channels-last (with --compile also compiled) and with its tiling, whose pixels are others. Runs
 alternate; the first round warms up unless one run takes more than half a minute.
 
-peak: beside the weights; measured on a GPU, counted on meta tensors for a CPU. difference: from diffusers in fp32.
+peak: beside the weights; measured on a GPU; for a CPU the plan's (ours) or counted on meta tensors (diffusers').
+difference: from diffusers in fp32.
 share: of the speed of the best matrix product of this dtype, measured in the same run; 2 operations for each
 multiply-add that the published network does, whether or not it is done here.
 With --out: BASE.txt and BASE.json are written, and BASE.png if matplotlib is there.

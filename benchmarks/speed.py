@@ -249,7 +249,7 @@ def save(base: Path, head: list[str], rows: list[dict]) -> None:
     axes.set_title(head[0].lstrip("# "), fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=len(ways), frameon=False)
     figure.tight_layout()
     figure.savefig(base.with_suffix(".png"), dpi=110)
 

@@ -294,13 +294,13 @@ class DCAE:
                     raise
                 log.warning("Out of memory in: %s. Trying again with less.", plan)
             planning.release(self.device)
+            if tries == RETRIES:
+                break
             try:
                 dtype = stream.weight(half).dtype
-                less = self._plan(plan.direction, plan.height, plan.width, plan.batch, plan.peak_bytes // 2, dtype)
+                plan = self._plan(plan.direction, plan.height, plan.width, plan.batch, plan.peak_bytes // 2, dtype)
             except planning.BudgetError:
                 break
-            if tries < RETRIES:
-                plan = less
         raise planning.BudgetError(
             f"Memory ran out {tries} times on {self.device}, the last time in: {plan}. Close other programs, use a "
             "smaller picture, or run it on the CPU."

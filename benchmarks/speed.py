@@ -136,7 +136,7 @@ def case(name: str, side: int, dtype: torch.dtype, arguments, ways: list[str]):
 def strips(ours: DCAE, theirs, direction: str, side: int):
     half = ours.model.encoder if direction == "encode" else ours.model.decoder
     made = quarter(ours.variant, direction, side, side, ours.dtype)
-    return lambda x: ours._stream(half, made, x, None, None)
+    return lambda x: ours._stream(half, made, x)
 
 
 def eager(ours, theirs: AutoencoderDC, direction: str, side: int):

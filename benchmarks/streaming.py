@@ -72,7 +72,7 @@ def counted(ae: DCAE, made: plan.Plan) -> int:
     if made.direction == "decode":
         shape = (ae.latent_channels, made.height // f, made.width // f)
     with LiveBytes([*half.parameters(), *half.buffers()]) as count, torch.no_grad():
-        ae._stream(half, made, torch.empty(1, *shape, device="meta", dtype=ae.dtype), None, None)
+        ae._stream(half, made, torch.empty(1, *shape, device="meta", dtype=ae.dtype))
     return count.peak
 
 
@@ -162,7 +162,7 @@ def errors(arguments):
             for direction, half, given in halves(ae, side, arguments.device):
                 whole = half(given).float()
                 made = smallest(ae.variant, direction, side, side, ae.dtype)
-                got = ae._stream(half, made, given, None, None).float()
+                got = ae._stream(half, made, given).float()
                 error = ((got - whole).norm() / whole.norm()).item()
                 score = psnr(images.to_host(got), images.to_host(whole)) if direction == "decode" else float("nan")
                 yield f"{name:28} {dtype:5} {direction:9} {side:5} {made.strips:6} {error:15.1e} {score:8.1f}"
@@ -186,7 +186,7 @@ def times(arguments):
             whole, streamed = [], []
             for i in range(arguments.repeats if slow else 6):
                 whole.append(clock(arguments.device, half, given))
-                streamed.append(clock(arguments.device, ae._stream, half, made, given, None, None))
+                streamed.append(clock(arguments.device, ae._stream, half, made, given))
                 if i == 0 and not slow:  # a warm-up
                     whole, streamed = [], []
             each = " ".join(f"{s / w:.2f}" for w, s in zip(whole, streamed, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -114,7 +115,7 @@ class DCAE:
         with torch.device("meta"):
             model = fast.Autoencoder(Autoencoder(chosen))
         model.to(parse_dtype(dtype) or best_dtype(device))
-        self.model, self.variant = model.to_empty(device=device), chosen
+        self.model, self.variant, self._turn = model.to_empty(device=device), chosen, threading.Lock()
         return self
 
     def _load(self, path: str | os.PathLike, variant: str | Variant | None, device: Device, dtype: Dtype) -> None:
@@ -137,6 +138,13 @@ class DCAE:
         model.requires_grad_(False).load_state_dict(state, assign=True)
         state.clear()  # so that the weights as they were and as they are run never both exist whole
         self.model, self.variant = fast.Autoencoder(model, rewrites, device, dtype), variant
+        self._turn = threading.Lock()
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_turn"}  # locks can't be copied
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _turn=threading.Lock())
 
     @property
     def scaling_factor(self) -> float:
@@ -202,7 +210,7 @@ class DCAE:
         progress: Progress | None = None,
         output_device: Device = None,
     ) -> Tensor:
-        """Pictures [B, 3, H, W] in [-1, 1], on any device -> raw latents [B, c, ceil(H/f), ceil(W/f)].
+        """Pictures [B, 3, H, W] in [-1, 1], or uint8, on any device -> raw latents [B, c, ceil(H/f), ceil(W/f)].
 
         Sides that are not multiples of f are padded by repeating the edge; give the true size to `decode` to get it
         back. `budget` as in `plan`: within it, any size comes out as in a whole run. `progress(done, total)` is called
@@ -210,9 +218,10 @@ class DCAE:
         the model's. In fp16 a result that is not finite is computed again in fp32 and returned as such.
         Raises ImageError and BudgetError.
         """
-        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point() or not x.shape[0]:
+        known = x.is_floating_point() or x.dtype == torch.uint8
+        if x.ndim != 4 or x.shape[1] != 3 or not known or not x.shape[0]:
             raise ImageError(
-                f"encode was given {_describe(x)}: needed are floats [batch, 3, height, width] in [-1, 1]. "
+                f"encode was given {_describe(x)}: needed are floats [batch, 3, height, width] in [-1, 1], or uint8. "
                 "dcae_core.images.from_host makes them from [batch, height, width, channels] in [0, 1]."
             )
         how = Fit(x.shape[2], x.shape[3], self.spatial_ratio)
@@ -226,15 +235,17 @@ class DCAE:
         budget: planning.Budget = None,
         progress: Progress | None = None,
         output_device: Device = None,
+        as_uint8: bool = False,
     ) -> Tensor:
         """Raw latents [B, c, h, w], on any device -> pictures [B, 3, f*h, f*w], around [-1, 1] (not clamped).
 
-        `size` (height, width) cuts off what `encode` padded. The rest as for `encode`. Raises LatentError and
-        BudgetError.
+        `size` (height, width) cuts off what `encode` padded. `as_uint8` gives clamped and rounded 0 to 255 instead,
+        made on the model's device, so that a quarter of fp32's bytes leave it. The rest as for `encode`. Raises
+        LatentError and BudgetError.
         """
         self.check_latent(z)
         whole = (z.shape[2] * self.spatial_ratio, z.shape[3] * self.spatial_ratio)
-        picture = self._run("decode", z, whole, budget, progress, output_device)
+        picture = self._run("decode", z, whole, budget, progress, output_device, as_uint8)
         return picture if size is None else images.crop(picture, size)
 
     def check_latent(self, z: Tensor) -> None:
@@ -259,23 +270,27 @@ class DCAE:
         budget: planning.Budget,
         progress: Progress | None,
         output_device: Device,
+        as_uint8: bool = False,
     ) -> Tensor:
         """Plans and streams; `size` is the padded picture's. Plans again for less where memory runs out all the same,
-        and in fp32 where fp16 overflows."""
+        and in fp32 where fp16 overflows. One run at a time: the redo changes the weights' dtype under way."""
         half = self.model.encoder if direction == "encode" else self.model.decoder
-        dtype = stream.weight(half).dtype
-        plan = self._plan(direction, *size, len(x), budget, dtype)
-        y = self._within(half, plan, x, progress, output_device)
-        if y.dtype != torch.float16 or torch.linalg.vector_norm(y, float("inf")).isfinite():
-            return y
-        log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", self.variant.name)
-        del y
-        try:
-            half.float()  # fp16 weights survive the way to fp32 and back unchanged
-            plan = self._plan(direction, *size, len(x), budget, torch.float32)
-            return self._within(half, plan, x, progress, output_device)
-        finally:
-            half.to(dtype)
+        with self._turn:
+            dtype = stream.weight(half).dtype
+            plan = self._plan(direction, *size, len(x), budget, dtype)
+            if dtype != torch.float16:
+                return self._within(half, plan, x, progress, output_device, torch.uint8 if as_uint8 else dtype)
+            y = self._within(half, plan, x, progress, output_device, dtype)  # in uint8 an overflow could not be seen
+            if torch.linalg.vector_norm(y, float("inf")).isfinite():
+                return images.to_bytes(y) if as_uint8 else y
+            log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", self.variant.name)
+            del y
+            try:
+                half.float()  # fp16 weights survive the way to fp32 and back unchanged
+                plan = self._plan(direction, *size, len(x), budget, torch.float32)
+                return self._within(half, plan, x, progress, output_device, torch.uint8 if as_uint8 else torch.float32)
+            finally:
+                half.to(dtype)
 
     def _within(
         self,
@@ -284,11 +299,12 @@ class DCAE:
         x: Tensor,
         progress: Progress | None,
         output_device: Device,
+        output_dtype: torch.dtype,
     ) -> Tensor:
         for tries in range(1, RETRIES + 1):
             try:
                 with without_autocast(self.device):
-                    return self._stream(half, plan, x, progress, output_device)
+                    return self._stream(half, plan, x, progress, output_device, output_dtype)
             except (RuntimeError, MemoryError) as error:
                 if not planning.is_out_of_memory(error):
                     raise
@@ -311,17 +327,19 @@ class DCAE:
         half: torch.nn.Module,
         plan: planning.Plan,
         x: Tensor,
-        progress: Progress | None,
-        output_device: Device,
+        progress: Progress | None = None,
+        output_device: Device = None,
+        output_dtype: torch.dtype | None = None,
     ) -> Tensor:
         like = stream.weight(half)
+        output_device, output_dtype = output_device or like.device, output_dtype or like.dtype
         if plan.whole:
-            return self._whole(half, plan, x, progress, output_device or like.device)
+            return self._whole(half, plan, x, progress, output_device, output_dtype)
         if plan.direction == "encode":
             read, shape = (plan.height, plan.width), (self.latent_channels, *self._latent_size(plan))
         else:
             read, shape = self._latent_size(plan), (3, plan.height, plan.width)
-        out = torch.empty((len(x), *shape), dtype=like.dtype, device=output_device or like.device)
+        out = torch.empty((len(x), *shape), dtype=output_dtype, device=output_device)
         done = 0
 
         def tick() -> None:
@@ -335,15 +353,25 @@ class DCAE:
         return out
 
     def _whole(
-        self, half: torch.nn.Module, plan: planning.Plan, x: Tensor, progress: Progress | None, output: Device
+        self,
+        half: torch.nn.Module,
+        plan: planning.Plan,
+        x: Tensor,
+        progress: Progress | None,
+        output: Device,
+        output_dtype: torch.dtype,
     ) -> Tensor:
         """Layer by layer, as many pictures at once as the plan says."""
         like, out = stream.weight(half), None
         for i, part in enumerate(x.split(plan.together)):
+            if part.dtype == torch.uint8:
+                part = images.from_bytes(part.to(like.device).to(like.dtype))
             part = part.to(like.device, like.dtype)
             if plan.direction == "encode":
                 part = images.fit(part, Fit(*part.shape[2:], self.spatial_ratio))
             y = half(part)
+            if output_dtype == torch.uint8:
+                y = images.to_bytes(y)
             if plan.together >= len(x):
                 out = y.to(output)
             else:

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from .errors import ImageError
 from .sizes import Fit
 
-__all__ = ["crop", "fit", "from_host", "read", "to_host", "write"]
+__all__ = ["crop", "fit", "from_bytes", "from_host", "read", "to_bytes", "to_host", "write"]
 
 
 def from_host(image: Tensor) -> Tensor:
-    """[B, H, W, C] or [H, W, C] in [0, 1] -> [B, 3, H, W] in [-1, 1].
+    """[B, H, W, C] or [H, W, C] in [0, 1] -> [B, 3, H, W] in [-1, 1]; of uint8, which `DCAE.encode` takes as it is,
+    only the layout is changed.
 
     One channel is grey and becomes three equal ones; a second or fourth channel is alpha and is dropped, as ComfyUI
     does. Raises ImageError for other shapes.
@@ -33,6 +34,8 @@ def from_host(image: Tensor) -> Tensor:
         )
     channels = image.shape[-1]
     image = image[..., :1].expand(-1, -1, -1, 3) if channels < 3 else image[..., :3]
+    if image.dtype == torch.uint8:
+        return image.movedim(-1, 1)
     if not image.is_floating_point():
         raise ImageError(f"The picture holds {image.dtype}: divide by its maximum to get floats in [0, 1].")
     return image.movedim(-1, 1) * 2 - 1
@@ -41,6 +44,16 @@ def from_host(image: Tensor) -> Tensor:
 def to_host(x: Tensor) -> Tensor:
     """[B, 3, H, W] around [-1, 1] -> [B, H, W, 3] fp32, clamped to [0, 1]."""
     return (x.float() + 1).div_(2).clamp_(0, 1).movedim(1, -1)
+
+
+def from_bytes(x: Tensor) -> Tensor:
+    """In place: whole numbers from 0 to 255 in a float tensor -> [-1, 1]. Rounded once, in bf16 and fp16 too."""
+    return x.mul_(2).sub_(255).div_(255)
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """[-1, 1], clamped -> uint8, rounded to the nearest."""
+    return x.float().add(1).mul_(127.5).clamp_(0, 255).round_().to(torch.uint8)
 
 
 def fit(x: Tensor, how: Fit) -> Tensor:

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .. import fast
+from .. import fast, images
 from .layers import Attend, Conv, Glu, Head, Layer, Res, Sums
 
 __all__ = ["Source", "Sweep", "empty", "run", "sweeps", "weight"]
@@ -66,15 +66,16 @@ class Sink(Layer):
     def push(self, n: int, last: bool) -> None:
         rows = self.target[:, :, self.done : self.done + n]
         if not self.direct:
-            rows.copy_(self.buffer[:, :, :n])
+            made = self.buffer[:, :, :n]
+            rows.copy_(images.to_bytes(made) if rows.dtype == torch.uint8 else made)
         if self.sums:
             self.sums.add(rows, last)
         self.done += n
 
 
 class Source:
-    """The map [1, C, H, W] that a sweep reads, of any device and dtype; beyond its edges, up to `size`, the edge is
-    repeated."""
+    """The map [1, C, H, W] that a sweep reads, of any device and dtype (a picture in uint8 becomes [-1, 1]); beyond its
+    edges, up to `size`, the edge is repeated."""
 
     def __init__(self, whole: Tensor, size: tuple[int, int] | None = None):
         self.whole, self.size = whole, size or tuple(whole.shape[2:])
@@ -82,15 +83,19 @@ class Source:
     def read(self, top: int, room: Tensor) -> None:
         """Fills `room` with the rows from `top` on."""
         height, width = self.whole.shape[2:]
-        there = min(room.shape[2], height - top)
-        if there > 0:
-            room[:, :, :there, :width].copy_(self.whole[:, :, top : top + there])
-        else:
-            there = 0
+        there = max(min(room.shape[2], height - top), 0)
+        if there:
+            self.copy(self.whole[:, :, top : top + there], room[:, :, :there, :width])
         if there < room.shape[2]:
-            room[:, :, there:, :width].copy_(self.whole[:, :, -1:])
+            self.copy(self.whole[:, :, -1:], room[:, :, there:, :width])
         if width < room.shape[3]:
             room[..., width:].copy_(room[..., width - 1 : width].clone())
+
+    def copy(self, rows: Tensor, room: Tensor) -> None:
+        if rows.dtype == torch.uint8:
+            images.from_bytes(room.copy_(rows.to(room.device)))  # moved as bytes: a copy would convert first, then move
+        else:
+            room.copy_(rows)
 
 
 def run(half, source: Source, out: Tensor, rows: tuple[int, ...], tick: Callable[[], None] | None = None) -> None:

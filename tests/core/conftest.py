@@ -38,7 +38,7 @@ def streamed(ae: DCAE, direction: str, given: torch.Tensor) -> torch.Tensor:
     assert not made.whole
     half = ae.model.encoder if direction == "encode" else ae.model.decoder
     with torch.no_grad():
-        return ae._stream(half, made, given, None, None)
+        return ae._stream(half, made, given)
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
+import copy
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, DownloadError, ImageError, LatentError, images
+from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, CheckpointError, DownloadError, ImageError, LatentError, images
 from dcae_core.errors import OptionError
 from dcae_core.sizes import Fit
 
@@ -26,6 +28,52 @@ def test_padding_repeats_the_edge(ae):
     x = torch.rand(1, 3, 40, 50) * 2 - 1
     padded = torch.nn.functional.pad(x, (0, 14, 0, 24), mode="replicate")
     assert torch.equal(ae.encode(x), ae.encode(padded))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_pictures_in_bytes(small_state, whole, dtype):
+    ae = DCAE.from_state_dict(small_state, device="cpu", dtype=dtype)
+    x = torch.randint(256, (2, 3, 130, 95), dtype=torch.uint8)
+    budget = {d: None if whole else _least(ae, d, x.shape) for d in ("encode", "decode")}
+    as_floats = ae.encode(x.float() / 127.5 - 1, budget["encode"])
+    z = ae.encode(x, budget["encode"])
+    assert torch.allclose(z.float(), as_floats.float(), atol=2e-5 if dtype == "fp32" else 1e-2)
+    floats = ae.decode(z, (130, 95), budget["decode"])
+    made = ae.decode(z, (130, 95), budget["decode"], as_uint8=True)
+    assert made.dtype == torch.uint8
+    assert torch.equal(made, ((floats.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+
+
+def _least(ae: DCAE, direction: str, shape: torch.Size) -> int:
+    with pytest.raises(BudgetError) as error:
+        ae.plan(direction, *shape[2:], len(shape), 1)
+    return error.value.needed
+
+
+def test_copies_run_too(ae):
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(copy.deepcopy(ae).encode(x), ae.encode(x))
+
+
+def test_two_threads_while_one_overflows(small_state):
+    """fp16 that overflows is done again with the weights in fp32: another run must not meet them under way."""
+    ae = DCAE.from_state_dict(small_state, device="cpu", dtype="fp16")
+    x = torch.rand(1, 3, 64, 64)
+    right, failed = ae.encode(x), []
+
+    def steady():
+        for _ in range(20):
+            z = ae.encode(x)
+            if z.dtype != torch.float16 or not torch.equal(z, right):
+                failed.append(z)
+
+    other = threading.Thread(target=steady)
+    other.start()
+    for _ in range(10):
+        assert ae.encode(x * 60000).dtype == torch.float32
+    other.join()
+    assert not failed
 
 
 def test_a_batch_is_its_pictures(ae):

@@ -30,9 +30,19 @@ def test_wrong_shapes(shape):
         images.from_host(torch.zeros(shape))
 
 
-def test_eight_bit_integers_are_refused_with_advice():
+def test_wide_integers_are_refused_with_advice():
     with pytest.raises(ImageError, match="divide"):
-        images.from_host(torch.zeros(1, 2, 2, 3, dtype=torch.uint8))
+        images.from_host(torch.zeros(1, 2, 2, 3, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_bytes_are_rounded_once(dtype):
+    whole = torch.arange(256, dtype=torch.uint8)
+    x = images.from_bytes(whole.to(dtype))
+    assert torch.equal(x, (whole.double() / 127.5 - 1).to(dtype))
+    if dtype == torch.float32:
+        assert torch.equal(images.to_bytes(x), whole)
+    assert images.to_bytes(torch.tensor([-9.0, -1, 0.001, 1, 9]).to(dtype)).tolist() == [0, 0, 128, 255, 255]
 
 
 def test_crop_mode_keeps_the_centre():

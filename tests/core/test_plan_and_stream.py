@@ -89,7 +89,7 @@ def counted(ae: DCAE, made: plan.Plan) -> int:
             shape = (made.batch, ae.latent_channels, made.height // side, made.width // side)
             x = torch.empty(shape, device="meta", dtype=ae.dtype)
         with torch.no_grad():
-            ae._stream(half, made, x, None, None)
+            ae._stream(half, made, x)
     return count.peak
 
 

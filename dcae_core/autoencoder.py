@@ -41,7 +41,14 @@ class DCAE:
         ae = DCAE("dc-ae-f32c32-mix-1.0", download=True)
         latents = ae.encode(pictures)  # [B, 3, H, W] in [-1, 1] -> raw [B, c, H/f, W/f]
         pictures = ae.decode(latents)
+
+    Beside what the properties tell: `variant`; `path` and `layout` ("diffusers" or "original") of what was loaded, None
+    for neither; `last_plan`, how the last run went, None before the first.
     """
+
+    path: Path | None = None
+    layout: str | None = None
+    last_plan: planning.Plan | None = None
 
     def __init__(
         self,
@@ -103,6 +110,7 @@ class DCAE:
         layout, fits = keys.candidates({k: tuple(t.shape) for k, t in inner.items()}, "The state dict")
         chosen = choose(fits, variant, [], "The state dict")
         self = cls.__new__(cls)
+        self.layout = layout
         self._build(complete(inner, layout, chosen), chosen, device, dtype, rewrites)
         return self
 
@@ -121,6 +129,7 @@ class DCAE:
     def _load(self, path: str | os.PathLike, variant: str | Variant | None, device: Device, dtype: Dtype) -> None:
         checkpoint = Checkpoint(path)
         chosen = checkpoint.choose(variant)
+        self.path, self.layout = checkpoint.path, checkpoint.layout
         self._build(checkpoint.state(chosen), chosen, device, dtype)
 
     def _build(
@@ -186,21 +195,20 @@ class DCAE:
         budget: bytes for activations, input and output, beside the weights, as a number or as "4GiB"; None is what is
         free on the device now. Raises BudgetError, which names the smallest budget that would do.
         """
-        return self._plan(direction, height, width, batch, budget, self.dtype)
-
-    def _plan(
-        self, direction: str, height: int, width: int, batch: int, budget: planning.Budget, dtype: torch.dtype
-    ) -> planning.Plan:
+        like = stream.weight(self._half(direction))
         limit, firm = planning.parse_bytes(budget), budget is not None
         if not firm:
-            limit = planning.free_bytes(self.device)
+            limit = planning.free_bytes(like.device)
         try:
-            return planning.make(self.variant, direction, height, width, batch, limit, dtype)
+            return planning.make(self.variant, direction, height, width, batch, limit, like.dtype)
         except planning.BudgetError as error:
             if firm:
                 raise
             # What is free was only measured: try with the least there is.
-            return planning.make(self.variant, direction, height, width, batch, error.needed, dtype)
+            return planning.make(self.variant, direction, height, width, batch, error.needed, like.dtype)
+
+    def _half(self, direction: str) -> torch.nn.Module:
+        return self.model.encoder if direction == "encode" else self.model.decoder
 
     @torch.no_grad()
     def encode(
@@ -274,10 +282,10 @@ class DCAE:
     ) -> Tensor:
         """Plans and streams; `size` is the padded picture's. Plans again for less where memory runs out all the same,
         and in fp32 where fp16 overflows. One run at a time: the redo changes the weights' dtype under way."""
-        half = self.model.encoder if direction == "encode" else self.model.decoder
+        half = self._half(direction)
         with self._turn:
             dtype = stream.weight(half).dtype
-            plan = self._plan(direction, *size, len(x), budget, dtype)
+            plan = self.plan(direction, *size, len(x), budget)
             if dtype != torch.float16:
                 return self._within(half, plan, x, progress, output_device, torch.uint8 if as_uint8 else dtype)
             y = self._within(half, plan, x, progress, output_device, dtype)  # in uint8 an overflow could not be seen
@@ -287,7 +295,7 @@ class DCAE:
             del y
             try:
                 half.float()  # fp16 weights survive the way to fp32 and back unchanged
-                plan = self._plan(direction, *size, len(x), budget, torch.float32)
+                plan = self.plan(direction, *size, len(x), budget)
                 return self._within(half, plan, x, progress, output_device, torch.uint8 if as_uint8 else torch.float32)
             finally:
                 half.to(dtype)
@@ -303,18 +311,19 @@ class DCAE:
     ) -> Tensor:
         for tries in range(1, RETRIES + 1):
             try:
-                with without_autocast(self.device):
-                    return self._stream(half, plan, x, progress, output_device, output_dtype)
+                with without_autocast(stream.weight(half).device):
+                    made = self._stream(half, plan, x, progress, output_device, output_dtype)
+                self.last_plan = plan
+                return made
             except (RuntimeError, MemoryError) as error:
                 if not planning.is_out_of_memory(error):
                     raise
                 log.warning("Out of memory in: %s. Trying again with less.", plan)
-            planning.release(self.device)
+            planning.release(stream.weight(half).device)
             if tries == RETRIES:
                 break
             try:
-                dtype = stream.weight(half).dtype
-                plan = self._plan(plan.direction, plan.height, plan.width, plan.batch, plan.peak_bytes // 2, dtype)
+                plan = self.plan(plan.direction, plan.height, plan.width, plan.batch, plan.peak_bytes // 2)
             except planning.BudgetError:
                 break
         raise planning.BudgetError(

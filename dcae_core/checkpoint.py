@@ -7,6 +7,7 @@ tensor that stays on the CPU in its own dtype is never copied.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from . import keys, variants
 from .errors import CheckpointError, UnknownVariant
 from .variants import Variant
 
-__all__ = ["Checkpoint", "choose", "save"]
+__all__ = ["Checkpoint", "choose", "is_dcae", "is_shard", "save"]
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +176,30 @@ def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant,
     return file
 
 
+def is_dcae(path: str | os.PathLike) -> bool:
+    """Is this a file or folder that holds one DC-AE? Looked at once for each state of the file."""
+    try:
+        file = _files(Path(path))[0]
+        stat = file.stat()
+    except (CheckpointError, OSError):
+        return False
+    return _opens(str(path), str(file), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(4096)
+def _opens(path: str, file: str, size: int, changed: int) -> bool:
+    try:
+        Checkpoint(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def is_shard(path: Path) -> bool:
+    """Is this the name of one of several files?"""
+    return re.search(r"-\d{5}-of-\d{5}\.safetensors$", path.name) is not None
+
+
 def _files(path: Path) -> list[Path]:
     """The safetensors files that make up what `path` names."""
     if path.is_dir():
@@ -193,7 +218,7 @@ def _files(path: Path) -> list[Path]:
         )
     if not path.is_file():
         raise CheckpointError(f"There is no file or folder {path}. Check the path, or download a variant first.")
-    if re.search(r"-\d{5}-of-\d{5}\.safetensors$", path.name):
+    if is_shard(path):
         for name in INDEX_FILES:
             if (path.parent / name).is_file():
                 return _shards(path.parent / name)

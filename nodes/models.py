@@ -11,7 +11,7 @@ from pathlib import Path
 import folder_paths
 
 from ..dcae_core import DEMO, VARIANTS, CheckpointError, DownloadError, UnknownVariant, find, hub
-from ..dcae_core.checkpoint import Checkpoint
+from ..dcae_core.checkpoint import Checkpoint, is_dcae, is_shard
 from ..dcae_core.variants import Variant
 
 __all__ = ["choices", "fingerprint", "locate", "place_example", "problem"]
@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 BUNDLED = f"{DEMO} (bundled)"
 DOWNLOAD = " (download)"
 EXAMPLE = "dcae_example.jpg"
-
-_seen: dict[tuple[str, int, int], bool] = {}  # (path, size, mtime) -> is it a DC-AE?
 
 
 def choices() -> list[str]:
@@ -112,17 +110,7 @@ def _path(choice: str) -> Path | None:
 
 
 def _is_dcae(name: str) -> bool:
-    if not name.endswith(".safetensors") or re.search(r"-(?!00001)\d{5}-of-\d{5}\.safetensors$", name):
+    if not name.endswith(".safetensors") or (is_shard(Path(name)) and "-00001-of-" not in name):
         return False
     path = folder_paths.get_full_path("vae", name)
-    if path is None:
-        return False
-    stat = os.stat(path)
-    key = (path, stat.st_size, stat.st_mtime_ns)
-    if key not in _seen:
-        try:
-            Checkpoint(path)
-            _seen[key] = True
-        except CheckpointError:
-            _seen[key] = False
-    return _seen[key]
+    return path is not None and is_dcae(path)

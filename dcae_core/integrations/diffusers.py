@@ -1,0 +1,158 @@
+"""For diffusers: an AutoencoderDC that runs on dcae_core, for every pipeline that takes one.
+
+vae = StreamedAutoencoderDC.from_pretrained("dc-ae-f32c32-sana-1.1", torch_dtype=torch.bfloat16, budget="2GiB")
+pipe = SanaPipeline.from_pretrained("Efficient-Large-Model/Sana_1600M_4Kpx_BF16_diffusers", vae=vae)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderDC
+from diffusers.models.autoencoders.vae import DecoderOutput, EncoderOutput, IdentityDistribution
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+
+from ..autoencoder import DCAE
+from ..errors import OptionError
+from ..plan import Budget, Plan
+from ..variants import Variant
+
+__all__ = ["Latent", "StreamedAutoencoderDC"]
+
+
+@dataclass
+class Latent(EncoderOutput):
+    """What `encode` returns: `latent`, and `latent_dist` for callers that expect a distribution. There is none: its
+    `sample()` and `mode()` are the latent."""
+
+    @property
+    def latent_dist(self) -> IdentityDistribution:
+        return IdentityDistribution(self.latent)
+
+
+class StreamedAutoencoderDC(AutoencoderDC):
+    """A DC-AE of any size in a memory budget, with the pixels of an untiled run, where diffusers wants an
+    AutoencoderDC. For inference: nothing is differentiated, and the weights, rewritten for speed, can't be saved.
+
+    core: the DCAE behind it, whose weights are this module's own. budget: bytes beside the weights, as a number or as
+    "4GiB"; None is what is free at each run. progress: called with (done, total) after each strip; what it raises stops
+    the run. `enable_tiling` and `enable_slicing` are taken and change nothing: the budget decides, and no tile is ever
+    blended. `config` is that of the published variant, with its scaling factor.
+    """
+
+    def __init__(self, core: DCAE, budget: Budget = None, progress: Callable[[int, int], None] | None = None):
+        super(AutoencoderDC, self).__init__()  # not AutoencoderDC's own, which builds a network
+        self.register_to_config(**{k: v for k, v in core.variant.diffusers_config().items() if not k.startswith("_")})
+        self.core, self.budget, self.progress = core, budget, progress
+        self.encoder, self.decoder = core.model.encoder, core.model.decoder
+        self.spatial_compression_ratio, self.temporal_compression_ratio = core.spatial_ratio, 1
+        self.use_slicing = self.use_tiling = False
+        self.tile_sample_min_height = self.tile_sample_min_width = 512
+        self.tile_sample_stride_height = self.tile_sample_stride_width = 448
+        self.enable_tiling()  # sets what follows from these
+        self.disable_tiling()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike,
+        *,
+        subfolder: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        budget: Budget = None,
+        device: str | torch.device = "cpu",
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+    ) -> StreamedAutoencoderDC:
+        """From a folder or file in either key layout, or by the name of a variant or of its repository, which is
+        downloaded if it is not here, to `cache_dir` (None: $DCAE_HOME or ~/.cache/dcae).
+
+        torch_dtype: None is fp32, as in diffusers. Raises UnknownVariant, DownloadError, CheckpointError.
+        """
+        if subfolder is not None:
+            model = Path(model) / subfolder
+        core = DCAE(model, device, torch_dtype or torch.float32, cache_dir, download=not local_files_only)
+        return cls(core, budget)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | os.PathLike,
+        *,
+        variant: str | Variant | None = None,
+        torch_dtype: torch.dtype | None = None,
+        budget: Budget = None,
+        device: str | torch.device = "cpu",
+    ) -> StreamedAutoencoderDC:
+        """From a file (or folder) here; `variant` is needed only where nothing tells `in` from `mix`. Asks no hub.
+
+        Raises CheckpointError.
+        """
+        return cls(DCAE.from_file(path, variant, device, torch_dtype or torch.float32), budget)
+
+    def limit(self) -> Budget:
+        """The budget of a run, asked for before each."""
+        return self.budget
+
+    @property
+    def last_plan(self) -> Plan | None:
+        """How the last run went; None before the first."""
+        return self.core.last_plan
+
+    @apply_forward_hook
+    def encode(self, x: Tensor, return_dict: bool = True) -> Latent | tuple[Tensor]:
+        """Pictures [B, 3, H, W] in [-1, 1] -> raw latents [B, c, ceil(H/f), ceil(W/f)].
+
+        Raises ImageError and BudgetError.
+        """
+        with weights_at_hand(self.encoder):
+            latent = self.core.encode(x, self.limit(), self.progress)
+        return Latent(latent=latent) if return_dict else (latent,)
+
+    @apply_forward_hook
+    def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """Raw latents [B, c, h, w] -> pictures [B, 3, f*h, f*w] around [-1, 1].
+
+        Raises LatentError and BudgetError.
+        """
+        with weights_at_hand(self.decoder):
+            picture = self.core.decode(z, budget=self.limit(), progress=self.progress)
+        return DecoderOutput(sample=picture) if return_dict else (picture,)
+
+    def tiled_encode(self, x: Tensor, return_dict: bool = True) -> Latent | tuple[Tensor]:
+        """As `encode`."""
+        return self.encode(x, return_dict)
+
+    def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """As `decode`."""
+        return self.decode(z, return_dict)
+
+    def save_pretrained(self, *args, **options) -> None:
+        """Raises OptionError: the weights here are not as published."""
+        raise OptionError(
+            f"The weights of {self.core.variant.name} were rewritten for speed and can't be saved from here. Copy "
+            f"{self.core.path or 'what they were loaded from'}, or save a pipeline with diffusers' AutoencoderDC."
+        )
+
+
+@contextlib.contextmanager
+def weights_at_hand(half: nn.Module) -> Iterator[None]:
+    """Brings weights that accelerate's hooks hold elsewhere (sequential offload) to where they run, for as long as this
+    lasts: strips read them without calling the modules that the hooks watch."""
+    held = [m for m in half.modules() if any(p.is_meta for p in m.parameters(recurse=False)) and hasattr(m, "_hf_hook")]
+    watched = [m.forward for m in held]
+    try:
+        for module in held:
+            module._hf_hook.pre_forward(module)
+            module.forward = module._old_forward
+        yield
+    finally:
+        for module, forward in zip(held, watched, strict=True):
+            module.forward = forward
+            module._hf_hook.post_forward(module, None)

@@ -1,0 +1,142 @@
+"""Image to image with Sana, which diffusers lacks: the pipeline, and its place in diffusers' AutoPipeline."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+import torch
+from diffusers import SanaPipeline, SanaSprintImg2ImgPipeline, SanaSprintPipeline
+from diffusers.pipelines import auto_pipeline
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..errors import OptionError
+
+__all__ = ["SanaImg2ImgPipeline", "register", "unregister"]
+
+
+class SanaImg2ImgPipeline(SanaPipeline):
+    """SanaPipeline that starts from a picture. Takes any AutoencoderDC, ours or diffusers'.
+
+    Beside SanaPipeline's arguments: image, anything that diffusers' image processors take (a PIL picture, a tensor
+    [B, 3, H, W] in [0, 1], a list of either), or scaled latents [B, c, h, w]; strength in [0, 1], how much of the
+    schedule is run: 0 gives the picture back as the autoencoder does, 1 starts from noise alone. height and width are
+    by default the picture's, rounded down to whole latent pixels.
+    """
+
+    def __call__(self, prompt=None, image=None, strength: float = 0.6, **options):
+        if image is None:
+            raise OptionError("There is no image: give image=, or use SanaPipeline, which needs none.")
+        if not 0 <= strength <= 1:
+            raise OptionError(f"strength is {strength}: needed is a number from 0 (the picture) to 1 (noise).")
+        if options.get("height") is None or options.get("width") is None:
+            options["height"], options["width"] = self._size(image)
+        self._start = image
+        try:
+            with StartingLate(self.scheduler, strength) as self._late:
+                return super().__call__(prompt, **options)
+        finally:
+            self._start = self._late = None
+
+    def _is_latent(self, image) -> bool:
+        return torch.is_tensor(image) and image.ndim == 4 and image.shape[1] == self.transformer.config.in_channels
+
+    def _size(self, image) -> tuple[int, int]:
+        ratio = self.vae_scale_factor
+        if self._is_latent(image):
+            return image.shape[2] * ratio, image.shape[3] * ratio
+        height, width = self.image_processor.get_default_height_width(image[0] if isinstance(image, list) else image)
+        return max(ratio, height // ratio * ratio), max(ratio, width // ratio * ratio)
+
+    def prepare_latents(self, batch_size, num_channels_latents, height, width, dtype, device, generator, latents=None):
+        """The picture as scaled latents, with the noise of where the schedule starts. SanaPipeline calls this after it
+        has set the timesteps."""
+        image = self._start
+        if not self._is_latent(image):
+            pixels = self.image_processor.preprocess(image, height, width)
+            image = self.vae.encode(pixels.to(device, self.vae.dtype), return_dict=False)[0]
+            image = image.to(dtype) * self.vae.config.scaling_factor
+        image = image.to(device, dtype)
+        if batch_size % len(image):
+            raise OptionError(f"{len(image)} pictures can't start {batch_size} images: give one, or one for each.")
+        image = image.repeat_interleave(batch_size // len(image), dim=0)
+        first = self.scheduler.timesteps[:1]
+        self._late.run_all()
+        if not len(first):
+            return image
+        first = first.expand(len(image))
+        noise = latents
+        if noise is None:
+            noise = randn_tensor(image.shape, generator=generator, device=device, dtype=dtype)
+        if hasattr(self.scheduler, "scale_noise"):  # the name it has in flow-matching schedulers
+            return self.scheduler.scale_noise(image, first, noise)
+        return self.scheduler.add_noise(image, noise, first)
+
+
+def _signature() -> inspect.Signature:
+    """SanaPipeline's, with image and strength: hosts look at it to find out what a pipeline takes."""
+    own = list(inspect.signature(SanaImg2ImgPipeline.__call__).parameters.values())
+    sana = [p for p in inspect.signature(SanaPipeline.__call__).parameters.values() if p.name not in ("self", "prompt")]
+    sana = [p.replace(default=None) if p.name in ("height", "width") else p for p in sana]
+    return inspect.Signature([*own[:4], *sana])
+
+
+SanaImg2ImgPipeline.__call__.__signature__ = _signature()
+
+
+class StartingLate:
+    """While it lasts, `scheduler.set_timesteps` shows only the last `strength` of the steps it sets."""
+
+    def __init__(self, scheduler, strength: float):
+        self.scheduler, self.strength, self.all = scheduler, strength, None
+
+    def __enter__(self) -> StartingLate:
+        plain, scheduler = self.scheduler.set_timesteps, self.scheduler
+
+        @functools.wraps(plain)
+        def set_timesteps(*args, **options) -> None:
+            plain(*args, **options)
+            self.all = scheduler.timesteps
+            order = getattr(scheduler, "order", 1)
+            steps = len(self.all) // order
+            kept = min(steps, max(int(steps * self.strength), 1 if self.strength else 0))
+            first = (steps - kept) * order
+            scheduler.timesteps = self.all[first:]
+            if first and hasattr(scheduler, "set_begin_index"):
+                scheduler.set_begin_index(first)
+
+        scheduler.set_timesteps = set_timesteps
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        del self.scheduler.set_timesteps
+
+    def run_all(self) -> None:
+        """Gives the scheduler back the steps it set, once the pipeline has taken those it is to run: multistep solvers
+        tell by the number of all which is the last."""
+        self.scheduler.timesteps = self.all
+
+
+ADDED = {
+    "sana": (None, SanaImg2ImgPipeline),
+    "sana-sprint": (SanaSprintPipeline, SanaSprintImg2ImgPipeline),
+}
+
+
+def register() -> None:
+    """Makes AutoPipelineForImage2Image know Sana, where it does not yet."""
+    for name, (to_image, from_image) in ADDED.items():
+        if to_image is not None:
+            auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.setdefault(name, to_image)
+        auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.setdefault(name, from_image)
+
+
+def unregister() -> None:
+    """Undoes `register`."""
+    for name, (to_image, from_image) in ADDED.items():
+        for mapping, ours in (
+            (auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING, to_image),
+            (auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, from_image),
+        ):
+            if ours is not None and mapping.get(name) is ours:
+                del mapping[name]

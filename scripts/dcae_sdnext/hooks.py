@@ -1,0 +1,202 @@
+"""What is put in the place of SD.Next's own functions, each of which is called for all that is not DC-AE's business."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from modules import devices, processing_vae, script_callbacks, sd_vae, shared
+
+from dcae_core import DCAEError
+from dcae_core.checkpoint import is_dcae
+from dcae_core.integrations import sana
+
+from . import active, names, panel, settings
+from .host import log
+
+__all__ = ["install", "uninstall"]
+
+KEEP = ("Default", "Automatic", "None", "TAESD", "REPA-E")  # choices of SD.Next that name no file
+
+# A choice that was refused when a model loaded and is still in the settings: no error each time it is looked at.
+_put_up_with: str | None = None
+problem: str | None = None  # the last refusal or failure
+
+
+def install() -> None:
+    """Replaces the functions and registers the callbacks. Once more is no harm."""
+    settings.register()
+    for module, function in (
+        (sd_vae, refresh_vae_list),
+        (sd_vae, load_vae),
+        (sd_vae, reload_vae_weights),
+        (processing_vae, vae_decode),
+    ):
+        wrap(module, function)
+    sana.register()
+    script_callbacks.on_model_loaded(model_loaded)
+    script_callbacks.on_ui_tabs(panel.tab)
+    script_callbacks.on_app_started(panel.route)
+    script_callbacks.on_script_unloaded(uninstall)
+    sd_vae.refresh_vae_list()
+    log.info("DC-AE: ready")
+
+
+def uninstall() -> None:
+    """Puts SD.Next's own functions back, and the checkpoint's own VAE."""
+    if shared.sd_loaded and active.ours(shared.sd_model) is not None:
+        active.restore(shared.sd_model)
+    for module in (sd_vae, processing_vae):
+        for name, function in list(vars(module).items()):
+            if hasattr(function, "dcae_plain"):
+                setattr(module, name, function.dcae_plain)
+    sana.unregister()
+
+
+def wrap(module, function) -> None:
+    """Puts `function`, called with the module's own of its name first, in that one's place."""
+    plain = getattr(module, function.__name__)
+    plain = getattr(plain, "dcae_plain", plain)
+    wrapped = functools.wraps(plain)(functools.partial(function, plain))
+    wrapped.dcae_plain = plain
+    setattr(module, function.__name__, wrapped)
+
+
+def refresh_vae_list(plain):
+    """Also lists DC-AEs by names of their own, and those that could be downloaded."""
+    found = plain()
+    try:
+        names.arrange(sd_vae.vae_dict, Path(shared.opts.vae_dir), settings.downloads())
+    except OSError as error:
+        log.error(f"DC-AE: {shared.opts.vae_dir} can't be searched: {error}")
+    return found
+
+
+def load_vae(plain, model_file, vae_file=None, vae_source="unknown-source"):
+    """Refuses a DC-AE, which SD.Next would take for something else. Ours are loaded by `reload_vae_weights`."""
+    if vae_file is not None and (is_dcae(vae_file) or names.published(vae_file)):
+        log.error(f"DC-AE: {wrong_latent_space(Path(vae_file).name)}")
+        return None
+    return plain(model_file, vae_file, vae_source)
+
+
+def reload_vae_weights(plain, sd_model=None, vae_file=sd_vae.unspecified):
+    """Loads a DC-AE that is chosen, for a model made for one, or puts the checkpoint's own back.
+
+    Raises DCAEError where that fails, so that a setting goes back to what it was and a request is told.
+    """
+    pipe = sd_model or shared.sd_model
+    if pipe is None:
+        return None
+    name, path = chosen(pipe, vae_file)
+    try:
+        if not choose(pipe, name, path):
+            return plain(sd_model, vae_file)
+    except DCAEError as error:
+        refused(name, error)
+        if name != _put_up_with:
+            raise
+    return pipe
+
+
+def model_loaded(pipe) -> None:
+    """Puts the chosen DC-AE into a model that has just loaded."""
+    global _put_up_with, problem
+    _put_up_with = problem = None
+    name, path = chosen(pipe, sd_vae.unspecified)
+    try:
+        choose(pipe, name, path)
+    except DCAEError as error:
+        refused(name, error)
+        _put_up_with = name
+
+
+def chosen(pipe, vae_file) -> tuple[str, str | None]:
+    """Name and path of what is chosen; None for the checkpoint's own, and the name itself where nothing is known."""
+    if vae_file is not sd_vae.unspecified:
+        if vae_file in (None, "None"):
+            return "Default", None
+        name = next((name for name, path in sd_vae.vae_dict.items() if path == vae_file), Path(vae_file).name)
+        return name, vae_file
+    name = shared.opts.sd_vae
+    path = None if name in KEEP or shared.cmd_opts.vae else names.locate(name, sd_vae.vae_dict)
+    if path is not None and (is_dcae(path) or names.published(path)):
+        return name, path
+    path, _ = sd_vae.resolve_vae(pipe.sd_checkpoint_info.filename)
+    return name, path if path is not None or name in KEEP else name
+
+
+def choose(pipe, name: str, path: str | None) -> bool:
+    """Does what a choice asks for; False if that is SD.Next's to do. Raises DCAEError."""
+    global problem
+    dcae = path is not None and (is_dcae(path) or names.published(path) is not None)
+    if active.own(pipe) is None:
+        if dcae:
+            raise DCAEError(wrong_latent_space(name))
+        return False
+    if path is None:
+        if active.ours(pipe) is None:
+            return False
+        active.restore(pipe)
+    elif dcae:
+        active.put(pipe, active.load(name, path))
+    elif not Path(path).exists():
+        raise DCAEError(f"There is no VAE {name!r}: refresh the list and choose again. The VAE stays as it was.")
+    else:
+        why = refusal(path)
+        raise DCAEError(f"{name} can't be this model's VAE, which has to be a DC-AE: {why} The VAE stays as it was.")
+    problem = None
+    return True
+
+
+def refusal(path: str) -> str:
+    """Why a file is not a DC-AE."""
+    from dcae_core.checkpoint import Checkpoint
+
+    try:
+        Checkpoint(path)
+    except DCAEError as error:
+        return str(error)
+    return ""
+
+
+def wrong_latent_space(name: str) -> str:
+    return (
+        f"{name} is a DC-AE, whose latent space this model does not have: it can be the VAE of models such as Sana. "
+        "The VAE stays as it was."
+    )
+
+
+def refused(name: str, error: DCAEError) -> None:
+    global problem
+    problem = str(error)
+    if name != _put_up_with:
+        log.error(f"DC-AE: {error}")
+
+
+def vae_decode(plain, latents, model, output_type="np", vae_type="Full", *args, **options):
+    """Decodes a DC-AE's small latents, which SD.Next takes for pictures, and passes on why a decode failed."""
+    pipe = model or shared.sd_model
+    if not hasattr(pipe, "vae") and hasattr(pipe, "pipe"):
+        pipe = pipe.pipe
+    if is_small_latent(latents, pipe) and vae_type == "Full" and not (shared.state.interrupted or shared.state.skipped):
+        job = shared.state.begin("VAE Decode")
+        decoded = processing_vae.full_vae_decode(latents if latents.ndim == 4 else latents[None], pipe)
+        images = processing_vae.vae_postprocess(decoded, pipe, output_type)
+        devices.torch_gc()
+        shared.state.end(job)
+    else:
+        images = plain(latents, model, output_type, vae_type, *args, **options)
+    vae = active.ours(pipe)
+    if vae is not None and vae.failure is not None:
+        failure, vae.failure = vae.failure, None
+        raise failure
+    return images
+
+
+def is_small_latent(latents, pipe) -> bool:
+    vae = active.own(pipe)
+    if vae is None or not torch.is_tensor(latents) or latents.ndim not in (3, 4) or latents.shape[-1] > 4:
+        return False
+    return latents.shape[-3] == vae.config.latent_channels

@@ -1,0 +1,224 @@
+"""A real SD.Next for tests: started on the CPU, with this pack among its extensions, and talked to over its API.
+
+Run as a program (`python3 tools/run.py sdnext`) it starts one to try by hand. Its sources are those of $SDNEXT_PATH,
+its Python that of $DCAE_SDNEXT_ENV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+from PIL import Image
+
+PACK = Path(__file__).resolve().parents[2]
+MODEL = "tiny_sana_diffusers"
+OPTIONS = {
+    "offline_mode": True,
+    "samples_format": "png",
+    "samples_save": False,
+    "sd_model_checkpoint": f"Diffusers/{MODEL}",
+    "sd_checkpoint_autoload": True,
+    "diffusers_offload_mode": "none",
+    "show_progress_type": "None",
+    "cuda_dtype": "FP32",
+}
+
+
+class Failed(Exception):
+    """SD.Next answered a request with an error; the text is its answer."""
+
+
+class Server:
+    """One SD.Next, from `start()` to `stop()` or as a context manager.
+
+    `data` is its data folder; without one a temporary folder is, and goes at `stop()`. `options` are put into its
+    settings before it starts. `pack` is linked into its extensions as `pack_name`; None for a stock SD.Next.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: Path | None = None,
+        env: Path | None = None,
+        data: Path | None = None,
+        pack: Path | None = PACK,
+        pack_name: str = "dcae",
+        port: int = 0,
+        options: Mapping[str, Any] | None = None,
+    ):
+        self.sources = sources or Path(os.environ["SDNEXT_PATH"])
+        self.env = env or Path(os.environ["DCAE_SDNEXT_ENV"])
+        self.keep = data is not None
+        self.data = Path(data).resolve() if data else Path(tempfile.mkdtemp(prefix="sdnext-")).resolve()
+        self.pack, self.pack_name = pack, pack_name
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.options = {**OPTIONS, **(options or {})}
+        self.vae_folder = self.data / "models" / "VAE"
+        self.model_folder = self.data / "models" / "Diffusers" / MODEL
+        self.log_file = self.data / "console.log"
+        self.process: subprocess.Popen | None = None
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Makes the data folder, with the tiny Sana in it."""
+        (self.data / "extensions").mkdir(parents=True, exist_ok=True)
+        self.vae_folder.mkdir(parents=True, exist_ok=True)
+        link = self.data / "extensions" / self.pack_name
+        if self.pack and not link.exists():
+            link.symlink_to(self.pack, target_is_directory=True)
+        if not (self.model_folder / "model_index.json").exists():
+            self.model_folder.parent.mkdir(parents=True, exist_ok=True)
+            made = subprocess.run(
+                [python_of(self.env), PACK / "tests" / "tiny_sana.py", self.model_folder], capture_output=True, text=True
+            )
+            if made.returncode:
+                raise RuntimeError(f"The tiny Sana could not be made:\n{made.stderr[-3000:]}")
+        (self.data / "config.json").write_text(json.dumps(self.options))
+
+    def start(self, timeout: float = 300) -> Server:
+        """Start it and wait until it answers and has its model; RuntimeError with the end of its log if it does not."""
+        command = [python_of(self.env), "launch.py", "--skip-all", "--server-name", "127.0.0.1", "--port", self.port]
+        command += ["--data-dir", self.data, "--theme", "standard/black-teal", "--log", self.data / "sdnext.log"]
+        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+        fixed = {"TORCH_COMPILE_DISABLE": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+        caches = {"HF_HOME": str(self.data / "hf"), "DCAE_HOME": str(self.data / "dcae")}
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in command],
+                cwd=self.sources,
+                env={**kept, **fixed, **caches},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            self._wait(time.monotonic() + timeout)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _wait(self, deadline: float) -> None:
+        while True:
+            try:
+                if requests.get(f"{self.url}/sdapi/v1/options", timeout=10).ok and "Startup time" in self.log():
+                    return
+            except requests.RequestException:
+                pass
+            if self.process.poll() is not None:
+                raise RuntimeError(f"SD.Next ended at its start. {self._tail()}")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"SD.Next did not answer in time. {self._tail()}")
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """End this SD.Next, if it runs; a temporary data folder goes with it."""
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if not self.keep:
+            shutil.rmtree(self.data, ignore_errors=True)
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def log(self) -> str:
+        """All that this SD.Next has printed so far."""
+        return self.log_file.read_text(errors="replace") if self.log_file.is_file() else ""
+
+    def _tail(self) -> str:
+        return "The end of its log:\n" + "\n".join(self.log().splitlines()[-40:])
+
+    def get(self, path: str) -> Any:
+        """GET a path; its JSON. Raises Failed."""
+        return answer(requests.get(self.url + path, timeout=300))
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """POST JSON to a path; its JSON. Raises Failed."""
+        return answer(requests.post(self.url + path, json=body, timeout=600))
+
+    def set(self, **options: Any) -> dict[str, bool]:
+        """Change settings; what SD.Next says of each."""
+        told = self.post("/sdapi/v1/options", options)["updated"]
+        return {name: changed for one in told for name, changed in one.items()}
+
+    def vaes(self) -> dict[str, str]:
+        """The names in the VAE list, and their paths."""
+        self.post("/sdapi/v1/refresh-vae")
+        return {one["model_name"]: one["filename"] for one in self.get("/sdapi/v1/sd-vae")}
+
+    def status(self) -> dict[str, Any]:
+        """What the pack says of the VAE in use."""
+        return self.get("/dcae/v1/vae")
+
+    def txt2img(self, **body: Any) -> tuple[list[Image.Image], str]:
+        """Pictures and the infotext of the first. Raises Failed."""
+        return self._pictures("/sdapi/v1/txt2img", body)
+
+    def img2img(self, image: Image.Image, **body: Any) -> tuple[list[Image.Image], str]:
+        """Pictures that start from `image`, and the infotext of the first. Raises Failed."""
+        png = io.BytesIO()
+        image.save(png, "png")
+        return self._pictures("/sdapi/v1/img2img", {"init_images": [base64.b64encode(png.getvalue()).decode()], **body})
+
+    def _pictures(self, path: str, body: Mapping[str, Any]) -> tuple[list[Image.Image], str]:
+        made = self.post(path, {"prompt": "a red house", "seed": 7, "steps": 4, "width": 256, "height": 128, **body})
+        pictures = [Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB") for one in made["images"]]
+        info = json.loads(made["info"]) if made.get("info") else {}
+        return pictures, (info.get("infotexts") or [""])[0]
+
+
+def answer(response: requests.Response) -> Any:
+    if not response.ok:
+        raise Failed(f"{response.status_code}: {response.text}")
+    return response.json() if response.content else None
+
+
+def python_of(env: Path) -> Path:
+    return env / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--data", type=Path, help="data folder to keep; without one a temporary one is used")
+    parser.add_argument("--stock", action="store_true", help="without this pack")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    pack = None if arguments.stock else PACK
+    with Server(port=arguments.port, data=arguments.data, pack=pack) as server:
+        print(f"SD.Next: {server.url}, its log: {server.log_file}", flush=True)
+        server.process.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,16 @@
 """The developer's commands: they make the Python environments they need, then do one thing in them.
 
     python3 tools/run.py demo [ARGS...]            show what the library does, on files of its own
-    python3 tools/run.py test [PYTEST ARGS...]     lint, then all tests, those in a real ComfyUI too
+    python3 tools/run.py test [PYTEST ARGS...]     lint, then all tests, those in a real ComfyUI too; and those in a
+                                                   real SD.Next if $SDNEXT_PATH names a folder with its sources
     python3 tools/run.py comfyui [--port N] [--base DIR]    a ComfyUI with this pack in it, to try by hand
+    python3 tools/run.py sdnext [--port N] [--data DIR]     the same with the SD.Next whose sources $SDNEXT_PATH names
     python3 tools/run.py lint                      ruff's checks and its formatting
 
 Environments lie in the repository, or in --env-dir DIR (before the command) or $DCAE_ENV_DIR: `.venv` for the library
-and its tests, `.venv-comfyui` for ComfyUI. They are made again only when what they are made of has changed, and an
-interrupted making goes on where it was. Needs nothing but Python and a package index that pip can reach.
+and its tests, `.venv-comfyui` and `.venv-sdnext` for the hosts. They are made again only when what they are made of
+has changed, and an interrupted making goes on where it was. Needs nothing but Python and a package index that pip can
+reach.
 """
 
 from __future__ import annotations
@@ -42,6 +45,18 @@ STAND_INS = {
     "torchaudio/__init__.py": "",
     "spandrel.py": "ModelLoader = ImageModelDescriptor = None\n",
 }
+
+# What SD.Next needs at versions that pip would not put together: these say less than they need, or more.
+NO_DEPS = ("torchvision==0.28.0", "timm==1.0.27", "opencv-python-headless==4.12.0.88")
+NO_DEPS += ("gradio==3.43.2", "gradio-client==0.5.0", "compel==2.4.0")
+SETUPTOOLS = "setuptools==69.5.1"  # last, and older than torch says it needs
+# torchvision's own operators are not built for this torch: two that it looks for at its import stand in for them.
+OPERATORS = """import torch
+
+library = torch.library.Library("torchvision", "DEF")
+for name in ("nms", "qnms"):
+    library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
 
 
 class Env:
@@ -130,6 +145,23 @@ def comfyui_env(root: Path) -> Env:
     return env
 
 
+def sdnext_env(root: Path) -> Env:
+    """`.venv-sdnext`: what SD.Next needs. Its sources are those of $SDNEXT_PATH."""
+    need_python(11, "the SD.Next of the tests needs")
+    if not (Path(os.environ.get("SDNEXT_PATH", "")) / "launch.py").is_file():
+        fail("$SDNEXT_PATH must name a folder with SD.Next's sources (git clone https://github.com/vladmandic/sdnext)")
+    env = Env(root / ".venv-sdnext")
+    install(env, "packages", REPO / "tests" / "sdnext" / "requirements.txt")
+    recipe = [*NO_DEPS, SETUPTOOLS, OPERATORS]
+    if not env.done("sdnext", recipe):
+        env.pip(", ".join(NO_DEPS), "install", "--no-deps", *NO_DEPS)
+        env.pip(SETUPTOOLS, "install", "--no-deps", SETUPTOOLS)
+        (site_packages(env) / "torchvision_operators.py").write_text(OPERATORS)
+        (site_packages(env) / "torchvision_operators.pth").write_text("import torchvision_operators\n")
+        env.finish("sdnext", recipe)
+    return env
+
+
 def unpack_comfyui(env: Env) -> None:
     folder = env.path / "download"
     shutil.rmtree(folder, ignore_errors=True)
@@ -183,7 +215,10 @@ def lint(root: Path, args: list[str]) -> int:
 def test(root: Path, args: list[str]) -> int:
     env = core_env(root, tests=True)
     comfyui = comfyui_env(root)
-    return lint(root, []) or run([env.python, "-m", "pytest", *args], DCAE_COMFYUI_ENV=comfyui.path)
+    hosts = {"DCAE_COMFYUI_ENV": comfyui.path}
+    if os.environ.get("SDNEXT_PATH"):
+        hosts["DCAE_SDNEXT_ENV"] = sdnext_env(root).path
+    return lint(root, []) or run([env.python, "-m", "pytest", *args], **hosts)
 
 
 def comfyui(root: Path, args: list[str]) -> int:
@@ -191,10 +226,15 @@ def comfyui(root: Path, args: list[str]) -> int:
     return run([env.python, REPO / "tests" / "comfyui" / "server.py", *args], DCAE_COMFYUI_ENV=env.path)
 
 
+def sdnext(root: Path, args: list[str]) -> int:
+    env, python = sdnext_env(root), core_env(root, tests=True).python
+    return run([python, REPO / "tests" / "sdnext" / "server.py", *args], DCAE_SDNEXT_ENV=env.path)
+
+
 def main() -> int:
     """The command line; returns the exit status."""
     need_python(10, "this needs")
-    commands = {function.__name__: function for function in (demo, test, comfyui, lint)}
+    commands = {function.__name__: function for function in (demo, test, comfyui, sdnext, lint)}
     parser = argparse.ArgumentParser(
         prog="tools/run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -14,7 +14,7 @@ from dcae_core.integrations.diffusers import StreamedAutoencoderDC
 from . import names, settings
 from .host import log
 
-__all__ = ["HostedAutoencoderDC", "load", "name", "ours", "own", "put", "restore"]
+__all__ = ["HostedAutoencoderDC", "is_in_place", "load", "name", "ours", "own", "put", "restore"]
 
 
 class HostedAutoencoderDC(StreamedAutoencoderDC):
@@ -22,7 +22,7 @@ class HostedAutoencoderDC(StreamedAutoencoderDC):
 
     def __init__(self, core: DCAE, name: str):
         super().__init__(core, progress=stop_if_told)
-        self.name, self.failure = name, None
+        self.name, self.origin, self.failure = name, None, None
         self.__dict__["checkpoint_vae"] = None  # not a part of this module, whose memory and moves are its own
 
     def limit(self) -> int | None:
@@ -80,7 +80,20 @@ def load(name: str, path: str) -> HostedAutoencoderDC:
         name = Path(path).name
         sd_vae.refresh_vae_list()
     core = DCAE.from_file(path, variant, devices.cpu, settings.dtype())
-    return HostedAutoencoderDC(core, name)
+    vae = HostedAutoencoderDC(core, name)
+    vae.origin = origin(path)
+    return vae
+
+
+def origin(path: str) -> tuple:
+    """What a loaded VAE depends on: the file, its state, and the precision asked for."""
+    return str(path), Path(path).stat().st_mtime_ns, settings.dtype()
+
+
+def is_in_place(pipe, path: str) -> bool:
+    """Is what `path` holds the pipeline's VAE already?"""
+    vae = ours(pipe)
+    return vae is not None and Path(path).exists() and vae.origin == origin(path)
 
 
 def tell_progress():

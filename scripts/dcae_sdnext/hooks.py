@@ -9,7 +9,7 @@ import torch
 from modules import devices, processing_vae, script_callbacks, sd_vae, shared
 
 from dcae_core import DCAEError
-from dcae_core.checkpoint import is_dcae
+from dcae_core.checkpoint import Checkpoint, is_dcae
 from dcae_core.integrations import sana
 
 from . import active, names, panel, settings
@@ -92,23 +92,23 @@ def reload_vae_weights(plain, sd_model=None, vae_file=sd_vae.unspecified):
     name, path = chosen(pipe, vae_file)
     try:
         if not choose(pipe, name, path):
-            return plain(sd_model, vae_file)
+            return plain(sd_model, vae_file)  # after which a VAE that was refused is no longer chosen
     except DCAEError as error:
-        refused(name, error)
         if name != _put_up_with:
+            refused(error)
             raise
     return pipe
 
 
 def model_loaded(pipe) -> None:
     """Puts the chosen DC-AE into a model that has just loaded."""
-    global _put_up_with, problem
-    _put_up_with = problem = None
+    global _put_up_with
+    _put_up_with = None
     name, path = chosen(pipe, sd_vae.unspecified)
     try:
         choose(pipe, name, path)
     except DCAEError as error:
-        refused(name, error)
+        refused(error)
         _put_up_with = name
 
 
@@ -130,6 +130,7 @@ def chosen(pipe, vae_file) -> tuple[str, str | None]:
 def choose(pipe, name: str, path: str | None) -> bool:
     """Does what a choice asks for; False if that is SD.Next's to do. Raises DCAEError."""
     global problem
+    problem = None
     dcae = path is not None and (is_dcae(path) or names.published(path) is not None)
     if active.own(pipe) is None:
         if dcae:
@@ -140,20 +141,18 @@ def choose(pipe, name: str, path: str | None) -> bool:
             return False
         active.restore(pipe)
     elif dcae:
-        active.put(pipe, active.load(name, path))
+        if not active.is_in_place(pipe, path):
+            active.put(pipe, active.load(name, path))
     elif not Path(path).exists():
         raise DCAEError(f"There is no VAE {name!r}: refresh the list and choose again. The VAE stays as it was.")
     else:
         why = refusal(path)
         raise DCAEError(f"{name} can't be this model's VAE, which has to be a DC-AE: {why} The VAE stays as it was.")
-    problem = None
     return True
 
 
 def refusal(path: str) -> str:
     """Why a file is not a DC-AE."""
-    from dcae_core.checkpoint import Checkpoint
-
     try:
         Checkpoint(path)
     except DCAEError as error:
@@ -168,11 +167,10 @@ def wrong_latent_space(name: str) -> str:
     )
 
 
-def refused(name: str, error: DCAEError) -> None:
+def refused(error: DCAEError) -> None:
     global problem
     problem = str(error)
-    if name != _put_up_with:
-        log.error(f"DC-AE: {error}")
+    log.error(f"DC-AE: {error}")
 
 
 def vae_decode(plain, latents, model, output_type="np", vae_type="Full", *args, **options):

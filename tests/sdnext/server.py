@@ -76,7 +76,7 @@ class Server:
         self.prepare()
 
     def prepare(self) -> None:
-        """Makes the data folder, with the tiny Sana in it."""
+        """Makes the data folder, with the tiny models in it."""
         (self.data / "extensions").mkdir(parents=True, exist_ok=True)
         self.vae_folder.mkdir(parents=True, exist_ok=True)
         link = self.data / "extensions" / self.pack_name
@@ -84,11 +84,15 @@ class Server:
             link.symlink_to(self.pack, target_is_directory=True)
         if not (self.model_folder / "model_index.json").exists():
             self.model_folder.parent.mkdir(parents=True, exist_ok=True)
-            made = subprocess.run(
-                [python_of(self.env), PACK / "tests" / "tiny_sana.py", self.model_folder], capture_output=True, text=True
-            )
+            command = [
+                python_of(self.env),
+                PACK / "tests" / "tiny_models.py",
+                self.model_folder.parent,
+                self.vae_folder,
+            ]
+            made = subprocess.run(command, capture_output=True, text=True)
             if made.returncode:
-                raise RuntimeError(f"The tiny Sana could not be made:\n{made.stderr[-3000:]}")
+                raise RuntimeError(f"The tiny models could not be made:\n{made.stderr[-3000:]}")
         (self.data / "config.json").write_text(json.dumps(self.options))
 
     def start(self, timeout: float = 300) -> Server:

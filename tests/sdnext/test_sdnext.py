@@ -1,0 +1,214 @@
+"""In a real SD.Next: choosing a DC-AE in every way there is, and what becomes of it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcae_core import VARIANTS, hub
+
+from .server import MODEL, PACK, Failed, Server
+
+OTHER = "Diffusers/other_sana_diffusers"
+FORMS = ("other-folder-1.0", "repository", "other_original.safetensors", "other_diffusers.safetensors")
+SANA = f"Diffusers/{MODEL}"
+SD = "Diffusers/tiny_sd"
+
+
+@pytest.fixture(autouse=True)
+def as_it_came(sdnext: Server):
+    sdnext.set(sd_model_checkpoint=SANA)
+    sdnext.set(sd_vae="Default", dcae_budget=0, dcae_dtype="fp32")
+    yield
+
+
+@pytest.fixture(scope="module")
+def pictures(sdnext: Server) -> dict[str, Image.Image]:
+    """What diffusers' own AutoencoderDC makes in SD.Next, with the weights of both checkpoints."""
+    made = {}
+    for checkpoint in (SANA, OTHER):
+        sdnext.set(sd_model_checkpoint=checkpoint)
+        sdnext.set(sd_vae="Default")
+        assert sdnext.status()["class"] == "AutoencoderDC"
+        made[checkpoint] = sdnext.txt2img()[0][0]
+    return made
+
+
+@pytest.fixture(scope="module")
+def photograph() -> Image.Image:
+    return Image.open(hub.bundled().with_name("example.jpg")).convert("RGB").resize((256, 128))
+
+
+def apart(one: Image.Image, other: Image.Image) -> tuple[int, float]:
+    """Largest and mean difference, of 255."""
+    assert one.size == other.size
+    difference = np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int))
+    return difference.max(), difference.mean()
+
+
+def vae_in(infotext: str) -> str | None:
+    return infotext.split("VAE: ")[1].split(",")[0] if "VAE: " in infotext else None
+
+
+def test_the_two_checkpoints_differ(pictures):
+    assert apart(pictures[SANA], pictures[OTHER])[1] > 2
+
+
+def test_the_list(sdnext):
+    listed = sdnext.vaes()
+    assert set(FORMS) <= set(listed)
+    assert "model.safetensors" not in listed and "diffusion_pytorch_model.safetensors" not in listed
+    assert not any(name.endswith("(download)") for name in listed), "in offline mode"
+    sdnext.set(offline_mode=False)
+    try:
+        listed = sdnext.vaes()
+        assert {f"{v.name} (download)" for v in VARIANTS.values() if v.repos} <= set(listed)
+        sdnext.set(dcae_downloads=False)
+        assert not any(name.endswith("(download)") for name in sdnext.vaes())
+    finally:
+        sdnext.set(offline_mode=True, dcae_downloads=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_chosen_one_gives_diffusers_picture(sdnext, pictures, form):
+    assert sdnext.set(sd_vae=form) == {"sd_vae": True}
+    made, infotext = sdnext.txt2img()
+    assert apart(made[0], pictures[OTHER])[0] <= 1
+    assert vae_in(infotext) == form.removesuffix(".safetensors")
+    status = sdnext.status()
+    assert (status["active"], status["name"], status["variant"]) == (True, form, "dc-ae-f32c32-demo")
+    assert status["layout"] == ("original" if form in ("repository", "other_original.safetensors") else "diffusers")
+    assert status["scaling_factor"] == 1.322 and status["last_plan"].startswith("decode 256x128")
+    assert status["last_peak_bytes"] > 256 * 128 * 4
+    assert sdnext.set(sd_vae="Default") == {"sd_vae": True}
+    made, infotext = sdnext.txt2img()
+    assert apart(made[0], pictures[SANA])[0] == 0 and vae_in(infotext) is None
+    assert not sdnext.status()["active"]
+
+
+def test_for_one_request(sdnext, pictures):
+    made, infotext = sdnext.txt2img(override_settings={"sd_vae": "other_original"})
+    assert apart(made[0], pictures[OTHER])[0] <= 1 and vae_in(infotext) == "other_original"
+    made, infotext = sdnext.txt2img()
+    assert apart(made[0], pictures[SANA])[0] == 0 and vae_in(infotext) is None
+    sdnext.set(sd_vae="other-folder-1.0")
+    made, infotext = sdnext.txt2img(override_settings={"sd_vae": "Default"})
+    assert apart(made[0], pictures[SANA])[0] == 0 and vae_in(infotext) is None
+    made, infotext = sdnext.txt2img()
+    assert apart(made[0], pictures[OTHER])[0] <= 1 and vae_in(infotext) == "other-folder-1.0"
+
+
+def test_at_a_checkpoint_change(sdnext, pictures):
+    sdnext.set(sd_vae="other_original.safetensors")
+    sdnext.set(sd_model_checkpoint=SD)
+    assert not sdnext.status()["active"]
+    sdnext.set(sd_model_checkpoint=SANA)
+    assert sdnext.status()["name"] == "other_original.safetensors"
+    assert apart(sdnext.txt2img()[0][0], pictures[OTHER])[0] <= 1
+
+
+def test_a_broken_file_leaves_what_was(sdnext, pictures):
+    sdnext.set(sd_vae="other_original.safetensors")
+    assert sdnext.set(sd_vae="broken.safetensors") == {"sd_vae": False}
+    assert "broken.safetensors" in sdnext.status()["problem"] and "cut short" in sdnext.status()["problem"]
+    assert sdnext.get("/sdapi/v1/options")["sd_vae"] == "other_original.safetensors"
+    with pytest.raises(Failed, match="cut short"):
+        sdnext.txt2img(override_settings={"sd_vae": "broken.safetensors"})
+    assert sdnext.set(sd_vae="nothing of the kind") == {"sd_vae": False}
+    made, infotext = sdnext.txt2img()
+    assert apart(made[0], pictures[OTHER])[0] <= 1 and vae_in(infotext) == "other_original"
+
+
+def test_a_model_of_another_latent_space_refuses(sdnext):
+    sdnext.set(sd_model_checkpoint=SD)
+    before = sdnext.txt2img()[0][0]
+    assert sdnext.set(sd_vae="other_original.safetensors") == {"sd_vae": False}
+    assert "latent space" in sdnext.status()["problem"]
+    assert sdnext.status()["class"] == "AutoencoderKL"
+    with pytest.raises(Failed, match="latent space"):
+        sdnext.txt2img(override_settings={"sd_vae": "other_original.safetensors"})
+    assert apart(sdnext.txt2img()[0][0], before)[0] == 0
+
+
+def test_a_setting_from_another_model_is_put_up_with(sdnext):
+    """Loading a model for which the chosen DC-AE is nothing leaves it as it is, and overrides work on it."""
+    sdnext.set(sd_vae="other_original.safetensors")
+    sdnext.set(sd_model_checkpoint=SD)
+    made, infotext = sdnext.txt2img(override_settings={"sd_vae": "Default"})
+    assert len(made) == 1 and vae_in(infotext) is None
+
+
+def test_picture_to_picture(sdnext, photograph):
+    sdnext.set(sd_vae="other_original.safetensors")
+
+    def made(strength, image=photograph):
+        return sdnext.img2img(image, denoising_strength=strength, steps=10)[0][0]
+
+    distances = [apart(made(strength), photograph)[1] for strength in (0.1, 0.4, 0.9)]
+    assert distances == sorted(distances) and distances[2] > 1.5 * distances[0]
+    turned = photograph.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    assert apart(made(0.1, turned), turned)[1] < apart(made(0.1, turned), photograph)[1]
+    sdnext.set(sd_vae="Default")
+    assert apart(made(0.1), photograph)[1] < apart(made(0.9), photograph)[1]
+
+
+def test_default_after_picture_to_picture(sdnext, pictures, photograph):
+    """SD.Next changes the pipeline's class on the way, and forgets what it knew of the first VAE."""
+    sdnext.set(sd_vae="other_original.safetensors")
+    sdnext.img2img(photograph, denoising_strength=0.3)
+    sdnext.set(sd_vae="Default")
+    assert apart(sdnext.txt2img()[0][0], pictures[SANA])[0] == 0
+
+
+@pytest.mark.parametrize("vae", ["Default", "other_original.safetensors"])
+@pytest.mark.parametrize("size", [(128, 256), (64, 64), (32, 96), (96, 32)])
+def test_small_pictures_have_their_size(sdnext, vae, size):
+    sdnext.set(sd_vae=vae)
+    assert sdnext.txt2img(width=size[0], height=size[1])[0][0].size == size
+
+
+def test_budget(sdnext, pictures):
+    sdnext.set(sd_vae="other_original.safetensors", dcae_budget=0.0001)
+    with pytest.raises(Failed, match=r"needs at least [\d.]+ GiB") as error:
+        sdnext.txt2img(width=512, height=512)
+    needed = float(str(error.value).split("needs at least ")[1].split(" GiB")[0])
+    sdnext.set(dcae_budget=needed)
+    assert sdnext.txt2img(width=512, height=512)[0][0].size == (512, 512)
+    assert "strips" in sdnext.status()["last_plan"]
+    assert sdnext.status()["last_peak_bytes"] <= needed * 2**30
+
+
+def test_precision(sdnext):
+    sdnext.set(sd_vae="other_original.safetensors")
+    for dtype, name in (("bf16", "bfloat16"), ("fp32", "float32")):
+        sdnext.set(dcae_dtype=dtype)
+        assert sdnext.status()["dtype"] == name
+        assert sdnext.txt2img(width=64, height=64)[0][0].size == (64, 64)
+
+
+@pytest.mark.parametrize("mode", ["model", "sequential", "balanced"])
+def test_offload(needs_sdnext, mode):
+    """Applied at start-up, under each of SD.Next's ways to save memory."""
+    with Server(options={"sd_vae": "other_original.safetensors", "diffusers_offload_mode": mode}) as server:
+        assert server.status()["name"] == "other_original.safetensors"
+        chosen = server.txt2img()[0][0]
+        server.set(sd_model_checkpoint=OTHER)
+        server.set(sd_vae="Default")
+        assert not server.status()["active"]
+        assert apart(server.txt2img()[0][0], chosen)[0] <= 1
+        server.set(sd_vae="other_diffusers.safetensors")
+        assert apart(server.txt2img()[0][0], chosen)[0] <= 1
+
+
+def test_a_version_that_lacks_something(needs_sdnext, tmp_path):
+    """The extension turns itself off, says why, and SD.Next works as without it."""
+    scripts = tmp_path / "old" / "scripts"
+    scripts.mkdir(parents=True)
+    entry = (PACK / "scripts" / "dcae.py").read_text()
+    entry = entry.replace("Path(__file__).resolve().parent", f"Path({str(PACK / 'scripts')!r})")
+    gone = "from dcae_sdnext import host\nhost.SYMBOLS['modules.sd_vae'] += ('renamed_since',)\n"
+    (scripts / "dcae.py").write_text(entry.replace("\ndcae_sdnext.install()", f"\n{gone}dcae_sdnext.install()"))
+    with Server(pack=scripts.parent) as server:
+        assert "has no modules.sd_vae.renamed_since" in " ".join(server.log().split())
+        assert server.txt2img()[0][0].size == (256, 128)
+        with pytest.raises(Failed, match="404"):
+            server.status()

@@ -1,0 +1,235 @@
+"""With diffusers' own pipelines: an autoencoder that runs on dcae_core, and Sana from picture to picture."""
+
+import inspect
+
+import accelerate
+import pytest
+import torch
+from diffusers import (
+    AutoencoderDC,
+    AutoPipelineForImage2Image,
+    AutoPipelineForText2Image,
+    FlowMatchEulerDiscreteScheduler,
+    SanaPipeline,
+    SanaSprintPipeline,
+)
+from diffusers.pipelines import auto_pipeline
+from PIL import Image
+
+from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, DownloadError, LatentError, UnknownVariant, hub
+from dcae_core.errors import OptionError
+from dcae_core.integrations import sana as from_picture
+from dcae_core.integrations.diffusers import StreamedAutoencoderDC
+from tests import tiny_models
+
+
+@pytest.fixture(scope="module")
+def stock() -> AutoencoderDC:
+    return tiny_models.autoencoder()
+
+
+@pytest.fixture
+def vae() -> StreamedAutoencoderDC:
+    return StreamedAutoencoderDC.from_pretrained(DEMO)
+
+
+@pytest.fixture
+def pipe(vae) -> SanaPipeline:
+    return tiny_models.sana(vae)
+
+
+@pytest.fixture(scope="module")
+def photograph() -> Image.Image:
+    return Image.open(hub.bundled().with_name("example.jpg")).convert("RGB").resize((256, 128))
+
+
+def run(pipe, prompt="a red house", seed=1, **options):
+    given = {"num_inference_steps": 3, "use_resolution_binning": False, "output_type": "pt", **options}
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(prompt, generator=torch.Generator().manual_seed(seed), **given).images
+
+
+def test_a_pipeline_gives_the_picture_that_it_gives_with_diffusers_own(pipe, stock):
+    theirs = run(tiny_models.sana(stock), height=128, width=256)
+    ours = run(pipe, height=128, width=256)
+    assert ours.shape == (1, 3, 128, 256) and (ours - theirs).abs().max() < 1e-5
+
+
+def test_encode_and_decode(vae, stock):
+    x = torch.rand(2, 3, 64, 96) * 2 - 1
+    encoded = vae.encode(x)
+    assert torch.allclose(encoded.latent, stock.encode(x).latent, atol=1e-4)
+    for other in (encoded.latent_dist.sample(), encoded.latent_dist.mode(), encoded[0], vae.encode(x, False)[0]):
+        assert torch.equal(other, encoded.latent)
+    decoded = vae.decode(encoded.latent)
+    assert torch.allclose(decoded.sample, stock.decode(encoded.latent).sample, atol=1e-4)
+    assert torch.equal(vae(x).sample, decoded.sample)
+
+
+def test_tiling_and_slicing_change_nothing(vae):
+    z = torch.randn(2, 32, 20, 3)
+    plain = vae.decode(z).sample
+    vae.enable_tiling(64, 64, 32, 32)
+    vae.enable_slicing()
+    assert vae.use_tiling and torch.equal(vae.decode(z).sample, plain)
+    assert torch.equal(vae.tiled_decode(z, return_dict=False)[0], plain)
+    assert torch.equal(vae.tiled_encode(plain).latent, vae.encode(plain).latent)
+    vae.disable_tiling()
+    assert not vae.use_tiling
+
+
+def test_budget_and_progress(vae):
+    z = torch.randn(1, 32, 8, 8)
+    plain, told = vae.decode(z).sample, []
+    assert vae.last_plan.whole
+    vae.budget, vae.progress = 1, lambda done, total: told.append((done, total))
+    with pytest.raises(BudgetError, match="at least") as error:
+        vae.decode(z)
+    vae.budget = error.value.needed
+    assert torch.allclose(vae.decode(z).sample, plain, atol=1e-4)
+    assert vae.last_plan.strips > 1 and told[-1] == (vae.last_plan.steps,) * 2
+
+
+@pytest.mark.parametrize("name", [v for v in VARIANTS if v != DEMO])
+def test_config_is_the_published_one(name):
+    """Pipelines read the ratio and the scaling factor from it."""
+    ours = StreamedAutoencoderDC(DCAE.empty(name, "meta"))
+    with torch.device("meta"):
+        theirs = AutoencoderDC.from_config(VARIANTS[name].diffusers_config())
+    same = set(ours.config) - {"_use_default_values"}
+    assert same >= set(inspect.signature(AutoencoderDC.__init__).parameters) - {"self"}
+    for key in same:
+        assert _plain(ours.config[key]) == _plain(theirs.config[key]), key
+    own = ("spatial_compression_ratio", "tile_latent_min_height", "tile_sample_stride_width", "use_tiling")
+    for attribute in own:
+        assert getattr(ours, attribute) == getattr(theirs, attribute)
+
+
+def _plain(value):
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def test_loading(tmp_path, stock):
+    stock.save_pretrained(tmp_path / "pipeline" / "vae")
+    z = torch.randn(1, 32, 2, 2)
+    wanted = StreamedAutoencoderDC.from_pretrained(DEMO).decode(z).sample
+    for loaded in (
+        StreamedAutoencoderDC.from_pretrained(tmp_path / "pipeline", subfolder="vae"),
+        StreamedAutoencoderDC.from_single_file(hub.bundled()),
+    ):
+        assert loaded.dtype == torch.float32 and torch.equal(loaded.decode(z).sample, wanted)
+    assert StreamedAutoencoderDC.from_pretrained(DEMO, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+    with pytest.raises(UnknownVariant):
+        StreamedAutoencoderDC.from_pretrained("no-such-thing")
+    with pytest.raises(DownloadError, match=r"dc-ae-f32c32-sana-1\.1"):
+        StreamedAutoencoderDC.from_pretrained("dc-ae-f32c32-sana-1.1", local_files_only=True, cache_dir=tmp_path)
+
+
+def test_moves_and_conversions_reach_the_core(vae):
+    vae.to(torch.bfloat16)
+    assert vae.core.dtype == torch.bfloat16
+    assert vae.decode(torch.randn(1, 32, 2, 2)).sample.dtype == torch.bfloat16
+    assert sum(p.numel() for p in vae.parameters()) == sum(p.numel() for p in vae.core.model.parameters())
+
+
+def test_what_can_not_be(vae, tmp_path):
+    with pytest.raises(OptionError, match="rewritten"):
+        vae.save_pretrained(tmp_path)
+    with pytest.raises(LatentError, match="Stable Diffusion"):
+        vae.decode(torch.randn(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_weights_that_accelerate_keeps_elsewhere(vae, whole):
+    """Sequential offload: the weights are on no device until something runs."""
+    x = torch.rand(1, 3, 128, 64)
+    z = vae.encode(x).latent
+    picture = vae.decode(z).sample
+    accelerate.cpu_offload(vae, execution_device="cpu")
+    assert all(p.is_meta for p in vae.parameters())
+    for direction, given, wanted in (("encode", x, z), ("decode", z, picture)):
+        vae.budget = None
+        if not whole:
+            with pytest.raises(BudgetError) as error:
+                vae.core.plan(direction, 128, 64, 1, 1)
+            vae.budget = error.value.needed
+        assert torch.allclose(getattr(vae, direction)(given, return_dict=False)[0], wanted, atol=1e-4)
+        assert vae.last_plan.whole == whole
+        assert all(p.is_meta for p in vae.parameters())
+
+
+@pytest.mark.parametrize("scheduler", [None, FlowMatchEulerDiscreteScheduler(shift=3.0)])
+@pytest.mark.parametrize("whose", ["ours", "diffusers"])
+def test_picture_to_picture(pipe, stock, photograph, scheduler, whose):
+    from_picture.register()
+    if whose == "diffusers":
+        pipe.vae = stock
+    pipe = AutoPipelineForImage2Image.from_pipe(pipe)
+    if scheduler is not None:
+        pipe.scheduler = scheduler
+    assert isinstance(pipe, from_picture.SanaImg2ImgPipeline)
+    x = pipe.image_processor.preprocess(photograph)
+    round_trip = (pipe.vae.decode(pipe.vae.encode(x)[0]).sample / 2 + 0.5).clamp(0, 1)
+    made = {s: run(pipe, image=photograph, strength=s, num_inference_steps=10) for s in (0, 0.1, 0.3, 0.6, 1)}
+    assert torch.allclose(made[0], round_trip, atol=1e-5)
+    distances = [(one - round_trip).abs().mean() for one in made.values()]
+    assert distances == sorted(distances)
+    other = photograph.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    noise_alone = run(pipe, image=other, strength=1.0, num_inference_steps=10)
+    assert torch.allclose(noise_alone, made[1], atol=2e-3), "but for a first sigma that is not quite 1"
+    assert (run(pipe, image=other, strength=0.6, num_inference_steps=10) - made[0.6]).abs().mean() > 0.01
+    assert torch.equal(run(pipe, image=photograph, strength=0.6, num_inference_steps=10), made[0.6])
+    back = AutoPipelineForText2Image.from_pipe(pipe)
+    assert type(back) is SanaPipeline and back.vae is pipe.vae
+
+
+def test_at_strength_1_it_is_text_to_image(pipe, photograph):
+    """The same steps from the same noise, but for a first sigma that is not quite 1."""
+    text = run(pipe, height=128, width=256)
+    picture = run(from_picture.SanaImg2ImgPipeline(**pipe.components), image=photograph, strength=1.0)
+    assert torch.allclose(text, picture, atol=2e-3)
+    assert torch.equal(run(pipe, height=128, width=256), text), "the scheduler is as it was"
+
+
+def test_only_the_last_steps_run(pipe, photograph):
+    pipe, seen = from_picture.SanaImg2ImgPipeline(**pipe.components), []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append(float(timestep))
+        return tensors
+
+    run(pipe, image=photograph, strength=0.3, num_inference_steps=10, callback_on_step_end=callback)
+    pipe.scheduler.set_timesteps(10)
+    assert seen == [float(t) for t in pipe.scheduler.timesteps[-3:]]
+
+
+def test_what_it_starts_from(pipe, photograph):
+    pipe = from_picture.SanaImg2ImgPipeline(**pipe.components)
+    x = pipe.image_processor.preprocess(photograph)
+    scaled = pipe.vae.encode(x).latent * pipe.vae.config.scaling_factor
+    plain = run(pipe, image=photograph, strength=0.5)
+    assert torch.allclose(run(pipe, image=scaled, strength=0.5), plain, atol=1e-4)
+    assert torch.allclose(run(pipe, image=x / 2 + 0.5, strength=0.5), plain, atol=1e-4)
+    assert run(pipe, image=photograph.resize((250, 140)), strength=0.5).shape == (1, 3, 128, 224)
+    assert run(pipe, image=photograph, strength=0.5, height=64, width=64).shape == (1, 3, 64, 64)
+    many = run(pipe, ["a cat", "a house"], image=[photograph, photograph], strength=0.5, num_images_per_prompt=2)
+    assert many.shape == (4, 3, 128, 256)
+    for wrong in ({"strength": 0.5}, {"image": photograph, "strength": 1.5}, {"image": [photograph] * 3}):
+        with pytest.raises(OptionError):
+            run(pipe, ["a cat", "a house"], **wrong)
+
+
+def test_hosts_see_what_it_takes():
+    taken = inspect.signature(from_picture.SanaImg2ImgPipeline.__call__).parameters
+    assert {"image", "strength", *inspect.signature(SanaPipeline.__call__).parameters} == set(taken)
+
+
+def test_register_and_unregister():
+    before = dict(auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING)
+    from_picture.register()
+    mapping = auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING
+    assert mapping["sana"] is from_picture.SanaImg2ImgPipeline
+    assert auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING["sana-sprint"] is SanaSprintPipeline
+    from_picture.unregister()
+    assert "sana" not in mapping or mapping["sana"] is before.get("sana")
+    assert auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING["sana"] is SanaPipeline

@@ -1,0 +1,52 @@
+"""In a real browser: the VAE dropdown of a real SD.Next, and the DC-AE tab."""
+
+import shutil
+import time
+
+import pytest
+
+from .server import Server
+
+
+@pytest.fixture(scope="module")
+def page(needs_sdnext):
+    """A page of Chromium with a SD.Next in it, whose VAE dropdown is at the top; `page.server` is that SD.Next."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser to test in")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no Chromium (on Debian: apt install chromium): no browser to test in")
+    with (
+        Server(options={"quicksettings_list": ["sd_model_checkpoint", "sd_vae"]}) as server,
+        sync_api.sync_playwright() as p,
+    ):
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1300, "height": 800})
+        page.server = server
+        page.goto(server.url)
+        page.wait_for_selector("#setting_sd_vae input", timeout=120_000)
+        time.sleep(3)  # SD.Next rearranges its page after it has loaded
+        yield page
+        browser.close()
+
+
+def test_choose_one_in_the_dropdown(page, tmp_path):
+    page.locator("#setting_sd_vae input").first.click()
+    listed = [one.strip().lstrip("✓ ") for one in page.locator("#setting_sd_vae ul.options li").all_inner_texts()]
+    assert {"Automatic", "Default", "other-folder-1.0", "other_original.safetensors"} <= set(listed)
+    page.locator("#setting_sd_vae ul.options li", has_text="other-folder-1.0").click()
+    until(lambda: page.server.status()["name"] == "other-folder-1.0")
+    page.server.txt2img()
+    page.get_by_role("tab", name="DC-AE").or_(page.get_by_role("button", name="DC-AE")).first.click()
+    page.locator("#dcae_refresh").click()
+    status = page.locator("#dcae_status")
+    until(lambda: "decode 256x128" in status.inner_text())
+    shown = status.inner_text()
+    assert "other-folder-1.0" in shown and "dc-ae-f32c32-demo" in shown and "1.322" in shown
+    page.screenshot(path=tmp_path / "sdnext.png")
+
+
+def until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

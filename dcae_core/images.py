@@ -52,8 +52,11 @@ def from_bytes(x: Tensor) -> Tensor:
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """[-1, 1], clamped -> uint8, rounded to the nearest."""
-    return x.float().add(1).mul_(127.5).clamp_(0, 255).round_().to(torch.uint8)
+    """[..., H, W] in [-1, 1], clamped -> uint8, rounded to the nearest."""
+    made = torch.empty_like(x, dtype=torch.uint8)
+    for part, place in zip(x.split(256, -2), made.split(256, -2), strict=True):  # fp32 of some rows at a time
+        place.copy_(part.float().add(1).mul_(127.5).clamp_(0, 255).round_())
+    return made
 
 
 def fit(x: Tensor, how: Fit) -> Tensor:

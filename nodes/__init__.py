@@ -3,14 +3,19 @@
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .coding import DCAEDecode, DCAEEncode
-from .latents import DCAEEmptyLatent, DCAEScaleLatent
+from .latents import DCAEEmptyLatent, DCAELoadLatent, DCAEScaleLatent
 from .loader import DCAELoader
 from .models import place_example
+from .replace import register
+from .web import add_routes
 
 __all__ = ["DCAEExtension"]
 
 
 class DCAEExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        place_example()  # not in on_load, which ComfyUI 0.3.75 does not call
-        return [DCAELoader, DCAEEncode, DCAEDecode, DCAEEmptyLatent, DCAEScaleLatent]
+        # Not in on_load, which ComfyUI 0.3.75 does not call.
+        await register()
+        place_example()
+        add_routes()
+        return [DCAELoader, DCAEEncode, DCAEDecode, DCAEEmptyLatent, DCAELoadLatent, DCAEScaleLatent]

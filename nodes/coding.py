@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 from comfy_api.v0_0_2 import io
 
 from ..dcae_core.sizes import MODES, Fit
 from .latents import remember, true_size
+from .schema import aliases
 from .vae import require
+from .web import line
 
 
 def budget_input():
@@ -15,7 +19,8 @@ def budget_input():
         default=0.0,
         min=0.0,
         max=1024.0,
-        step=0.1,
+        step=0.05,
+        round=0.001,
         optional=True,
         tooltip="Most VRAM to use, weights included, in GiB; 0 is what is free. The pixels are the same in any budget.",
     )
@@ -28,6 +33,7 @@ class DCAEEncode(io.ComfyNode):
             node_id="DCAE_Encode",
             display_name="DC-AE Encode",
             category="DC-AE",
+            **aliases("vae encode", "tiled vae"),
             description="Picture to latent. Any size: the true size is remembered, and DC-AE Decode gives it back.",
             inputs=[
                 io.Image.Input("pixels", tooltip="The pictures to encode."),
@@ -48,7 +54,9 @@ class DCAEEncode(io.ComfyNode):
     def execute(cls, pixels, vae, size_mode: str, budget_gib: float = 0.0) -> io.NodeOutput:
         vae = require(vae)
         how = Fit(pixels.shape[1], pixels.shape[2], vae.dcae.spatial_ratio, size_mode)
-        return io.NodeOutput(remember({"samples": vae.encode(pixels, how, int(budget_gib * 2**30))}, *how.true))
+        start = time.perf_counter()
+        latents = vae.encode(pixels, how, int(budget_gib * 2**30))
+        return io.NodeOutput(remember({"samples": latents}, *how.true), ui=said(vae, start))
 
 
 class DCAEDecode(io.ComfyNode):
@@ -58,6 +66,7 @@ class DCAEDecode(io.ComfyNode):
             node_id="DCAE_Decode",
             display_name="DC-AE Decode",
             category="DC-AE",
+            **aliases("vae decode", "tiled vae"),
             description="Latent to picture, at the size that was encoded.",
             inputs=[
                 io.Latent.Input("samples", tooltip="Raw latents, from DC-AE Encode, a sampler or a file."),
@@ -71,5 +80,11 @@ class DCAEDecode(io.ComfyNode):
     def execute(cls, samples, vae, budget_gib: float = 0.0) -> io.NodeOutput:
         vae = require(vae)
         height, width = true_size(samples, vae.dcae.spatial_ratio)
+        start = time.perf_counter()
         picture = vae.decode(samples["samples"], budget=int(budget_gib * 2**30))
-        return io.NodeOutput(picture[:, :height, :width])
+        return io.NodeOutput(picture[:, :height, :width], ui=said(vae, start))
+
+
+def said(vae, start: float) -> dict[str, list[str]]:
+    """What the node shows of the run that just ended."""
+    return {"dcae": [line(vae.dcae.last_plan, time.perf_counter() - start)]}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 import comfy.model_management as management
+import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 
 from ..dcae_core import DCAEError, LatentError, Variant, find, names
+from ..dcae_core.latents import read
 from ..dcae_core.sizes import Fit
+from .schema import aliases
 from .vae import DCAEVAE, require
 
-__all__ = ["DCAEEmptyLatent", "DCAEScaleLatent", "remember", "true_size"]
+__all__ = ["DCAEEmptyLatent", "DCAELoadLatent", "DCAEScaleLatent", "remember", "true_size"]
 
 SIZE = "dcae_size"  # a LATENT's key for the (height, width) of its picture before padding
 FROM_VAE = "from vae"
@@ -57,6 +62,7 @@ class DCAEEmptyLatent(io.ComfyNode):
             node_id="DCAE_EmptyLatent",
             display_name="DC-AE Empty Latent",
             category="DC-AE",
+            **aliases("empty sana latent"),
             description="An empty latent with the channels and ratio of a DC-AE, to sample from.",
             inputs=[
                 io.Int.Input("width", default=1024, min=8, max=65536, step=8, tooltip="Of the picture, in pixels."),
@@ -75,6 +81,52 @@ class DCAEEmptyLatent(io.ComfyNode):
         return io.NodeOutput(remember({"samples": empty}, height, width))
 
 
+class DCAELoadLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DCAE_LoadLatent",
+            display_name="DC-AE Load Latent",
+            category="DC-AE",
+            **aliases("load latent"),
+            description="A latent file of `dcae encode`, with the size of its picture, or of ComfyUI's Save Latent.",
+            inputs=[
+                io.Combo.Input(
+                    "latent",
+                    options=latent_files(),
+                    tooltip="From ComfyUI's input folder. Drop a file on the graph to put it there.",
+                )
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="Raw latents.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, latent: str | None) -> bool | str:
+        if latent is None or folder_paths.exists_annotated_filepath(latent):
+            return True
+        return f"There is no {latent!r} in the input folder. Put the file there, or drop it on the graph."
+
+    @classmethod
+    def fingerprint_inputs(cls, latent: str | None) -> str:
+        if latent is None or not folder_paths.exists_annotated_filepath(latent):
+            return ""
+        stat = os.stat(folder_paths.get_annotated_filepath(latent))
+        return f"{stat.st_size}:{stat.st_mtime_ns}"
+
+    @classmethod
+    def execute(cls, latent: str) -> io.NodeOutput:
+        file = read(folder_paths.get_annotated_filepath(latent))
+        made = {"samples": file.raw}
+        return io.NodeOutput(remember(made, *file.size) if file.size else made)
+
+
+def latent_files() -> list[str]:
+    """The files of the input folder that may be latents."""
+    folder = folder_paths.get_input_directory()
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [name for name in names if name.endswith((".latent", ".safetensors"))]
+
+
 class DCAEScaleLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -82,6 +134,7 @@ class DCAEScaleLatent(io.ComfyNode):
             node_id="DCAE_ScaleLatent",
             display_name="DC-AE Scale Latent",
             category="DC-AE",
+            **aliases("scaling factor"),
             description="Between raw latents (ComfyUI, these nodes) and scaled ones (diffusers, training sets).",
             inputs=[
                 io.Latent.Input("samples", tooltip="The latents to scale."),

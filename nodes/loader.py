@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import comfy.model_management as management
 import comfy.utils
 from comfy_api.v0_0_2 import io
@@ -9,7 +11,9 @@ from comfy_api.v0_0_2 import io
 from ..dcae_core import DCAE, names
 from ..dcae_core.devices import parse_dtype
 from . import models
+from .schema import aliases
 from .vae import DCAEVAE, auto_dtype
+from .web import tell
 
 
 class DCAELoader(io.ComfyNode):
@@ -20,6 +24,7 @@ class DCAELoader(io.ComfyNode):
             node_id="DCAE_Loader",
             display_name="DC-AE Loader",
             category="DC-AE",
+            **aliases(),
             description="Loads a DC-AE (Deep Compression Autoencoder). Its VAE works with all VAE nodes.",
             inputs=[
                 io.Combo.Input(
@@ -46,6 +51,7 @@ class DCAELoader(io.ComfyNode):
                     tooltip="Fetch a '(download)' model from Hugging Face into models/vae if it is not there.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Vae.Output(display_name="vae", tooltip="A VAE for these nodes and for ComfyUI's own.")],
         )
 
@@ -59,13 +65,25 @@ class DCAELoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: str, variant: str, dtype: str, allow_download: bool) -> io.NodeOutput:
-        bar = comfy.utils.ProgressBar(1)
-
-        def progress(done: int, total: int) -> None:
-            management.throw_exception_if_processing_interrupted()
-            bar.update_absolute(done, total)
-
-        path, named = models.locate(model, allow_download, progress)
+        path, named = models.locate(model, allow_download, progress_of(cls.hidden.unique_id))
         told = named if variant == "auto" else variant
         ae = DCAE.from_file(path, told, management.vae_offload_device(), parse_dtype(dtype) or auto_dtype())
         return io.NodeOutput(DCAEVAE(ae))
+
+
+def progress_of(node_id: str | None):
+    """A callback that shows a download on its node, and ends it when the user cancels."""
+    bar, start, before, last = comfy.utils.ProgressBar(1), time.monotonic(), None, 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal before, last
+        management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total)
+        now = time.monotonic()
+        before = done if before is None else before  # what was here from an earlier try
+        if now - last > 0.25 or done == total:
+            last = now
+            speed = (done - before) / max(now - start, 0.001) / 1e6
+            tell(node_id, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB · {speed:.1f} MB/s · Cancel stops it")
+
+    return progress

@@ -14,7 +14,7 @@ from ..dcae_core import DEMO, VARIANTS, CheckpointError, DownloadError, UnknownV
 from ..dcae_core.checkpoint import Checkpoint, is_dcae, is_shard
 from ..dcae_core.variants import Variant
 
-__all__ = ["choices", "fingerprint", "locate", "place_example", "problem"]
+__all__ = ["choices", "fingerprint", "locate", "look", "place_example", "problem"]
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,22 @@ def locate(choice: str, allow_download: bool, progress: hub.Progress | None = No
             )
         found = hub.download(variant, folders[0], progress=progress)
     return found, variant
+
+
+def look(choice: str, told: str | None = None) -> tuple[Variant, Checkpoint | None]:
+    """The variant behind a choice, and its file if it is here; `told` is the variant that the caller says it is.
+
+    Raises CheckpointError for what is not in the list.
+    """
+    if choice not in choices():
+        raise CheckpointError(problem(choice) or f"{choice!r} is not in the list.")
+    variant = _published(choice)
+    try:
+        path, _ = locate(choice, allow_download=False)
+    except DownloadError:
+        return variant, None
+    checkpoint = Checkpoint(path)
+    return checkpoint.choose(told or variant), checkpoint
 
 
 def fingerprint(choice: str) -> str:

@@ -86,6 +86,16 @@ def autoencoder(other: bool = False) -> AutoencoderDC:
     return vae
 
 
+def deep_autoencoder() -> AutoencoderDC:
+    """Of ratio 128, with random weights: none of the variants, only of their kind."""
+    torch.manual_seed(1)
+    blocks = {"block_types": "ResBlock", "block_out_channels": [8] * 8, "layers_per_block": [0, *[1] * 7]}
+    config = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in blocks.items()}
+    scales = {f"{side}_qkv_multiscales": [[]] * 8 for side in ("encoder", "decoder")}
+    plain = {"encoder_out_shortcut": False, "decoder_in_shortcut": False}
+    return AutoencoderDC(latent_channels=32, **config, **scales, **plain)
+
+
 def stable_diffusion() -> StableDiffusionPipeline:
     """A model whose latents no DC-AE can read."""
     torch.manual_seed(0)
@@ -133,12 +143,15 @@ def write(pipelines: Path, vaes: Path) -> None:
     sana().save_pretrained(pipelines / "tiny_sana_diffusers")
     other = autoencoder(other=True)
     sana(other).save_pretrained(pipelines / "other_sana_diffusers")
+    sana(deep_autoencoder()).save_pretrained(pipelines / "deep_sana_diffusers")
     stable_diffusion().save_pretrained(pipelines / "tiny_sd")
     other.save_pretrained(vaes / "other-folder-1.0")
     demo = variants.find(DEMO)
     checkpoint.save(vaes / "repository" / "model.safetensors", other.state_dict(), demo, "original")
     checkpoint.save(vaes / "other_original.safetensors", other.state_dict(), demo, "original")
     checkpoint.save(vaes / "other_diffusers.safetensors", other.state_dict(), demo)
+    (vaes / "not_dcae").mkdir()
+    (vaes / "not_dcae" / "config.json").write_text("{}")
     (vaes / "broken.safetensors").write_bytes((vaes / "other_original.safetensors").read_bytes()[:5000])
 
 

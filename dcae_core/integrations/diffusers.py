@@ -133,6 +133,11 @@ class StreamedAutoencoderDC(AutoencoderDC):
         """As `decode`."""
         return self.decode(z, return_dict)
 
+    def enable_group_offload(self, onload_device: torch.device, *args, **options) -> None:
+        """Moves the weights to `onload_device` and leaves them there: strips read them without the modules that would
+        be brought one by one."""
+        self.to(onload_device)
+
     def save_pretrained(self, *args, **options) -> None:
         """Raises OptionError: the weights here are not as published."""
         raise OptionError(

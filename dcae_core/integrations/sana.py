@@ -8,7 +8,6 @@ import inspect
 import torch
 from diffusers import SanaPipeline, SanaSprintImg2ImgPipeline, SanaSprintPipeline
 from diffusers.pipelines import auto_pipeline
-from diffusers.utils.torch_utils import randn_tensor
 
 from ..errors import OptionError
 
@@ -19,9 +18,9 @@ class SanaImg2ImgPipeline(SanaPipeline):
     """SanaPipeline that starts from a picture. Takes any AutoencoderDC, ours or diffusers'.
 
     Beside SanaPipeline's arguments: image, anything that diffusers' image processors take (a PIL picture, a tensor
-    [B, 3, H, W] in [0, 1], a list of either), or scaled latents [B, c, h, w]; strength in [0, 1], how much of the
-    schedule is run: 0 gives the picture back as the autoencoder does, 1 starts from noise alone. height and width are
-    by default the picture's, rounded down to whole latent pixels.
+    [B, 3, H, W] in [0, 1], a list of either), or scaled latents [B, c, h, w], brought to the size that height and width
+    ask for; strength in [0, 1], how much of the schedule is run: 0 gives the picture back as the autoencoder does, 1
+    starts from noise alone. height and width are by default the picture's, rounded down to whole latent pixels.
     """
 
     def __call__(self, prompt=None, image=None, strength: float = 0.6, **options):
@@ -39,12 +38,13 @@ class SanaImg2ImgPipeline(SanaPipeline):
             self._start = self._late = None
 
     def _is_latent(self, image) -> bool:
-        return torch.is_tensor(image) and image.ndim == 4 and image.shape[1] == self.transformer.config.in_channels
+        channels = self.transformer.config.in_channels
+        return torch.is_tensor(image) and image.ndim in (3, 4) and image.shape[-3] == channels
 
     def _size(self, image) -> tuple[int, int]:
         ratio = self.vae_scale_factor
         if self._is_latent(image):
-            return image.shape[2] * ratio, image.shape[3] * ratio
+            return image.shape[-2] * ratio, image.shape[-1] * ratio
         height, width = self.image_processor.get_default_height_width(image[0] if isinstance(image, list) else image)
         return max(ratio, height // ratio * ratio), max(ratio, width // ratio * ratio)
 
@@ -52,7 +52,12 @@ class SanaImg2ImgPipeline(SanaPipeline):
         """The picture as scaled latents, with the noise of where the schedule starts. SanaPipeline calls this after it
         has set the timesteps."""
         image = self._start
-        if not self._is_latent(image):
+        if self._is_latent(image):
+            image = image if image.ndim == 4 else image[None]
+            size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
+            if image.shape[2:] != size:
+                image = torch.nn.functional.interpolate(image.float(), size, mode="bilinear")
+        else:
             pixels = self.image_processor.preprocess(image, height, width)
             image = self.vae.encode(pixels.to(device, self.vae.dtype), return_dict=False)[0]
             image = image.to(dtype) * self.vae.config.scaling_factor
@@ -65,9 +70,8 @@ class SanaImg2ImgPipeline(SanaPipeline):
         if not len(first):
             return image
         first = first.expand(len(image))
-        noise = latents
-        if noise is None:
-            noise = randn_tensor(image.shape, generator=generator, device=device, dtype=dtype)
+        # SanaPipeline's own: noise, after it has looked at the generators, or what was given.
+        noise = super().prepare_latents(*image.shape[:2], height, width, dtype, device, generator, latents)
         if hasattr(self.scheduler, "scale_noise"):  # the name it has in flow-matching schedulers
             return self.scheduler.scale_noise(image, first, noise)
         return self.scheduler.add_noise(image, noise, first)
@@ -99,8 +103,7 @@ class StartingLate:
             self.all = scheduler.timesteps
             order = getattr(scheduler, "order", 1)
             steps = len(self.all) // order
-            kept = min(steps, max(int(steps * self.strength), 1 if self.strength else 0))
-            first = (steps - kept) * order
+            first = int(steps - min(steps, steps * self.strength)) * order  # rounded as diffusers does
             scheduler.timesteps = self.all[first:]
             if first and hasattr(scheduler, "set_begin_index"):
                 scheduler.set_begin_index(first)

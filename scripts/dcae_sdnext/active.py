@@ -8,7 +8,7 @@ from accelerate.hooks import remove_hook_from_module
 from diffusers import AutoencoderDC
 from modules import devices, sd_models, sd_vae, shared
 
-from dcae_core import DCAE, DCAEError, hub
+from dcae_core import DCAE, DCAEError, DownloadError, hub
 from dcae_core.integrations.diffusers import StreamedAutoencoderDC
 
 from . import names, settings
@@ -28,32 +28,44 @@ class HostedAutoencoderDC(StreamedAutoencoderDC):
     def limit(self) -> int | None:
         return settings.budget()
 
+    def encode(self, x, return_dict: bool = True):
+        try:
+            return super().encode(x, return_dict)
+        except DCAEError as error:  # some are ValueErrors, for which SD.Next answers without a picture and a reason
+            raise DCAEError(str(error)) from None
+
     def decode(self, z, return_dict: bool = True):
-        self.failure = None
         try:
             return super().decode(z, return_dict)
         except DCAEError as error:  # SD.Next writes it to its log and goes on without a picture; see hooks.vae_decode
-            self.failure = error
+            self.failure = DCAEError(str(error))
             raise
 
 
+def stopped() -> bool:
+    return bool(shared.state.interrupted or shared.state.skipped)
+
+
 def stop_if_told(done: int, total: int) -> None:
-    if shared.state.interrupted or shared.state.skipped:
+    if stopped():
         raise RuntimeError(f"stopped after strip {done} of {total}")
+
+
+def bare(vae):
+    """What torch.compile may have wrapped."""
+    return getattr(vae, "_orig_mod", vae)
 
 
 def own(pipe) -> AutoencoderDC | None:
     """The DC-AE that the pipeline's checkpoint came with; None if it came with something else."""
-    vae = getattr(pipe, "vae", None)
-    vae = getattr(vae, "_orig_mod", vae)  # where torch.compile has wrapped it
-    if isinstance(vae, HostedAutoencoderDC):
-        return vae.checkpoint_vae
+    vae = ours(pipe)
+    vae = bare(vae.checkpoint_vae if vae is not None else getattr(pipe, "vae", None))
     return vae if isinstance(vae, AutoencoderDC) else None
 
 
 def ours(pipe) -> HostedAutoencoderDC | None:
     """The DC-AE that was put into the pipeline, if one was."""
-    vae = getattr(pipe, "vae", None)
+    vae = bare(getattr(pipe, "vae", None))
     return vae if isinstance(vae, HostedAutoencoderDC) else None
 
 
@@ -80,14 +92,14 @@ def load(name: str, path: str) -> HostedAutoencoderDC:
         name = Path(path).name
         sd_vae.refresh_vae_list()
     core = DCAE.from_file(path, variant, devices.cpu, settings.dtype())
-    vae = HostedAutoencoderDC(core, name)
-    vae.origin = origin(path)
-    return vae
+    return HostedAutoencoderDC(core, name)
 
 
-def origin(path: str) -> tuple:
-    """What a loaded VAE depends on: the file, its state, and the precision asked for."""
-    return str(path), Path(path).stat().st_mtime_ns, settings.dtype()
+def origin(path: str | Path) -> tuple:
+    """What a loaded VAE depends on: its files, their state, and the precision asked for."""
+    path = Path(path)
+    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    return str(path), tuple(file.stat().st_mtime_ns for file in files), settings.dtype()
 
 
 def is_in_place(pipe, path: str) -> bool:
@@ -97,15 +109,16 @@ def is_in_place(pipe, path: str) -> bool:
 
 
 def tell_progress():
-    """A line in the log for every tenth of a download."""
-    told = 0
+    """A line in the log for every tenth of a download, which SD.Next's Stop ends."""
+    told, before = 0, stopped()  # which may be left from an earlier run
 
     def progress(done: int, total: int) -> None:
         nonlocal told
         if total and done * 10 // total > told:
             told = done * 10 // total
             log.info(f"DC-AE: {done / 1e6:.0f} of {total / 1e6:.0f} MB")
-        stop_if_told(done, total)
+        if stopped() and not before:
+            raise DownloadError(f"The download was stopped after {done / 1e6:.0f} MB; choose it again to go on.")
 
     return progress
 
@@ -130,19 +143,27 @@ def check(vae: HostedAutoencoderDC, pipe) -> None:
 def put(pipe, vae: HostedAutoencoderDC) -> None:
     """Makes `vae` the pipeline's. Raises DCAEError, and changes nothing, if it does not fit."""
     check(vae, pipe)
-    before = own(pipe)
-    vae.__dict__["checkpoint_vae"] = before
+    old = ours(pipe)
+    vae.__dict__["checkpoint_vae"] = pipe.vae if old is None else old.checkpoint_vae
+    _put_away(pipe.vae)
+    del old
     _set(pipe, vae, vae.name)
-    remove_hook_from_module(before, recurse=True)
-    before.to(devices.cpu)
+    vae.origin = origin(vae.core.path)  # now: SD.Next may have changed what precision it wants on the way
     log.info(f"DC-AE: {vae.name} is the VAE ({vae.core.variant.name}, {vae.core.layout} keys, {vae.dtype})")
 
 
 def restore(pipe) -> None:
     """Puts the checkpoint's own VAE back."""
-    before = own(pipe)
+    before = ours(pipe).checkpoint_vae
+    _put_away(pipe.vae)
     _set(pipe, before, None)
     log.info("DC-AE: the VAE is the checkpoint's own again")
+
+
+def _put_away(vae) -> None:
+    """Off the device, before another comes; the hooks would keep it in a cycle of references."""
+    remove_hook_from_module(bare(vae), recurse=True)
+    bare(vae).to(devices.cpu)
 
 
 def _set(pipe, vae, name: str | None) -> None:
@@ -154,3 +175,4 @@ def _set(pipe, vae, name: str | None) -> None:
         sd_models.apply_balanced_offload(pipe, force=True)
     elif mode == "none":
         sd_models.move_model(vae, devices.device)
+    devices.torch_gc(force=True)

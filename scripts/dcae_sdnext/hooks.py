@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 
 import torch
 from modules import devices, processing_vae, script_callbacks, sd_vae, shared
+from modules.modeldata import model_data
 
 from dcae_core import DCAEError
 from dcae_core.checkpoint import Checkpoint, is_dcae
@@ -21,11 +23,21 @@ KEEP = ("Default", "Automatic", "None", "TAESD", "REPA-E")  # choices of SD.Next
 
 # A choice that was refused when a model loaded and is still in the settings: no error each time it is looked at.
 _put_up_with: str | None = None
+_restoring = False  # SD.Next puts settings back after a request: what comes after must not be kept from it
 problem: str | None = None  # the last refusal or failure
 
 
 def install() -> None:
-    """Replaces the functions and registers the callbacks. Once more is no harm."""
+    """Replaces the functions and registers the callbacks. Once more is no harm. What fails leaves SD.Next as it was."""
+    try:
+        _install()
+        log.info("DC-AE: ready")
+    except Exception as error:
+        uninstall()
+        log.error(f"DC-AE: this version of SD.Next is not as expected, so the extension is off: {error!r}")
+
+
+def _install() -> None:
     settings.register()
     for module, function in (
         (sd_vae, refresh_vae_list),
@@ -36,11 +48,11 @@ def install() -> None:
         wrap(module, function)
     sana.register()
     script_callbacks.on_model_loaded(model_loaded)
+    script_callbacks.on_after_process(before_restore)
     script_callbacks.on_ui_tabs(panel.tab)
     script_callbacks.on_app_started(panel.route)
     script_callbacks.on_script_unloaded(uninstall)
     sd_vae.refresh_vae_list()
-    log.info("DC-AE: ready")
 
 
 def uninstall() -> None:
@@ -67,42 +79,55 @@ def refresh_vae_list(plain):
     """Also lists DC-AEs by names of their own, and those that could be downloaded."""
     found = plain()
     try:
-        names.arrange(sd_vae.vae_dict, Path(shared.opts.vae_dir), settings.downloads())
-    except OSError as error:
+        names.arrange(sd_vae.vae_dict, Path(os.path.abspath(shared.opts.vae_dir)), settings.downloads())
+    except Exception as error:
         log.error(f"DC-AE: {shared.opts.vae_dir} can't be searched: {error}")
     return found
 
 
-def load_vae(plain, model_file, vae_file=None, vae_source="unknown-source"):
+def load_vae(plain, model_file, vae_file=None, *args, **options):
     """Refuses a DC-AE, which SD.Next would take for something else. Ours are loaded by `reload_vae_weights`."""
     if vae_file is not None and (is_dcae(vae_file) or names.published(vae_file)):
-        log.error(f"DC-AE: {wrong_latent_space(Path(vae_file).name)}")
+        log.debug(f"DC-AE: {wrong_latent_space(Path(vae_file).name)}")  # said aloud once the model has loaded
         return None
-    return plain(model_file, vae_file, vae_source)
+    return plain(model_file, vae_file, *args, **options)
 
 
-def reload_vae_weights(plain, sd_model=None, vae_file=sd_vae.unspecified):
+def reload_vae_weights(plain, sd_model=None, vae_file=sd_vae.unspecified, *args, **options):
     """Loads a DC-AE that is chosen, for a model made for one, or puts the checkpoint's own back.
 
-    Raises DCAEError where that fails, so that a setting goes back to what it was and a request is told.
+    Raises DCAEError where that fails, so that a setting goes back to what it was and a request is told; but not where
+    SD.Next puts back what was chosen before, or keeps what another model left: then the checkpoint's own is used.
     """
+    global _restoring
+    restoring, _restoring = _restoring, False
     pipe = sd_model or shared.sd_model
     if pipe is None:
         return None
     name, path = chosen(pipe, vae_file)
     try:
         if not choose(pipe, name, path):
-            return plain(sd_model, vae_file)  # after which a VAE that was refused is no longer chosen
+            return plain(sd_model, vae_file, *args, **options)
     except DCAEError as error:
-        if name != _put_up_with:
-            refused(error)
+        refused(error)
+        if not restoring and name != _put_up_with:
             raise
+        if active.ours(pipe) is not None:
+            active.restore(pipe)
     return pipe
+
+
+def before_restore(p) -> None:
+    """A request has ended; if it had a VAE of its own, the next that is chosen is what was there before."""
+    global _restoring
+    _restoring = bool(p.override_settings_restore_afterwards) and "sd_vae" in p.override_settings
 
 
 def model_loaded(pipe) -> None:
     """Puts the chosen DC-AE into a model that has just loaded."""
     global _put_up_with
+    if pipe is not model_data.sd_model:
+        return  # a refiner
     _put_up_with = None
     name, path = chosen(pipe, sd_vae.unspecified)
     try:
@@ -129,8 +154,10 @@ def chosen(pipe, vae_file) -> tuple[str, str | None]:
 
 def choose(pipe, name: str, path: str | None) -> bool:
     """Does what a choice asks for; False if that is SD.Next's to do. Raises DCAEError."""
-    global problem
+    global problem, _put_up_with
     problem = None
+    if name != _put_up_with:
+        _put_up_with = None
     dcae = path is not None and (is_dcae(path) or names.published(path) is not None)
     if active.own(pipe) is None:
         if dcae:
@@ -178,15 +205,19 @@ def vae_decode(plain, latents, model, output_type="np", vae_type="Full", *args, 
     pipe = model or shared.sd_model
     if not hasattr(pipe, "vae") and hasattr(pipe, "pipe"):
         pipe = pipe.pipe
+    vae = active.ours(pipe)
+    if vae is not None:
+        vae.failure = None
     if is_small_latent(latents, pipe) and vae_type == "Full" and not (shared.state.interrupted or shared.state.skipped):
         job = shared.state.begin("VAE Decode")
-        decoded = processing_vae.full_vae_decode(latents if latents.ndim == 4 else latents[None], pipe)
-        images = processing_vae.vae_postprocess(decoded, pipe, output_type)
-        devices.torch_gc()
-        shared.state.end(job)
+        try:
+            decoded = processing_vae.full_vae_decode(latents if latents.ndim == 4 else latents[None], pipe)
+            images = processing_vae.vae_postprocess(decoded, pipe, output_type)
+            devices.torch_gc()
+        finally:
+            shared.state.end(job)
     else:
         images = plain(latents, model, output_type, vae_type, *args, **options)
-    vae = active.ours(pipe)
     if vae is not None and vae.failure is not None:
         failure, vae.failure = vae.failure, None
         raise failure

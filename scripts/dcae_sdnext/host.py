@@ -24,7 +24,10 @@ SYMBOLS = {
     "modules.sd_models": ("set_diffuser_options", "apply_balanced_offload", "move_model"),
     "modules.shared": ("opts", "cmd_opts", "state", "OptionInfo", "sd_loaded", "sd_model"),
     "modules.devices": ("cpu", "device", "dtype_vae", "torch_gc"),
+    "modules.call_queue": ("wrap_queued_call",),
+    "modules.modeldata": ("model_data",),
     "modules.script_callbacks": (
+        "on_after_process",
         "on_model_loaded",
         "on_ui_settings",
         "on_ui_tabs",

@@ -15,7 +15,7 @@ DOWNLOAD = " (download)"
 
 def arrange(found: dict[str, str], folder: Path, downloads: bool) -> None:
     """Changes in place what SD.Next found, {name in the dropdown: path}, so that each DC-AE under `folder` is there
-    once, under a name of its own, and the published variants that are not here follow as downloads.
+    once, under a name of its own, and the published variants that are not here follow as downloads. Paths are absolute.
 
     SD.Next lists files by their names and folders by theirs, which names everything from a Hugging Face repository
     "model.safetensors" or "diffusion_pytorch_model.safetensors".
@@ -23,7 +23,8 @@ def arrange(found: dict[str, str], folder: Path, downloads: bool) -> None:
     for name, path in list(found.items()):
         path = Path(path)
         generic = path.name in SINGLE_FILES or is_shard(path)
-        if path == folder or (generic and path.parent != folder and is_dcae(path)):
+        generic = (generic and path.parent != folder) or name.lower() == "vae"  # as in a pipeline's folder
+        if path == folder or (generic and is_dcae(path)):
             del found[name]
     for generic in (*SINGLE_FILES, *INDEX_FILES):
         for file in sorted(folder.rglob(generic)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gradio
 import torch
 from modules import devices, script_callbacks, sd_vae, shared
+from modules.call_queue import wrap_queued_call
 
 from dcae_core.devices import parse_dtype
 
@@ -31,7 +32,7 @@ def add() -> None:
             section=SECTION,
         ),
         "dcae_dtype": shared.OptionInfo(
-            AUTO, "DC-AE precision", gradio.Dropdown, choices, onchange=reload, section=SECTION
+            AUTO, "DC-AE precision", gradio.Dropdown, choices, onchange=wrap_queued_call(reload), section=SECTION
         ),
         "dcae_downloads": shared.OptionInfo(
             True,

@@ -93,6 +93,9 @@ def test_budget_and_progress(vae):
 @pytest.mark.parametrize("name", [v for v in VARIANTS if v != DEMO])
 def test_config_is_the_published_one(name):
     """Pipelines read the ratio and the scaling factor from it."""
+    factors = {"in": {32: 0.3189, 64: 0.2889, 128: 0.4883}, "mix": {32: 0.4552, 64: 0.4538, 128: 0.3620}}
+    ratio, kind = VARIANTS[name].spatial_ratio, name.split("-")[-2]
+    factor = 0.41407 if kind == "sana" else factors[kind][ratio]
     ours = StreamedAutoencoderDC(DCAE.empty(name, "meta"))
     with torch.device("meta"):
         theirs = AutoencoderDC.from_config(VARIANTS[name].diffusers_config())
@@ -100,6 +103,7 @@ def test_config_is_the_published_one(name):
     assert same >= set(inspect.signature(AutoencoderDC.__init__).parameters) - {"self"}
     for key in same:
         assert _plain(ours.config[key]) == _plain(theirs.config[key]), key
+    assert ours.config.scaling_factor == factor and f"-f{ours.spatial_compression_ratio}c" in name
     own = ("spatial_compression_ratio", "tile_latent_min_height", "tile_sample_stride_width", "use_tiling")
     for attribute in own:
         assert getattr(ours, attribute) == getattr(theirs, attribute)
@@ -158,6 +162,12 @@ def test_weights_that_accelerate_keeps_elsewhere(vae, whole):
         assert all(p.is_meta for p in vae.parameters())
 
 
+def test_group_offload_leaves_the_weights_together(vae):
+    vae.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    assert not any(hasattr(module, "_diffusers_hook") for module in vae.modules())
+    assert vae.decode(torch.randn(1, 32, 2, 2)).sample.shape == (1, 3, 64, 64)
+
+
 @pytest.mark.parametrize("scheduler", [None, FlowMatchEulerDiscreteScheduler(shift=3.0)])
 @pytest.mark.parametrize("whose", ["ours", "diffusers"])
 def test_picture_to_picture(pipe, stock, photograph, scheduler, whose):
@@ -214,6 +224,9 @@ def test_what_it_starts_from(pipe, photograph):
     assert run(pipe, image=photograph, strength=0.5, height=64, width=64).shape == (1, 3, 64, 64)
     many = run(pipe, ["a cat", "a house"], image=[photograph, photograph], strength=0.5, num_images_per_prompt=2)
     assert many.shape == (4, 3, 128, 256)
+    larger = run(pipe, image=scaled, strength=0.5, height=256, width=512)
+    assert larger.shape == (1, 3, 256, 512)
+    assert torch.allclose(run(pipe, image=scaled[0], strength=0.5), plain, atol=1e-4)
     for wrong in ({"strength": 0.5}, {"image": photograph, "strength": 1.5}, {"image": [photograph] * 3}):
         with pytest.raises(OptionError):
             run(pipe, ["a cat", "a house"], **wrong)

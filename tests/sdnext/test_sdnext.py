@@ -1,17 +1,24 @@
 """In a real SD.Next: choosing a DC-AE in every way there is, and what becomes of it."""
 
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from dcae_core import VARIANTS, hub
 
-from .server import MODEL, PACK, Failed, Server
+from .server import MODEL, PACK, Failed, Server, python_of
 
 OTHER = "Diffusers/other_sana_diffusers"
 FORMS = ("other-folder-1.0", "repository", "other_original.safetensors", "other_diffusers.safetensors")
 SANA = f"Diffusers/{MODEL}"
 SD = "Diffusers/tiny_sd"
+DEEP = "Diffusers/deep_sana_diffusers"
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +184,54 @@ def test_budget(sdnext, pictures):
     assert sdnext.status()["last_peak_bytes"] <= needed * 2**30
 
 
+def test_small_pictures_at_ratio_128(sdnext):
+    sdnext.set(sd_model_checkpoint=DEEP)
+    for size in ((512, 512), (128, 384), (256, 128)):
+        assert sdnext.txt2img(width=size[0], height=size[1])[0][0].size == size
+
+
+def test_a_request_leaves_nothing_behind(sdnext, pictures):
+    """Even where the setting that SD.Next puts back is nothing for this model, left from another."""
+    sdnext.set(sd_model_checkpoint=SD)
+    assert sdnext.set(sd_vae="not_dcae") == {"sd_vae": True}
+    try:
+        sdnext.set(sd_model_checkpoint=SANA)
+        made, infotext = sdnext.txt2img(override_settings={"sd_vae": "other_original"})
+        assert apart(made[0], pictures[OTHER])[0] <= 1 and vae_in(infotext) == "other_original"
+        assert not sdnext.status()["active"]
+        made, infotext = sdnext.txt2img()
+        assert apart(made[0], pictures[SANA])[0] == 0 and vae_in(infotext) is None
+        sdnext.set(sd_vae="Default")
+        assert sdnext.set(sd_vae="not_dcae") == {"sd_vae": False}, "chosen for this model, not left"
+        assert "has to be a DC-AE" in sdnext.status()["problem"]
+        request = {"sd_model_checkpoint": SD, "sd_vae": "not_dcae"}
+        assert len(sdnext.txt2img(override_settings=request)[0]) == 1
+        assert sdnext.status()["pipeline"] == "SanaPipeline"
+    finally:
+        sdnext.set(sd_vae="Default")
+
+
+def test_picture_to_picture_in_too_small_a_budget(sdnext, photograph):
+    sdnext.set(sd_vae="other_original.safetensors", dcae_budget=0.0001)
+    with pytest.raises(Failed, match=r"encode of 256x128 .* needs at least [\d.]+ GiB"):
+        sdnext.img2img(photograph, denoising_strength=0.3)
+
+
+@pytest.mark.parametrize("upscaler", ["Latent Nearest", "Resize Lanczos"])
+def test_hires(sdnext, upscaler):
+    sdnext.set(sd_vae="other_original.safetensors")
+    second = {"enable_hr": True, "hr_scale": 2.0, "hr_resize_mode": 1, "hr_upscaler": upscaler, "hr_force": True}
+    made = sdnext.txt2img(**second, hr_second_pass_steps=4, denoising_strength=0.4)[0][0]
+    assert made.size == (512, 256)
+
+
+def test_several_at_once(sdnext, pictures):
+    sdnext.set(sd_vae="other_original.safetensors")
+    made, _ = sdnext.txt2img(batch_size=2)
+    assert [one.size for one in made] == [(256, 128)] * 2 and apart(*made)[1] > 1
+    assert apart(made[0], pictures[OTHER])[0] <= 1
+
+
 def test_precision(sdnext):
     sdnext.set(sd_vae="other_original.safetensors")
     for dtype, name in (("bf16", "bfloat16"), ("fp32", "float32")):
@@ -187,8 +242,9 @@ def test_precision(sdnext):
 
 @pytest.mark.parametrize("mode", ["model", "balanced"])
 def test_offload(needs_sdnext, mode):
-    """Applied at start-up, under SD.Next's ways to save memory. Not "sequential", in which a stock SD.Next on a CPU
-    can't run its text encoder; tests/core/test_integrations.py has what it does to a VAE."""
+    """Applied at start-up, under SD.Next's ways to save memory; on a CPU, so that hooks are there but move nothing. Not
+    "sequential", in which a stock SD.Next on a CPU can't run its text encoder; tests/core/test_integrations.py has what
+    it does to a VAE."""
     with Server(options={"sd_vae": "other_original.safetensors", "diffusers_offload_mode": mode}) as server:
         assert server.status()["name"] == "other_original.safetensors"
         chosen = server.txt2img()[0][0]
@@ -198,6 +254,21 @@ def test_offload(needs_sdnext, mode):
         assert apart(server.txt2img()[0][0], chosen)[0] <= 1
         server.set(sd_vae="other_diffusers.safetensors")
         assert apart(server.txt2img()[0][0], chosen)[0] <= 1
+
+
+def test_a_relative_folder(needs_sdnext):
+    """As it is in SD.Next by default."""
+    server = Server()
+    server.options["vae_dir"] = os.path.relpath(server.vae_folder, server.sources)
+    server.prepare()
+    (server.vae_folder / "pipeline").mkdir()
+    shutil.copytree(server.vae_folder / "other-folder-1.0", server.vae_folder / "pipeline" / "vae")
+    shutil.copy(server.vae_folder / "other_diffusers.safetensors", server.vae_folder / "model.safetensors")
+    with server:
+        listed = [name for name in server.vaes() if not name.endswith("(download)")]
+        assert sorted(listed) == sorted([*FORMS, "broken.safetensors", "not_dcae", "model.safetensors", "pipeline"])
+        assert server.set(sd_vae="pipeline") == {"sd_vae": True}
+        assert server.status()["active"]
 
 
 def test_a_version_that_lacks_something(needs_sdnext, tmp_path):
@@ -213,3 +284,42 @@ def test_a_version_that_lacks_something(needs_sdnext, tmp_path):
         assert server.txt2img()[0][0].size == (256, 128)
         with pytest.raises(Failed, match="404"):
             server.status()
+
+
+PROBE = """
+import sys
+from modules import processing_vae, script_callbacks, sd_vae, shared
+
+
+def add(demo, app):
+    def undo():
+        sys.modules["dcae_sdnext.hooks"].uninstall()
+        mine = (sd_vae.refresh_vae_list, sd_vae.load_vae, sd_vae.reload_vae_weights, processing_vae.vae_decode)
+        return [f.__name__ for f in mine if hasattr(f, "dcae_plain")]
+
+    shared.api.add_api_route("/probe", undo, methods=["GET"])
+
+
+script_callbacks.on_app_started(add)
+"""
+
+
+def test_all_can_be_undone(needs_sdnext):
+    server = Server(options={"sd_vae": "other_original.safetensors"})
+    probe = server.data / "extensions" / "probe" / "scripts" / "probe.py"
+    probe.parent.mkdir(parents=True)
+    probe.write_text(PROBE)
+    with server:
+        assert server.status()["active"]
+        assert server.get("/probe") == []
+        assert not server.status()["active"] and server.status()["class"] == "AutoencoderDC"
+        assert "repository" not in server.vaes()
+        assert server.txt2img()[0][0].size == (256, 128)
+
+
+def test_install_has_nothing_to_do(needs_sdnext):
+    """SD.Next runs it at every start, with its own Python."""
+    start = time.monotonic()
+    done = subprocess.run([python_of(Path(os.environ["DCAE_SDNEXT_ENV"])), PACK / "install.py"], capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert time.monotonic() - start < 20

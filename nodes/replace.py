@@ -1,0 +1,40 @@
+"""Nodes of other packs that ours can stand in for, where ComfyUI offers that (0.14 and newer)."""
+
+from __future__ import annotations
+
+import logging
+
+import comfy_api.v0_0_2 as comfy_api
+
+__all__ = ["REPLACED", "register"]
+
+log = logging.getLogger(__name__)
+
+SANA = "dc-ae-f32c32-sana-1.0"
+# Theirs (ComfyUI_ExtraModels): ours, its inputs.
+LATENT = [{"new_id": name, "old_id": name} for name in ("width", "height", "batch_size")]
+REPLACED = {
+    "ExtraVAELoader": ("DCAE_Loader", [{"new_id": "model", "set_value": f"{SANA} (download)"}]),
+    "EmptyDCAELatentImage": ("DCAE_EmptyLatent", [*LATENT, {"new_id": "variant", "set_value": SANA}]),
+}
+REPLACED["EmptySanaLatentImage"] = REPLACED["EmptyDCAELatentImage"]
+
+
+async def register() -> None:
+    """Tells ComfyUI. Does nothing where it has no such thing; the page says it there."""
+    make = getattr(comfy_api.io, "NodeReplace", None)
+    api = getattr(comfy_api, "ComfyAPI", None)
+    if make is None or not hasattr(api, "node_replacement"):
+        return
+    for theirs, (ours, inputs) in REPLACED.items():
+        try:
+            await api().node_replacement.register(
+                make(
+                    new_node_id=ours,
+                    old_node_id=theirs,
+                    input_mapping=inputs,
+                    output_mapping=[{"new_idx": 0, "old_idx": 0}],
+                )
+            )
+        except Exception as error:  # a later version's other way must not keep the pack from loading
+            log.warning("DC-AE: ComfyUI did not take the replacement of %s: %s", theirs, error)

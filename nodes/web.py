@@ -1,0 +1,103 @@
+"""What the web extension shows: lines of text, and the two routes it asks for them. Neither takes a path."""
+
+from __future__ import annotations
+
+import logging
+
+import comfy.model_management as management
+from aiohttp import web
+from server import PromptServer
+
+from ..dcae_core import DCAEError, Plan, Variant
+from ..dcae_core import plan as planning
+from ..dcae_core.devices import parse_dtype
+from ..dcae_core.errors import OptionError
+from ..dcae_core.sizes import Fit
+from . import models
+from .vae import auto_dtype
+
+__all__ = ["add_routes", "describe", "foresee", "line", "tell"]
+
+log = logging.getLogger(__name__)
+MOST = 1 << 17  # pixels along a side that a plan is made for
+
+
+def line(plan: Plan, seconds: float | None = None) -> str:
+    """A run in one line: "4096x4096 - 6 strips - peak 0.90 GiB - 0.41 s". The peak is beside the weights."""
+    many = f"{plan.batch} x " if plan.batch > 1 else ""
+    how = "whole" if plan.whole else f"{plan.strips} strips"
+    time = [] if seconds is None else [f"{seconds:.2f} s"]
+    size = f"{many}{plan.width}x{plan.height}"
+    return " · ".join([size, how, f"peak {plan.peak_bytes / 2**30:.2f} GiB", *time])
+
+
+def tell(node_id: str | None, text: str) -> None:
+    """Shows a line on a node while it runs."""
+    server = PromptServer.instance
+    if node_id is not None and server.client_id is not None:
+        server.send_sync("dcae.line", {"node": node_id, "text": text}, server.client_id)
+
+
+def describe(choice: str) -> str:
+    """What is behind a choice of the Loader, in one line. Raises DCAEError."""
+    variant, checkpoint = models.look(choice)
+    facts = [variant.name, f"{variant.spatial_ratio}x", f"{variant.latent_channels} channels"]
+    facts.append(f"factor {variant.scaling_factor}")
+    if checkpoint is None:
+        return " · ".join([*facts, f"not here: about {_gigabytes(weights(variant, 4))} to download"])
+    return " · ".join([*facts, _gigabytes(checkpoint.bytes), f"{checkpoint.layout} keys"])
+
+
+def weights(variant: Variant, size: int) -> int:
+    """Bytes of all weights of a variant, `size` each."""
+    dtype = {4: "fp32", 2: "bf16"}[size]
+    ratio = variant.spatial_ratio
+    made = (planning.make(variant, d, ratio, ratio, dtype=parse_dtype(dtype)) for d in planning.DIRECTIONS)
+    return sum(plan.weight_bytes for plan in made)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def foresee(asked: dict[str, str]) -> str:
+    """The line of a run before it happens. Raises DCAEError.
+
+    asked: choice, variant and dtype of the Loader; direction, width, height, batch, size_mode and budget_gib (weights
+    included; 0 is what the device has) of the node.
+    """
+    try:
+        width, height, batch = (int(asked[name]) for name in ("width", "height", "batch"))
+        budget = float(asked.get("budget_gib") or 0)
+    except (KeyError, ValueError) as error:
+        raise OptionError(f"width, height, batch and budget_gib must be numbers: {error}.") from None
+    if not (1 <= width <= MOST and 1 <= height <= MOST and 1 <= batch <= 4096):
+        raise OptionError(f"{batch} x {width}x{height} can't be planned.")
+    told = asked.get("variant")
+    variant, _ = models.look(asked.get("choice", ""), None if told in (None, "auto") else told)
+    dtype = parse_dtype(asked.get("dtype")) or auto_dtype()
+    height, width = Fit(height, width, variant.spatial_ratio, asked.get("size_mode") or "pad").padded
+    held = weights(variant, dtype.itemsize)
+    device = management.vae_device()
+    limit = int(budget * 2**30) if budget > 0 else management.get_total_memory(device)
+    made = planning.make(variant, asked.get("direction", ""), height, width, batch, max(1, limit - held), dtype)
+    return line(made)
+
+
+def add_routes() -> None:
+    """GET /dcae/model and /dcae/plan: {"text"} or {"problem"}."""
+    routes = PromptServer.instance.routes
+
+    def answer(work, *args) -> web.Response:
+        try:
+            return web.json_response({"text": work(*args)})
+        except DCAEError as error:
+            return web.json_response({"problem": str(error)})
+
+    @routes.get("/dcae/model")
+    async def model(request: web.Request) -> web.Response:
+        return answer(describe, request.query.get("choice", ""))
+
+    @routes.get("/dcae/plan")
+    async def plan(request: web.Request) -> web.Response:
+        return answer(foresee, dict(request.query))

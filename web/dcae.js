@@ -1,0 +1,54 @@
+// What DC-AE adds to ComfyUI's page: a line on its nodes, and nodes for a latent file that is dropped on the graph.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { addLine, show } from "./line.js";
+import { foresee } from "./plan.js";
+import { takeDrop } from "./drop.js";
+import { sayWhatReplaces } from "./missing.js";
+
+const NODES = ["DCAE_Loader", "DCAE_Encode", "DCAE_Decode"];
+
+app.registerExtension({
+  name: "dcae",
+
+  nodeCreated(node) {
+    if (!NODES.includes(node.comfyClass)) return;
+    addLine(node);
+    const before = node.onExecuted;
+    node.onExecuted = function (output) {
+      before?.apply(this, arguments);
+      if (output?.dcae) show(node, output.dcae[0], "done");
+    };
+  },
+
+  afterConfigureGraph() {
+    sayWhatReplaces(app.graph);
+  },
+
+  setup() {
+    api.addEventListener("dcae.line", ({ detail }) => show(find(detail.node), detail.text, "busy"));
+    api.addEventListener("execution_error", ({ detail }) => {
+      show(find(detail.node_id), detail.exception_message, "error");
+    });
+    api.addEventListener("execution_interrupted", ({ detail }) => show(find(detail.node_id), "stopped", "done"));
+    window.addEventListener("drop", takeDrop, true);
+    setInterval(() => document.hidden || everyNode(app.graph, foresee), 700);
+  },
+});
+
+// The node that a run names: an id, or ids of subgraphs and a node in them, as in "5:3".
+function find(id) {
+  let graph = app.graph, node = null;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(part) ?? graph?.getNodeById(Number(part));
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+function everyNode(graph, work) {
+  for (const node of graph?._nodes ?? []) {
+    if (NODES.includes(node.comfyClass)) work(node);
+    if (node.subgraph) everyNode(node.subgraph, work);
+  }
+}

@@ -1,0 +1,37 @@
+// A read-only line of text at the foot of a node, in the classic canvas and in Nodes 2.0.
+
+const COLOURS = { done: "var(--fg-color, #ddd)", busy: "var(--fg-color, #ddd)", error: "#ff7a7a", plan: "#9aa" };
+const HEIGHT = 34;
+
+export function addLine(node) {
+  const element = document.createElement("div");
+  element.className = "dcae-line";
+  Object.assign(element.style, {
+    font: "12px/16px sans-serif",
+    minHeight: `${HEIGHT}px`,
+    overflow: "hidden auto",
+    overflowWrap: "anywhere",
+    color: COLOURS.plan,
+    userSelect: "text",
+  });
+  // A type of its own: ComfyUI puts a component of its own in the place of types that it knows.
+  const widget = node.addDOMWidget("dcae_line", "dcae_line", element, {
+    serialize: false,
+    hideOnZoom: false,
+    margin: 6,
+    getMinHeight: () => HEIGHT + 12,
+    getMaxHeight: () => HEIGHT + 12,
+  });
+  widget.serialize = false;
+  node.dcae = { element, key: "" };
+  node.expandToFitContent?.();
+}
+
+// state: "plan" (what will happen), "busy", "done" or "error".
+export function show(node, text, state) {
+  if (!node?.dcae) return;
+  const { element } = node.dcae;
+  element.textContent = element.title = text;
+  element.style.color = COLOURS[state];
+  element.dataset.state = node.dcae.state = state;
+}

@@ -1,0 +1,102 @@
+// What a node will do, as far as the graph tells, asked of the server when something changed that it depends on.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { show } from "./line.js";
+
+// Nodes whose output is as large as their input of the same kind.
+const SAME_SIZE = ["KSampler", "KSamplerAdvanced", "SamplerCustom", "SetLatentNoiseMask", "DCAE_ScaleLatent"];
+const pictures = new Map(); // URL of a picture in ComfyUI's folders: its size, or null while that is not known
+
+export async function foresee(node) {
+  const wrong = app.lastNodeErrors?.[node.id]?.errors?.[0];
+  const question = wrong ? null : ask(node);
+  const key = wrong ? JSON.stringify(wrong) : question && question.toString();
+  if (key === null || key === node.dcae.key) return;
+  const first = node.dcae.key === "";
+  node.dcae.key = key;
+  if (wrong) return show(node, wrong.details || wrong.message, "error");
+  if (first && node.dcae.state) return; // shown already: a run that ended before
+  const answer = await (await api.fetchApi(`/dcae/${question}`)).json();
+  if (node.dcae.key === key && node.dcae.state !== "busy") {
+    show(node, answer.text ?? answer.problem, answer.text ? "plan" : "error");
+  }
+}
+
+// The route and its query that tell what `node` will do; null where the graph does not say.
+function ask(node) {
+  if (node.comfyClass === "DCAE_Loader") return `model?${new URLSearchParams({ choice: value(node, "model") })}`;
+  const encoding = node.comfyClass === "DCAE_Encode";
+  const loader = source(node, "vae")?.node;
+  const size = encoding ? inputSize(node, "pixels") : inputSize(node, "samples");
+  if (loader?.comfyClass !== "DCAE_Loader" || !size) return null;
+  const asked = {
+    choice: value(loader, "model"),
+    variant: value(loader, "variant"),
+    dtype: value(loader, "dtype"),
+    direction: encoding ? "encode" : "decode",
+    ...size,
+    budget_gib: value(node, "budget_gib"),
+  };
+  if (encoding) asked.size_mode = value(node, "size_mode");
+  return Object.values(asked).includes(undefined) ? null : `plan?${new URLSearchParams(asked)}`;
+}
+
+// A widget's value; undefined where there is none or a link gives it.
+function value(node, name) {
+  const slot = node.inputs?.find((input) => input.widget?.name === name || input.name === name);
+  if (slot?.link != null) return undefined;
+  return node.widgets?.find((widget) => widget.name === name)?.value;
+}
+
+// What feeds an input, through reroutes: {node, slot}; undefined if nothing does.
+function source(node, name) {
+  const at = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  const from = at < 0 ? null : node.getInputNode(at);
+  if (!from) return undefined;
+  if (from.comfyClass === "Reroute" || from.type === "Reroute") return source(from, from.inputs[0].name);
+  return { node: from };
+}
+
+// {width, height, batch} of the picture that an input is, or is the latent of.
+function inputSize(node, name) {
+  const from = source(node, name)?.node;
+  if (!from || from.mode === 2 || from.mode === 4) return null;
+  if (SAME_SIZE.includes(from.comfyClass)) {
+    return inputSize(from, from.inputs.find((input) => input.type === "LATENT")?.name);
+  }
+  switch (from.comfyClass) {
+    case "DCAE_EmptyLatent":
+    case "EmptyImage":
+      return numbers(value(from, "width"), value(from, "height"), value(from, "batch_size"));
+    case "ImageScale":
+      return numbers(value(from, "width"), value(from, "height"), inputSize(from, "image")?.batch);
+    case "LoadImage":
+      return pictureSize(value(from, "image"));
+    case "DCAE_Encode":
+    case "VAEEncode":
+      return inputSize(from, "pixels");
+    case "DCAE_Decode":
+    case "VAEDecode":
+      return inputSize(from, "samples");
+  }
+  return null;
+}
+
+function numbers(width, height, batch) {
+  return width > 0 && height > 0 && batch > 0 ? { width, height, batch } : null;
+}
+
+function pictureSize(name) {
+  if (typeof name !== "string" || !name) return null;
+  const [, path, type] = name.match(/^(.*?)(?: \[(input|output|temp)\])?$/);
+  const cut = path.lastIndexOf("/");
+  const query = { filename: path.slice(cut + 1), subfolder: path.slice(0, Math.max(cut, 0)), type: type ?? "input" };
+  const url = api.apiURL(`/view?${new URLSearchParams(query)}`);
+  if (!pictures.has(url)) {
+    pictures.set(url, null);
+    const picture = new Image();
+    picture.onload = () => pictures.set(url, numbers(picture.naturalWidth, picture.naturalHeight, 1));
+    picture.src = url;
+  }
+  return pictures.get(url);
+}

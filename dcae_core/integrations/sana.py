@@ -120,26 +120,23 @@ class StartingLate:
         self.scheduler.timesteps = self.all
 
 
-ADDED = {
-    "sana": (None, SanaImg2ImgPipeline),
-    "sana-sprint": (SanaSprintPipeline, SanaSprintImg2ImgPipeline),
-}
+TEXT, PICTURE = auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING, auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING
 
 
-def register() -> None:
-    """Makes AutoPipelineForImage2Image know Sana, where it does not yet."""
-    for name, (to_image, from_image) in ADDED.items():
-        if to_image is not None:
-            auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.setdefault(name, to_image)
-        auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.setdefault(name, from_image)
+def register(pipeline: type[SanaImg2ImgPipeline] = SanaImg2ImgPipeline) -> None:
+    """Makes AutoPipelineForImage2Image know Sana (by `pipeline`) and Sana-Sprint, where it does not yet."""
+    TEXT.setdefault("sana-sprint", SanaSprintPipeline)
+    PICTURE.setdefault("sana-sprint", SanaSprintImg2ImgPipeline)
+    if issubclass(PICTURE.get("sana", SanaImg2ImgPipeline), SanaImg2ImgPipeline):
+        PICTURE["sana"] = pipeline
 
 
 def unregister() -> None:
     """Undoes `register`."""
-    for name, (to_image, from_image) in ADDED.items():
-        for mapping, ours in (
-            (auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING, to_image),
-            (auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, from_image),
-        ):
-            if ours is not None and mapping.get(name) is ours:
-                del mapping[name]
+    for mapping, name, ours in (
+        (TEXT, "sana-sprint", SanaSprintPipeline),
+        (PICTURE, "sana-sprint", SanaSprintImg2ImgPipeline),
+        (PICTURE, "sana", SanaImg2ImgPipeline),
+    ):
+        if name in mapping and issubclass(mapping[name], ours):
+            del mapping[name]

@@ -10,11 +10,22 @@ from modules import devices, sd_models, sd_vae, shared
 
 from dcae_core import DCAE, DCAEError, DownloadError, hub
 from dcae_core.integrations.diffusers import StreamedAutoencoderDC
+from dcae_core.integrations.sana import SanaImg2ImgPipeline
 
 from . import names, settings
 from .host import log
 
-__all__ = ["HostedAutoencoderDC", "is_in_place", "load", "name", "ours", "own", "put", "restore"]
+__all__ = [
+    "HostedAutoencoderDC",
+    "HostedSanaImg2ImgPipeline",
+    "is_in_place",
+    "load",
+    "name",
+    "ours",
+    "own",
+    "put",
+    "restore",
+]
 
 
 class HostedAutoencoderDC(StreamedAutoencoderDC):
@@ -40,6 +51,17 @@ class HostedAutoencoderDC(StreamedAutoencoderDC):
         except DCAEError as error:  # SD.Next writes it to its log and goes on without a picture; see hooks.vae_decode
             self.failure = DCAEError(str(error))
             raise
+
+
+class HostedSanaImg2ImgPipeline(SanaImg2ImgPipeline):
+    """With the size that the second pass of "hires" is to have, which SD.Next gets wrong for latents: it takes every
+    VAE's ratio for 8."""
+
+    def preprocess(self, p, args: dict) -> None:
+        if getattr(p, "is_hr_pass", False) and self._is_latent(args.get("image")):
+            ratio = self.vae_scale_factor
+            wanted = {"width": p.hr_upscale_to_x, "height": p.hr_upscale_to_y}
+            args |= {side: max(1, n // ratio) * ratio for side, n in wanted.items() if n}
 
 
 def stopped() -> bool:

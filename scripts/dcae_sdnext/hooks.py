@@ -46,7 +46,7 @@ def _install() -> None:
         (processing_vae, vae_decode),
     ):
         wrap(module, function)
-    sana.register()
+    sana.register(active.HostedSanaImg2ImgPipeline)
     script_callbacks.on_model_loaded(model_loaded)
     script_callbacks.on_after_process(before_restore)
     script_callbacks.on_ui_tabs(panel.tab)

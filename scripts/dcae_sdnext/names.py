@@ -29,7 +29,10 @@ def arrange(found: dict[str, str], folder: Path, downloads: bool) -> None:
     for generic in (*SINGLE_FILES, *INDEX_FILES):
         for file in sorted(folder.rglob(generic)):
             place = file.parent
-            if place != folder and str(place) not in found.values() and is_dcae(place):
+            if place == folder:
+                if is_dcae(file) and generic in SINGLE_FILES:  # which one in another folder may have driven out
+                    found[file.name] = str(file)
+            elif str(place) not in found.values() and is_dcae(place):
                 found[_own_name(place, folder, found)] = str(place)
     for variant in VARIANTS.values():
         if not variant.repos or variant.name in found or f"{variant.name}.safetensors" in found:

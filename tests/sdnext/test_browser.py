@@ -31,14 +31,14 @@ def page(needs_sdnext):
 
 def test_choose_one_in_the_dropdown(page, tmp_path):
     page.locator("#setting_sd_vae input").first.click()
-    listed = [one.strip().lstrip("✓ ") for one in page.locator("#setting_sd_vae ul.options li").all_inner_texts()]
+    listed = [one.replace("✓", "").strip() for one in page.locator("#setting_sd_vae ul.options li").all_inner_texts()]
     assert {"Automatic", "Default", "other-folder-1.0", "other_original.safetensors"} <= set(listed)
     page.locator("#setting_sd_vae ul.options li", has_text="other-folder-1.0").click()
     until(lambda: page.server.status()["name"] == "other-folder-1.0")
     page.server.txt2img()
     page.get_by_role("tab", name="DC-AE").or_(page.get_by_role("button", name="DC-AE")).first.click()
     page.locator("#dcae_refresh").click()
-    status = page.locator("#dcae_status")
+    status = page.locator("#dcae_status").last  # gradio gives the name to a frame and to what is in it
     until(lambda: "decode 256x128" in status.inner_text())
     shown = status.inner_text()
     assert "other-folder-1.0" in shown and "dc-ae-f32c32-demo" in shown and "1.322" in shown

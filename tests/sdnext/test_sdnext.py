@@ -256,11 +256,9 @@ def test_offload(needs_sdnext, mode):
         assert apart(server.txt2img()[0][0], chosen)[0] <= 1
 
 
-def test_a_relative_folder(needs_sdnext):
-    """As it is in SD.Next by default."""
+def test_names_of_their_own(needs_sdnext):
+    """For what lies in a pipeline's folder; and a file at the top keeps the one it has."""
     server = Server()
-    server.options["vae_dir"] = os.path.relpath(server.vae_folder, server.sources)
-    server.prepare()
     (server.vae_folder / "pipeline").mkdir()
     shutil.copytree(server.vae_folder / "other-folder-1.0", server.vae_folder / "pipeline" / "vae")
     shutil.copy(server.vae_folder / "other_diffusers.safetensors", server.vae_folder / "model.safetensors")

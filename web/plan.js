@@ -8,8 +8,10 @@ const SAME_SIZE = ["KSampler", "KSamplerAdvanced", "SamplerCustom", "SetLatentNo
 const pictures = new Map(); // URL of a picture in ComfyUI's folders: its size, or null while that is not known
 
 export async function foresee(node) {
-  const wrong = app.lastNodeErrors?.[node.id]?.errors?.[0];
-  const question = wrong ? null : ask(node);
+  const question = ask(node);
+  let wrong = app.lastNodeErrors?.[node.id]?.errors?.[0];
+  if (wrong && wrong !== node.dcae.wrong) Object.assign(node.dcae, { wrong, about: question });
+  if (question !== node.dcae.about) wrong = null; // ComfyUI keeps what it said until the next run
   const key = wrong ? JSON.stringify(wrong) : question && question.toString();
   if (key === null || key === node.dcae.key) return;
   const first = node.dcae.key === "";

@@ -59,12 +59,12 @@ def message(comfyui, prompt: dict) -> str:
 def test_the_pack_starts_without_a_complaint(comfyui):
     assert "Traceback" not in comfyui.startup_log
     assert "Cannot import" not in comfyui.startup_log
-    for name in ("Loader", "Encode", "Decode", "EmptyLatent", "ScaleLatent"):
+    for name in ("Loader", "Encode", "Decode", "EmptyLatent", "LoadLatent", "ScaleLatent"):
         info = comfyui.object_info(f"DCAE_{name}")
         assert info["category"] == "DC-AE"
         assert info["description"]
-        for section in info["input"].values():
-            assert all(options[1].get("tooltip") for options in section.values())
+        for section in ("required", "optional"):
+            assert all(options[1].get("tooltip") for options in info["input"].get(section, {}).values())
 
 
 def test_the_example_runs_as_it_is_and_gives_the_photograph_back(comfyui, capsys):

@@ -235,7 +235,7 @@ def save(base: Path, head: list[str], rows: list[dict]) -> None:
     cases = list(dict.fromkeys((r["variant"], r["side"], r["direction"]) for r in rows))
     ways = list(dict.fromkeys(r["way"] for r in rows))
     times = {(r["variant"], r["side"], r["direction"], r["way"]): r["seconds"] for r in rows}
-    figure, axes = plt.subplots(figsize=(9, 0.9 + 0.24 * len(cases) * (len(ways) + 1)))
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.24 * len(cases) * (len(ways) + 1)), layout="constrained")
     colours = {"ours": "#2166ac", "ours in strips": "#92c5de"}
     greys = iter(("#7f7f7f", "#a6a6a6", "#c4c4c4", "#dddddd"))
     for i, way in enumerate(ways):
@@ -249,8 +249,7 @@ def save(base: Path, head: list[str], rows: list[dict]) -> None:
     axes.set_title(head[0].lstrip("# "), fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=len(ways), frameon=False)
-    figure.tight_layout()
+    figure.legend(fontsize=8, loc="outside lower center", ncol=len(ways), frameon=False)
     figure.savefig(base.with_suffix(".png"), dpi=110)
 
 

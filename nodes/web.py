@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-
 import comfy.model_management as management
+import torch
 from aiohttp import web
 from server import PromptServer
 
@@ -18,7 +17,6 @@ from .vae import auto_dtype
 
 __all__ = ["add_routes", "describe", "foresee", "line", "tell"]
 
-log = logging.getLogger(__name__)
 MOST = 1 << 17  # pixels along a side that a plan is made for
 
 
@@ -44,15 +42,14 @@ def describe(choice: str) -> str:
     facts = [variant.name, f"{variant.spatial_ratio}x", f"{variant.latent_channels} channels"]
     facts.append(f"factor {variant.scaling_factor}")
     if checkpoint is None:
-        return " · ".join([*facts, f"not here: about {_gigabytes(weights(variant, 4))} to download"])
+        return " · ".join([*facts, f"not here: about {_gigabytes(weights(variant, torch.float32))} to download"])
     return " · ".join([*facts, _gigabytes(checkpoint.bytes), f"{checkpoint.layout} keys"])
 
 
-def weights(variant: Variant, size: int) -> int:
-    """Bytes of all weights of a variant, `size` each."""
-    dtype = {4: "fp32", 2: "bf16"}[size]
+def weights(variant: Variant, dtype: torch.dtype) -> int:
+    """Bytes of all weights of a variant."""
     ratio = variant.spatial_ratio
-    made = (planning.make(variant, d, ratio, ratio, dtype=parse_dtype(dtype)) for d in planning.DIRECTIONS)
+    made = (planning.make(variant, d, ratio, ratio, dtype=dtype) for d in planning.DIRECTIONS)
     return sum(plan.weight_bytes for plan in made)
 
 
@@ -77,7 +74,7 @@ def foresee(asked: dict[str, str]) -> str:
     variant, _ = models.look(asked.get("choice", ""), None if told in (None, "auto") else told)
     dtype = parse_dtype(asked.get("dtype")) or auto_dtype()
     height, width = Fit(height, width, variant.spatial_ratio, asked.get("size_mode") or "pad").padded
-    held = weights(variant, dtype.itemsize)
+    held = weights(variant, dtype)
     device = management.vae_device()
     limit = int(budget * 2**30) if budget > 0 else management.get_total_memory(device)
     made = planning.make(variant, asked.get("direction", ""), height, width, batch, max(1, limit - held), dtype)

@@ -27,6 +27,7 @@ export function takeDrop(event) {
 
 // {variant} of a latent file that a DC-AE made (the variant where the file says it), else null.
 async function describe(file) {
+  if (file.size < 8) return null;
   const length = Number(new DataView(await file.slice(0, 8).arrayBuffer()).getBigUint64(0, true));
   if (length > Math.min(MOST_HEADER, file.size - 8)) return null;
   let header;

@@ -12,7 +12,7 @@ export async function foresee(node) {
   let wrong = app.lastNodeErrors?.[node.id]?.errors?.[0];
   if (wrong && wrong !== node.dcae.wrong) Object.assign(node.dcae, { wrong, about: question });
   if (question !== node.dcae.about) wrong = null; // ComfyUI keeps what it said until the next run
-  const key = wrong ? JSON.stringify(wrong) : question && question.toString();
+  const key = wrong ? JSON.stringify(wrong) : question;
   if (key === null || key === node.dcae.key) return;
   const first = node.dcae.key === "";
   node.dcae.key = key;
@@ -28,7 +28,7 @@ export async function foresee(node) {
 function ask(node) {
   if (node.comfyClass === "DCAE_Loader") return `model?${new URLSearchParams({ choice: value(node, "model") })}`;
   const encoding = node.comfyClass === "DCAE_Encode";
-  const loader = source(node, "vae")?.node;
+  const loader = source(node, "vae");
   const size = encoding ? inputSize(node, "pixels") : inputSize(node, "samples");
   if (loader?.comfyClass !== "DCAE_Loader" || !size) return null;
   const asked = {
@@ -50,18 +50,18 @@ function value(node, name) {
   return node.widgets?.find((widget) => widget.name === name)?.value;
 }
 
-// What feeds an input, through reroutes: {node, slot}; undefined if nothing does.
+// The node that feeds an input, through reroutes; undefined if nothing does.
 function source(node, name) {
   const at = node.inputs?.findIndex((input) => input.name === name) ?? -1;
   const from = at < 0 ? null : node.getInputNode(at);
   if (!from) return undefined;
   if (from.comfyClass === "Reroute" || from.type === "Reroute") return source(from, from.inputs[0].name);
-  return { node: from };
+  return from;
 }
 
 // {width, height, batch} of the picture that an input is, or is the latent of.
 function inputSize(node, name) {
-  const from = source(node, name)?.node;
+  const from = source(node, name);
   if (!from || from.mode === 2 || from.mode === 4) return null;
   if (SAME_SIZE.includes(from.comfyClass)) {
     return inputSize(from, from.inputs.find((input) => input.type === "LATENT")?.name);

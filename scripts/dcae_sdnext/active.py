@@ -20,7 +20,6 @@ __all__ = [
     "HostedSanaImg2ImgPipeline",
     "is_in_place",
     "load",
-    "name",
     "ours",
     "own",
     "put",
@@ -89,12 +88,6 @@ def ours(pipe) -> HostedAutoencoderDC | None:
     """The DC-AE that was put into the pipeline, if one was."""
     vae = bare(getattr(pipe, "vae", None))
     return vae if isinstance(vae, HostedAutoencoderDC) else None
-
-
-def name(pipe) -> str | None:
-    """What the dropdown calls the DC-AE in place; None for the checkpoint's own."""
-    vae = ours(pipe)
-    return vae.name if vae else None
 
 
 def load(name: str, path: str) -> HostedAutoencoderDC:

@@ -26,14 +26,15 @@ def arrange(found: dict[str, str], folder: Path, downloads: bool) -> None:
         generic = (generic and path.parent != folder) or name.lower() == "vae"  # as in a pipeline's folder
         if path == folder or (generic and is_dcae(path)):
             del found[name]
-    for generic in (*SINGLE_FILES, *INDEX_FILES):
-        for file in sorted(folder.rglob(generic)):
-            place = file.parent
-            if place == folder:
-                if is_dcae(file) and generic in SINGLE_FILES:  # which one in another folder may have driven out
-                    found[file.name] = str(file)
-            elif str(place) not in found.values() and is_dcae(place):
-                found[_own_name(place, folder, found)] = str(place)
+    for file in sorted(folder.rglob("*.safetensors*")):
+        place = file.parent
+        if file.name not in (*SINGLE_FILES, *INDEX_FILES):
+            continue
+        if place == folder:
+            if is_dcae(file) and file.name in SINGLE_FILES:  # which one in another folder may have driven out
+                found[file.name] = str(file)
+        elif str(place) not in found.values() and is_dcae(place):
+            found[_own_name(place, folder, found)] = str(place)
     for variant in VARIANTS.values():
         if not variant.repos or variant.name in found or f"{variant.name}.safetensors" in found:
             continue

@@ -31,7 +31,7 @@ def status() -> dict:
     config = getattr(vae, "config", None)
     return {
         "active": ours is not None,
-        "name": active.name(pipe),
+        "name": ours.name if ours else None,
         "setting": shared.opts.sd_vae,
         "shown_as": sd_vae.loaded_vae_file,
         "variant": core.variant.name if core else None,

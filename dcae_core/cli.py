@@ -163,6 +163,81 @@ def roundtrip(arguments: argparse.Namespace) -> None:
         print(f"  {target}")
 
 
+def compare(arguments: argparse.Namespace) -> None:
+    import json
+
+    from . import metrics
+    from .compare import codecs, page, run, sheet, text
+
+    names = arguments.models or codecs.local(arguments.cache_dir)
+    pictures = list(run.pictures(arguments.images, _sides(arguments.size)))
+    options = (arguments.device, arguments.dtype, arguments.budget, arguments.cache_dir, arguments.download)
+    opened = [(name, lambda name=name: codecs.load(name, *options)) for name in names]
+    had, notes = {}, []
+    for name, make in (("perceptual", metrics.lpips), ("frechet", metrics.frechet)):
+        if name == "frechet" and len(pictures) < 2:
+            notes.append("rFID is over a set of pictures: give several.")
+            continue
+        try:
+            had[name] = make(arguments.download)
+        except DCAEError as error:
+            notes.append(str(error))
+    bar = _bar(len(names) * len(pictures))
+    made = run.compare(opened, pictures, repeats=arguments.repeats, keep=arguments.rows, progress=bar, **had)
+    made.notes += notes
+    print(text.table(made))
+    if arguments.json:
+        _write_text(Path(arguments.json), json.dumps(text.as_json(made), indent=1) + "\n")
+    if arguments.html:
+        print(page.write_page(arguments.html, made, arguments.amplify))
+    if arguments.output:
+        from . import images
+
+        images.write(arguments.output, images.of_pil(sheet.draw(made, arguments.amplify)))
+        print(arguments.output)
+    if not any(cell.scores for column in made.columns for cell in column.cells):
+        raise DCAEError("No autoencoder made anything of any picture: see above.")
+
+
+def _sides(size: str | None) -> tuple[int, int] | None:
+    """(height, width) of "512" or "768x512" (width first)."""
+    from .errors import OptionError
+
+    if size is None:
+        return None
+    try:
+        width, _, height = size.lower().partition("x")
+        sides = int(height or width), int(width)
+        if min(sides) < 1:
+            raise ValueError
+        return sides
+    except ValueError:
+        raise OptionError(f"--size is a side or WIDTHxHEIGHT, such as 512 or 768x512, not {size!r}.") from None
+
+
+def _bar(total: int):
+    """A progress callback of `run.compare`, as a bar with what is being done."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, unit="run", leave=False)
+
+    def progress(what: str, done: int, total: int) -> None:
+        bar.set_description_str(what, refresh=False)
+        bar.update(done - bar.n)
+        bar.refresh()
+        if done == total:
+            bar.close()
+
+    return progress
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+    print(path)
+
+
 def demo(arguments: argparse.Namespace) -> None:
     from . import images
 
@@ -311,6 +386,24 @@ def _parser() -> argparse.ArgumentParser:
     added = command(roundtrip, "roundtrip", "Encode and decode pictures, and say how close they come back.")
     running(added, variants.DEMO, "pictures")
     added.add_argument("--side-by-side", action="store_true", help="write the original beside the result")
+    added = command(compare, "compare", "Autoencoders side by side: scores, time and memory on your pictures.")
+    added.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, or folders of pictures")
+    added.add_argument(
+        "--models",
+        nargs="+",
+        metavar="MODEL",
+        help="DC-AE variants, files or folders; repositories or folders of diffusers' AutoencoderKL, AutoencoderTiny, "
+        "AsymmetricAutoencoderKL, ConsistencyDecoderVAE, AutoencoderDC; taesana:FOLDER (default: the DC-AEs here)",
+    )
+    added.add_argument("--size", help="side, or WIDTHxHEIGHT: scale to cover it, keep the centre (default: as it is)")
+    added.add_argument("--repeats", type=int, default=3, help="timed runs, after one that is not (default: 3)")
+    added.add_argument("--rows", type=int, default=8, help="pictures shown, of those compared (default: 8)")
+    added.add_argument("--amplify", type=float, default=5, help="of the differences shown (default: 5)")
+    added.add_argument("-o", "--out", dest="output", help="write the pictures side by side: FILE.png or .jpg")
+    added.add_argument("--json", help="write all numbers: FILE.json")
+    added.add_argument("--html", help="write a page with a slider: FILE.html, and a folder of pictures beside it")
+    added.add_argument("--download", action="store_true", help="fetch models and metrics' weights that are not here")
+    running(added, None, None)
     added = command(demo, "demo", "Round trip with the bundled model and photograph; nothing to download.")
     running(added, variants.DEMO, None)
     added.add_argument("image", nargs="?", help="another picture")

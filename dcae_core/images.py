@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .errors import ImageError
 from .sizes import Fit
 
-__all__ = ["crop", "fit", "from_bytes", "from_host", "read", "to_bytes", "to_host", "write"]
+__all__ = ["crop", "fit", "from_bytes", "from_host", "of_pil", "read", "to_bytes", "to_host", "write"]
 
 
 def from_host(image: Tensor) -> Tensor:
@@ -78,23 +78,25 @@ def crop(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def read(path: str | os.PathLike) -> Tensor:
     """A picture file as [1, H, W, 3] in [0, 1] fp32, upright by its EXIF orientation. Raises ImageError."""
-    import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            deep = picture.mode.startswith("I")
-            array = np.asarray(picture if deep else picture.convert("RGB")).astype("float32")
+            return of_pil(ImageOps.exif_transpose(file))[None]
     except FileNotFoundError:
         raise ImageError(f"There is no picture at {path}.") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(f"{path} can't be read as a picture: {error}.") from error
-    if deep:  # 16-bit grey; Pillow has no 16-bit RGB
-        array = np.repeat((array / 65535)[..., None], 3, axis=2)
-    else:
-        array /= 255
-    return torch.from_numpy(array)[None]
+
+
+def of_pil(picture) -> Tensor:
+    """A Pillow image as [H, W, 3] in [0, 1] fp32."""
+    import numpy as np
+
+    if picture.mode.startswith("I"):  # 16-bit grey; Pillow has no 16-bit RGB
+        grey = np.asarray(picture).astype("float32") / 65535
+        return torch.from_numpy(np.repeat(grey[..., None], 3, axis=2))
+    return torch.from_numpy(np.asarray(picture.convert("RGB")).astype("float32") / 255)
 
 
 def write(path: str | os.PathLike, image: Tensor) -> None:

@@ -1,16 +1,169 @@
-"""How close a reconstruction is."""
+"""How close a reconstruction is, by the protocol of the DC-AE paper (efficientvit's aecore/evaluator.py): over pictures
+rounded to 8 bits, one picture at a time, and a mean over a set.
+
+SSIM and MS-SSIM leave out the border, where their window would stick out, as their authors' code and scikit-image do:
+pytorch-msssim does so; torchmetrics fills the border in, which on small pictures changes the third digit.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
-__all__ = ["psnr"]
+from .errors import ImageError, OptionError
+
+__all__ = ["Frechet", "Scores", "frechet", "lpips", "psnr", "scores"]
+
+LEAST_SSIM, LEAST_MS_SSIM, LEAST_LPIPS = 11, 161, 32  # shorter side, in pixels
+Perceptual = Callable[[Tensor, Tensor], float]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One picture's scores. psnr: dB, infinite for equal pictures. ssim, ms_ssim: 1 for equal pictures. mse and mae: in
+    steps of 8 bits (0 to 255, squared for mse). lpips: 0 for equal pictures. None where the picture is too small, or
+    for lpips where its weights are not here."""
+
+    psnr: float
+    ssim: float | None
+    ms_ssim: float | None
+    mse: float
+    mae: float
+    lpips: float | None = None
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
     """Peak signal-to-noise ratio in dB between two pictures in [0, 1], after rounding both to 8 bits as saving does."""
-    difference = (a * 255).round() - (b * 255).round()
-    error = difference.double().square().mean().item()
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    return _decibels(_steps(a, b).square().mean().item())
+
+
+def scores(original: Tensor, result: Tensor, perceptual: Perceptual | None = None) -> Scores:
+    """Scores of `result` against `original`, both [H, W, 3] in [0, 1] and of one size; `perceptual` is what `lpips`
+    returned.
+
+    SSIM (Wang et al. 2004) with its Gaussian window of 11 pixels and sigma 1.5, MS-SSIM (Wang et al. 2003) with its
+    five scales; both are means over the channels. Raises ImageError for pictures of two sizes.
+    """
+    try:
+        from pytorch_msssim import ms_ssim, ssim
+    except ImportError as error:
+        raise OptionError(f"Scores need pytorch-msssim: pip install pytorch-msssim ({error}).") from error
+    if original.shape != result.shape:
+        raise ImageError(f"Pictures of {list(original.shape)} and {list(result.shape)} can't be compared.")
+    difference = _steps(original, result)
+    mse = difference.square().mean().item()
+    shortest = min(original.shape[:2])
+    a, b = (_bytes(x).movedim(-1, 0)[None].float() for x in (original, result))
+    return Scores(
+        psnr=_decibels(mse),
+        ssim=ssim(a, b, data_range=255).item() if shortest >= LEAST_SSIM else None,
+        ms_ssim=ms_ssim(a, b, data_range=255).item() if shortest >= LEAST_MS_SSIM else None,
+        mse=mse,
+        mae=difference.abs().mean().item(),
+        lpips=perceptual(original, result) if perceptual and shortest >= LEAST_LPIPS else None,
+    )
+
+
+def lpips(download: bool = False) -> Perceptual:
+    """LPIPS (Zhang et al. 2018, AlexNet), by torchmetrics and torchvision, as a function of two pictures.
+
+    Raises OptionError, which says what is missing, where torchvision or AlexNet's weights are not on this machine and
+    `download` does not allow to fetch them.
+    """
+    try:
+        from torchvision.models import AlexNet_Weights
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a build for another torch
+        raise OptionError(f"LPIPS needs torchvision, which can't be imported here: {error}.") from error
+    _weights("LPIPS", AlexNet_Weights.DEFAULT.url, download)
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    with _weights_only():
+        network = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
+
+    def distance(a: Tensor, b: Tensor) -> float:
+        with torch.no_grad():
+            return network(*(_bytes(x).movedim(-1, 0)[None].float() / 255 for x in (a, b))).item()
+
+    return distance
+
+
+class Frechet:
+    """rFID: the Fréchet distance (Heusel et al. 2017) between Inception features of originals and of reconstructions.
+
+    Means something over a set only: published figures are over 5,000 pictures and more.
+    """
+
+    def __init__(self, weights: Path):
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        with _weights_only():
+            self._distance = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(weights))
+        self.count = 0
+
+    def add(self, original: Tensor, result: Tensor) -> None:
+        """One pair of pictures [H, W, 3] in [0, 1]."""
+        for picture, real in ((original, True), (result, False)):
+            self._distance.update(_bytes(picture).movedim(-1, 0)[None], real=real)
+        self.count += 1
+
+    def distance(self) -> float | None:
+        """Over what was added; None over fewer than two pairs."""
+        return self._distance.compute().item() if self.count > 1 else None
+
+
+def frechet(download: bool = False) -> Callable[[], Frechet]:
+    """Makes a new Frechet, as often as it is called. Raises OptionError, which says what is missing."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    except (ImportError, RuntimeError) as error:
+        raise OptionError(f"rFID needs torch-fidelity and torchvision, which can't be imported: {error}.") from error
+    weights = _weights("rFID", URL_INCEPTION_V3, download)
+    return lambda: Frechet(weights)
+
+
+def _weights(what: str, url: str, download: bool) -> Path:
+    """Where torch keeps the file of this address; fetched if it is not there and that is allowed."""
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
+    if not path.is_file():
+        if not download:
+            raise OptionError(f"{what} needs {path.name}, which is not in {path.parent}: get it from {url}.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # The name ends in the first digits of the file's sha256, which is checked.
+            torch.hub.download_url_to_file(url, str(path), path.stem.rsplit("-", 1)[-1])
+        except (OSError, RuntimeError) as error:
+            raise OptionError(f"{what} needs {url}, which could not be fetched: {error}.") from error
+    return path
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """Libraries that load old-style files run no code from them."""
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+        if before is not None:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+
+
+def _bytes(picture: Tensor) -> Tensor:
+    """[0, 1] -> uint8, rounded to the nearest."""
+    return (picture.detach().cpu().float() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _steps(a: Tensor, b: Tensor) -> Tensor:
+    return _bytes(a).double() - _bytes(b).double()
+
+
+def _decibels(mse: float) -> float:
+    return math.inf if mse == 0 else 10 * math.log10(255**2 / mse)

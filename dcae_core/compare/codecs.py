@@ -1,0 +1,204 @@
+"""Autoencoders of several kinds behind the same few words: the one place that knows their ranges, scales and sizes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .. import hub, variants
+from ..autoencoder import DCAE, is_path, without_autocast
+from ..checkpoint import is_dcae
+from ..devices import best_dtype, parse_device, parse_dtype
+from ..errors import CheckpointError, DCAEError, DownloadError
+from ..plan import Budget
+from . import taesana
+
+__all__ = ["Codec", "load", "local", "of_dcae", "of_diffusers"]
+
+
+@dataclass(frozen=True)
+class Codec:
+    """An autoencoder that is loaded.
+
+    encode: pictures [1, 3, H, W] in [-1, 1], sides multiples of `ratio` -> latents. decode: the way back, around
+    [-1, 1]. kind: its class, for people. weights: its parameters. scaling_factor: of its latents; None where it has
+    none.
+    """
+
+    name: str
+    kind: str
+    ratio: int
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    device: torch.device
+    dtype: torch.dtype
+    weights: Iterable[Tensor] = ()
+    scaling_factor: float | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.weights)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a class is used. ratio: of its config. lowest: what black is for it (white is 1). encode and decode: without
+    its ranges. decode gets latents as they were encoded; a distribution is its mode, so that runs agree."""
+
+    ratio: Callable
+    encode: Callable[[nn.Module, Tensor], Tensor]
+    decode: Callable[[nn.Module, Tensor], Tensor] = field(default=lambda vae, z: vae.decode(z).sample)
+    lowest: float = -1.0
+
+
+def _mode(vae: nn.Module, x: Tensor) -> Tensor:
+    return vae.encode(x).latent_dist.mode()
+
+
+def _consistency(vae: nn.Module, z: Tensor) -> Tensor:
+    generator = torch.Generator(z.device).manual_seed(0)  # it starts from noise: the same in each run
+    return vae.decode(z, generator=generator).sample
+
+
+# AutoencoderTiny's network works in [0, 1], and diffusers' class converts: for its callers it is [-1, 1] like the rest.
+RULES = {
+    "AutoencoderDC": Rules(
+        lambda config: 2 ** (len(config.encoder_block_out_channels) - 1), lambda vae, x: vae.encode(x).latent
+    ),
+    "AutoencoderKL": Rules(lambda config: 2 ** (len(config.block_out_channels) - 1), _mode),
+    "AsymmetricAutoencoderKL": Rules(lambda config: 2 ** (len(config.down_block_out_channels) - 1), _mode),
+    "AutoencoderTiny": Rules(
+        lambda config: 2 ** (len(config.encoder_block_out_channels) - 1), lambda vae, x: vae.encode(x).latents
+    ),
+    "ConsistencyDecoderVAE": Rules(
+        lambda config: 2 ** (len(config.encoder_block_out_channels) - 1), _mode, _consistency
+    ),
+}
+TAESANA = Rules(lambda config: taesana.RATIO, lambda vae, x: vae.encoder(x), lambda vae, z: vae.decoder(z), lowest=0.0)
+
+
+def local(cache_dir: str | os.PathLike | None = None) -> list[str]:
+    """The names of the DC-AEs that are on this machine, the bundled one among them."""
+    return [name for name, variant in variants.VARIANTS.items() if hub.find(variant, cache_dir)]
+
+
+def load(
+    name: str,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    budget: Budget = None,
+    cache_dir: str | os.PathLike | None = None,
+    download: bool = False,
+) -> Codec:
+    """The autoencoder of that name, wherever it is known:
+
+    a DC-AE: the name of a variant or its repository, or a file or folder; runs on dcae_core, within `budget`.
+    "diffusers:NAME": a repository or folder (also a pipeline's, with a `vae` in it) of one of RULES, by diffusers'
+    class; so is any other repository or folder without that prefix.
+    "taesana:FOLDER": TAESANA's decoder with its encoder, or where that is not there with the sana DC-AE that is here.
+
+    Raises DCAEError: not known, not here, not a safetensors file.
+    """
+    device = parse_device(device)
+    dtype = parse_dtype(dtype) or best_dtype(device)
+    kind, colon, rest = name.partition(":")
+    if colon and kind == "taesana":
+        return _of_taesana(name, rest, device, dtype, cache_dir)
+    if colon and kind == "diffusers":
+        return of_diffusers(_open(rest, dtype, download).to(device), name)
+    if not is_path(name):
+        return of_dcae(DCAE(name, device, dtype, cache_dir, download=download), budget)
+    if Path(name).is_file() or name.endswith(".safetensors") or is_dcae(name):
+        return of_dcae(DCAE.from_file(name, None, device, dtype), budget, name)
+    return of_diffusers(_open(name, dtype, download).to(device), name)
+
+
+def of_dcae(ae: DCAE, budget: Budget = None, name: str | None = None) -> Codec:
+    return Codec(
+        name=name or ae.variant.name,
+        kind="DC-AE",
+        ratio=ae.spatial_ratio,
+        encode=lambda x: ae.encode(x, budget),
+        decode=lambda z: ae.decode(z, budget=budget),
+        device=ae.device,
+        dtype=ae.dtype,
+        weights=list(ae.model.parameters()) + list(ae.model.buffers()),
+        scaling_factor=ae.scaling_factor,
+    )
+
+
+def of_diffusers(vae: nn.Module, name: str) -> Codec:
+    """A codec of one of diffusers' classes in RULES."""
+    kind = type(vae).__name__
+    factor = getattr(vae.config, "scaling_factor", None)
+    return _by_rules(RULES[kind], vae, name, kind, RULES[kind].ratio(vae.config), factor)
+
+
+def _by_rules(rules: Rules, vae: nn.Module, name: str, kind: str, ratio: int, factor: float | None) -> Codec:
+    weights = [*vae.parameters(), *vae.buffers()]
+    device, dtype = weights[0].device, weights[0].dtype
+    span = 1 - rules.lowest
+
+    def encode(x: Tensor) -> Tensor:
+        with torch.no_grad(), without_autocast(device):
+            return rules.encode(vae, ((x + 1) / 2 * span + rules.lowest).to(device, dtype))
+
+    def decode(z: Tensor) -> Tensor:
+        with torch.no_grad(), without_autocast(device):
+            return (rules.decode(vae, z).float() - rules.lowest) / span * 2 - 1
+
+    return Codec(name, kind, ratio, encode, decode, device, dtype, weights, factor)
+
+
+def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
+    """diffusers' module of a folder or repository."""
+    try:
+        import diffusers
+    except ImportError as error:
+        raise DCAEError(f"{name} needs diffusers: pip install diffusers.") from error
+    where = {"local_files_only": not download}
+    if Path(name).is_dir():
+        where["subfolder"] = "" if Path(name, "config.json").is_file() else "vae"
+    try:
+        config = diffusers.AutoencoderKL.load_config(name, **where)
+        kind = config.get("_class_name")
+        if kind not in RULES:
+            raise DCAEError(f"{name} is {kind or 'of no class'}: known are {', '.join(RULES)}.")
+        made = getattr(diffusers, kind).from_pretrained(name, torch_dtype=dtype, use_safetensors=True, **where)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if not Path(name).is_dir() and not download:
+            raise DownloadError(
+                f"{name} is not on this machine ({first}). Allow downloads, or name a folder."
+            ) from error
+        raise CheckpointError(f"{name} can't be loaded by diffusers: {first}") from error
+    return made.eval().requires_grad_(False)
+
+
+class _TinySana(nn.Module):
+    """`encoder` and `decoder` of TAESANA; or, without its encoder, a sana DC-AE for it."""
+
+    def __init__(self, folder: str, device: torch.device, dtype: torch.dtype, cache_dir: str | os.PathLike | None):
+        super().__init__()
+        self.decoder = taesana.load(folder, "decoder")
+        if (Path(folder) / "taesana_encoder.safetensors").is_file():
+            self.encoder, self.with_ = taesana.load(folder, "encoder"), ""
+        else:
+            found = [n for n in local(cache_dir) if variants.find(n).latent_space == "sana"]
+            if not found:
+                taesana.load(folder, "encoder")  # says what is missing
+            ae = DCAE(found[-1], device, dtype, cache_dir)
+            self.with_ = f" after {found[-1]}"
+            self.encoder = lambda x: ae.encode(x * 2 - 1) * ae.scaling_factor
+
+
+def _of_taesana(
+    name: str, folder: str, device: torch.device, dtype: torch.dtype, cache_dir: str | os.PathLike | None
+) -> Codec:
+    tiny = _TinySana(folder, device, dtype, cache_dir).to(device, dtype)
+    return _by_rules(TAESANA, tiny, name + tiny.with_, "TAESANA", taesana.RATIO, 1.0)

@@ -1,0 +1,101 @@
+"""The comparison as one picture."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from .run import Cell, Column, Comparison, Row
+from .text import caption
+
+__all__ = ["difference", "draw"]
+
+GAP, LINE = 12, 18
+INK, FAINT, PAPER, ALARM = "#e8e8e8", "#9a9a9a", "#1c1c1e", "#ff8a7a"
+
+
+def difference(original: Tensor, result: Tensor, amplify: float = 5) -> Tensor:
+    """How far off each channel of each pixel is, times `amplify`, as a picture [H, W, 3] in [0, 1]."""
+    return ((original - result).abs() * amplify).clamp_(0, 1)
+
+
+def draw(comparison: Comparison, amplify: float = 5, cell: int = 360, across: int = 5) -> Image.Image:
+    """A row for each picture that was kept: the original, what each autoencoder made of it, and below that the
+    difference, amplified. `cell`: pixels along the longer side of a picture, at most; `across`: cells in a line."""
+    bands = [_band(comparison, i, row, amplify, cell, across) for i, row in enumerate(comparison.rows) if _shown(row)]
+    if not bands:
+        bands = [Image.new("RGB", (cell, LINE * 2), PAPER)]
+    sheet = Image.new("RGB", (max(b.width for b in bands) + 2 * GAP, sum(b.height + GAP for b in bands) + GAP), PAPER)
+    top = GAP
+    for band in bands:
+        sheet.paste(band, (GAP, top))
+        top += band.height + GAP
+    return sheet
+
+
+def _shown(row: Row) -> bool:
+    return row.picture is not None or row.error is not None
+
+
+def _band(comparison: Comparison, index: int, row: Row, amplify: float, cell: int, across: int) -> Image.Image:
+    if row.picture is None:
+        band = Image.new("RGB", (cell * 2, LINE * 2), PAPER)
+        ImageDraw.Draw(band).text((0, 0), f"{row.name}: {row.error}", fill=ALARM, font=_font())
+        return band
+    scale = min(1.0, cell / max(row.width, row.height))
+    size = max(1, round(row.width * scale)), max(1, round(row.height * scale))
+    step = max(size[0], 190) + GAP
+    columns = comparison.columns
+    lines = [columns[i : i + across] for i in range(0, len(columns), across)]
+    high = 2 * size[1] + 4 * LINE + GAP
+    band = Image.new("RGB", (step * (1 + max(map(len, lines), default=0)) - GAP, high * max(1, len(lines))), PAPER)
+    pen = ImageDraw.Draw(band)
+    band.paste(_picture(row.picture, size), (0, 0))
+    _write(pen, 0, size[1] + 2, [(row.name, INK), (f"{row.width}x{row.height}", FAINT)], step - GAP)
+    _write(pen, 0, size[1] + 3 * LINE + GAP, [(f"below: differences, {amplify:g} times", FAINT)], step - GAP)
+    for number, line in enumerate(lines):
+        for place, column in enumerate(line, start=1):
+            left, top = place * step, number * high
+            done = column.cells[index] if column.cells else Cell(error=column.error)
+            _entry(band, pen, left, top, size, step - GAP, row, column, done, amplify)
+    return band
+
+
+def _entry(band, pen, left: int, top: int, size, width: int, row: Row, column: Column, done: Cell, amplify: float):
+    if done.result is None:
+        pen.rectangle((left, top, left + size[0] - 1, top + size[1] - 1), outline=FAINT)
+        words = _wrap(pen, done.error or "not kept", size[0] - 16)[: max(1, (size[1] - 16) // LINE)]
+        pen.multiline_text((left + 8, top + 8), "\n".join(words), fill=ALARM, font=_font(), spacing=3)
+        _write(pen, left, top + size[1] + 2, [(column.name, INK)], width)
+        return
+    band.paste(_picture(done.result, size), (left, top))
+    below = difference(row.picture, done.result, amplify)
+    band.paste(_picture(below, size), (left, top + size[1] + 3 * LINE + GAP))
+    texts = [(column.name, INK), *((text, FAINT) for text in caption(done))]
+    _write(pen, left, top + size[1] + 2, texts, width)
+
+
+def _write(pen: ImageDraw.ImageDraw, left: int, top: int, lines: list[tuple[str, str]], width: int) -> None:
+    for number, (text, colour) in enumerate(lines):
+        while len(text) > 4 and pen.textlength(text, font=_font()) > width:
+            text = "…" + text[2:] if number == 0 else text[:-2] + "…"  # a name's end tells more than its start
+        pen.text((left, top + number * LINE), text, fill=colour, font=_font())
+
+
+def _wrap(pen: ImageDraw.ImageDraw, text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and pen.textlength(f"{lines[-1]} {word}", font=_font()) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
+
+
+def _picture(picture: Tensor, size: tuple[int, int]) -> Image.Image:
+    made = Image.fromarray((picture * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy())
+    return made if made.size == size else made.resize(size, Image.Resampling.LANCZOS)
+
+
+def _font() -> ImageFont.ImageFont:
+    return ImageFont.load_default(14)  # Aileron, which comes with Pillow

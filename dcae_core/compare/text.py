@@ -1,0 +1,94 @@
+"""The comparison in words and numbers: lines, a table, JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from .run import Cell, Column, Comparison
+
+__all__ = ["as_json", "caption", "table"]
+
+# (heading, what of the means, how it is written)
+COLUMNS = (
+    ("PSNR dB", "psnr", "{:.2f}"),
+    ("SSIM", "ssim", "{:.4f}"),
+    ("MS-SSIM", "ms_ssim", "{:.4f}"),
+    ("MSE", "mse", "{:.1f}"),
+    ("MAE", "mae", "{:.2f}"),
+    ("LPIPS", "lpips", "{:.4f}"),
+    ("encode s", "encode_seconds", "{:.3f}"),
+    ("decode s", "decode_seconds", "{:.3f}"),
+    ("peak GiB", "peak_bytes", "{:.2f}"),
+    ("latent kB", "latent_bytes", "{:.1f}"),
+    ("bit/px", "bits_per_pixel", "{:.3f}"),
+)
+UNITS = {"peak_bytes": 2**30, "latent_bytes": 1e3}
+
+
+def caption(cell: Cell) -> list[str]:
+    """One result in two short lines."""
+    scores = cell.scores
+    close = f"{number('{:.2f}', scores.psnr)} dB · SSIM {number('{:.3f}', scores.ssim)}" if scores else ""
+    if scores and scores.lpips is not None:
+        close += f" · LPIPS {scores.lpips:.3f}"
+    shape = "x".join(map(str, cell.latent_shape))
+    return [close, f"{shape} · {cell.encode_seconds + cell.decode_seconds:.2f} s"]
+
+
+def table(comparison: Comparison) -> str:
+    """A line for each autoencoder with its means over the pictures, then what went wrong, then the notes."""
+    rows = [["", *(heading for heading, _, _ in COLUMNS), "rFID", "pictures"]]
+    for column in comparison.columns:
+        means = column.means()
+        cells = [number(form, means[name], UNITS.get(name, 1)) for _, name, form in COLUMNS]
+        done = sum(cell.scores is not None for cell in column.cells)
+        rows.append([column.name, *cells, number("{:.3f}", column.rfid), f"{done} of {len(comparison.rows)}"])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join([*lines, *problems(comparison), *comparison.notes])
+
+
+def problems(comparison: Comparison) -> list[str]:
+    """A line for each picture that could not be read, and for each autoencoder that failed."""
+    said = [f"{row.name}: {row.error}" for row in comparison.rows if row.error]
+    for column in comparison.columns:
+        if column.error:
+            said.append(f"{column.name}: {column.error}")
+        for row, cell in zip(comparison.rows, column.cells, strict=False):
+            if cell.error and not row.error:
+                said.append(f"{column.name} on {row.name}: {cell.error}")
+    return said
+
+
+def as_json(comparison: Comparison) -> dict:
+    """The comparison as JSON's types, without pictures. An infinite PSNR (equal pictures, mse 0) is null."""
+    return {
+        "pictures": [_fields(row, "picture") for row in comparison.rows],
+        "models": [_model(column) for column in comparison.columns],
+        "notes": comparison.notes,
+    }
+
+
+def _model(column: Column) -> dict:
+    cells = []
+    for cell in column.cells:
+        made = _fields(cell, "result", "scores")
+        cells.append({**(_fields(cell.scores) if cell.scores else {}), **made})
+    means = {name: _finite(value) for name, value in column.means().items()}
+    return {**_fields(column, "cells"), "means": means, "cells": cells}
+
+
+def _fields(thing, *without: str) -> dict:
+    return {f.name: _finite(getattr(thing, f.name)) for f in dataclasses.fields(thing) if f.name not in without}
+
+
+def _finite(value):
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number(form: str, value: float | None, unit: float = 1) -> str:
+    return "-" if value is None else form.format(value / unit)

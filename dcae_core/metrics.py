@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .errors import ImageError, OptionError
 
@@ -74,17 +75,16 @@ def scores(original: Tensor, result: Tensor, perceptual: Perceptual | None = Non
 def lpips(download: bool = False) -> Perceptual:
     """LPIPS (Zhang et al. 2018, AlexNet), by torchmetrics and torchvision, as a function of two pictures.
 
-    Raises OptionError, which says what is missing, where torchvision or AlexNet's weights are not on this machine and
-    `download` does not allow to fetch them.
+    Raises OptionError, which says what is missing, where a package or AlexNet's weights are not on this machine and
+    `download` does not allow to fetch them, and where the weights can't be read.
     """
     try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
         from torchvision.models import AlexNet_Weights
     except (ImportError, RuntimeError) as error:  # RuntimeError: a build for another torch
-        raise OptionError(f"LPIPS needs torchvision, which can't be imported here: {error}.") from error
-    _weights("LPIPS", AlexNet_Weights.DEFAULT.url, download)
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-    with _weights_only():
+        raise OptionError(f"LPIPS needs torchmetrics and torchvision, which can't be imported: {error}.") from error
+    path = _weights("LPIPS", AlexNet_Weights.DEFAULT.url, download)
+    with _reading("LPIPS", path):
         network = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
 
     def distance(a: Tensor, b: Tensor) -> float:
@@ -97,35 +97,53 @@ def lpips(download: bool = False) -> Perceptual:
 class Frechet:
     """rFID: the Fréchet distance (Heusel et al. 2017) between Inception features of originals and of reconstructions.
 
-    Means something over a set only: published figures are over 5,000 pictures and more.
+    Means something over a set only: published figures are over 5,000 pictures and more. Keeps 16 kB for each pair.
     """
 
-    def __init__(self, weights: Path):
-        from torchmetrics.image.fid import FrechetInceptionDistance
+    def __init__(self, network: nn.Module):
+        """network: from pictures in [-1, 1] of 299x299 pixels to their features [B, 2048, 1, 1]."""
+        self._network = network
+        self._features: tuple[list[Tensor], list[Tensor]] = [], []
 
-        with _weights_only():
-            self._distance = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(weights))
-        self.count = 0
+    @property
+    def count(self) -> int:
+        return len(self._features[0])
 
     def add(self, original: Tensor, result: Tensor) -> None:
         """One pair of pictures [H, W, 3] in [0, 1]."""
-        for picture, real in ((original, True), (result, False)):
-            self._distance.update(_bytes(picture).movedim(-1, 0)[None], real=real)
-        self.count += 1
+        for picture, features in zip((original, result), self._features, strict=True):
+            x = _bytes(picture).movedim(-1, 0)[None].float() / 127.5 - 1
+            with torch.no_grad():
+                features.append(self._network(F.interpolate(x, (299, 299), mode="bilinear")).flatten())
 
     def distance(self) -> float | None:
         """Over what was added; None over fewer than two pairs."""
-        return self._distance.compute().item() if self.count > 1 else None
+        if self.count < 2:
+            return None
+        sets = [torch.stack(features).double() for features in self._features]
+        means = [x.mean(0) for x in sets]
+        roots = [(x - mean) / (self.count - 1) ** 0.5 for x, mean in zip(sets, means, strict=True)]
+        # A covariance is root' root. The trace of the square root of the product of two covariances is the sum of the
+        # singular values of root root', which takes no square root of a singular matrix, and is quick for few pictures.
+        small = [torch.linalg.qr(root, mode="r").R for root in roots]
+        overlap = torch.linalg.svdvals(small[0] @ small[1].T).sum()
+        spread = roots[0].square().sum() + roots[1].square().sum()
+        return max(0.0, ((means[0] - means[1]).square().sum() + spread - 2 * overlap).item())
 
 
 def frechet(download: bool = False) -> Callable[[], Frechet]:
-    """Makes a new Frechet, as often as it is called. Raises OptionError, which says what is missing."""
+    """Makes a new Frechet, as often as it is called, with Inception by torch-fidelity. Raises OptionError, which says
+    what is missing, or that the weights can't be read."""
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as error:
         raise OptionError(f"rFID needs torch-fidelity and torchvision, which can't be imported: {error}.") from error
-    weights = _weights("rFID", URL_INCEPTION_V3, download)
-    return lambda: Frechet(weights)
+    path = _weights("rFID", URL_INCEPTION_V3, download)
+    with _reading("rFID", path):
+        whole = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
+    # Its own resizing is TensorFlow's, not that of the paper's evaluator. Its layers but the last follow one another.
+    network = nn.Sequential(*list(whole.children())[:-1])
+    return lambda: Frechet(network)
 
 
 def _weights(what: str, url: str, download: bool) -> Path:
@@ -144,12 +162,15 @@ def _weights(what: str, url: str, download: bool) -> Path:
 
 
 @contextlib.contextmanager
-def _weights_only() -> Iterator[None]:
-    """Libraries that load old-style files run no code from them."""
+def _reading(what: str, path: Path) -> Iterator[None]:
+    """Libraries that load old-style files (pickles) run no code from them. Raises OptionError for what is none."""
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
         yield
+    except Exception as error:  # a file that is damaged, or another, makes torch raise one of many kinds
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise OptionError(f"{what} can't read {path}: {first}") from error
     finally:
         os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
         if before is not None:

@@ -3,6 +3,7 @@
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .coding import DCAEDecode, DCAEEncode
+from .compare import DCAECompare
 from .latents import DCAEEmptyLatent, DCAELoadLatent, DCAEScaleLatent
 from .loader import DCAELoader
 from .models import place_example
@@ -18,4 +19,4 @@ class DCAEExtension(ComfyExtension):
         await register()
         place_example()
         add_routes()
-        return [DCAELoader, DCAEEncode, DCAEDecode, DCAEEmptyLatent, DCAELoadLatent, DCAEScaleLatent]
+        return [DCAELoader, DCAEEncode, DCAEDecode, DCAEEmptyLatent, DCAELoadLatent, DCAEScaleLatent, DCAECompare]

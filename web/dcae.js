@@ -2,6 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { addLine, show } from "./line.js";
+import { addSlider } from "./compare.js";
 import { foresee } from "./plan.js";
 import { takeDrop } from "./drop.js";
 import { sayWhatReplaces } from "./missing.js";
@@ -12,12 +13,14 @@ app.registerExtension({
   name: "dcae",
 
   nodeCreated(node) {
-    if (!NODES.includes(node.comfyClass)) return;
-    addLine(node);
+    if (NODES.includes(node.comfyClass)) addLine(node);
+    else if (node.comfyClass === "DCAE_Compare") addSlider(node);
+    else return;
     const before = node.onExecuted;
     node.onExecuted = function (output) {
       before?.apply(this, arguments);
       if (output?.dcae) show(node, output.dcae[0], "done");
+      if (output?.dcae_compare) node.dcaeShow(output.dcae_compare[0]);
     };
   },
 

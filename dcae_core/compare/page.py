@@ -10,7 +10,7 @@ from .. import images
 from ..errors import ImageError
 from .run import Comparison
 from .sheet import difference
-from .text import COLUMNS, UNITS, caption, number, problems
+from .text import COLUMNS, caption, numbers, problems
 
 __all__ = ["write_page"]
 
@@ -75,9 +75,7 @@ def _html(comparison: Comparison, figures: list[str], amplify: float) -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title in ("", *(t for t, _, _ in COLUMNS), "rFID"))
     lines = []
     for column in comparison.columns:
-        means = column.means()
-        cells = [column.name, *(number(form, means[name], UNITS.get(name, 1)) for _, name, form in COLUMNS)]
-        cells.append(number("{:.3f}", column.rfid))
+        cells = [column.name, *numbers(column)]
         lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     said = "".join(f'<p class="problem">{escape(text)}</p>' for text in problems(comparison))
     said += "".join(f"<p>{escape(text)}</p>" for text in comparison.notes)

@@ -31,8 +31,8 @@ class Cell:
     """One autoencoder on one picture.
 
     seconds: medians after a warm-up. peak_bytes: the most that a round trip held at once beside the weights, with
-    picture and result (CUDA: what torch's allocator held; elsewhere: what torch's tensors held). latent_shape: [c, h, w].
-    latent_bytes: in 16 bits. bits_per_pixel: of the latent. error: why there is nothing else. result: [H, W, 3] in
+    picture and result (CUDA: what torch's allocator held; elsewhere: what torch's tensors held). latent_shape: [c, h,
+    w]. latent_bytes: in 16 bits. bits_per_pixel: of the latent. error: why there is nothing else. result: [H, W, 3] in
     [0, 1], rounded to 8 bits, where it was kept.
     """
 

@@ -7,7 +7,7 @@ import math
 
 from .run import Cell, Column, Comparison
 
-__all__ = ["as_json", "caption", "table"]
+__all__ = ["as_json", "caption", "numbers", "problems", "table"]
 
 # (heading, what of the means, how it is written)
 COLUMNS = (
@@ -29,27 +29,40 @@ UNITS = {"peak_bytes": 2**30, "latent_bytes": 1e3}
 def caption(cell: Cell) -> list[str]:
     """One result in two short lines."""
     scores = cell.scores
-    close = f"{number('{:.2f}', scores.psnr)} dB · SSIM {number('{:.3f}', scores.ssim)}" if scores else ""
+    close = f"{_number('{:.2f}', scores.psnr)} dB · SSIM {_number('{:.3f}', scores.ssim)}" if scores else ""
     if scores and scores.lpips is not None:
         close += f" · LPIPS {scores.lpips:.3f}"
     shape = "x".join(map(str, cell.latent_shape))
     return [close, f"{shape} · {cell.encode_seconds + cell.decode_seconds:.2f} s"]
 
 
-def table(comparison: Comparison) -> str:
-    """A line for each autoencoder with its means over the pictures, then what went wrong, then the notes."""
-    rows = [["", *(heading for heading, _, _ in COLUMNS), "rFID", "pictures"]]
-    for column in comparison.columns:
-        means = column.means()
-        cells = [number(form, means[name], UNITS.get(name, 1)) for _, name, form in COLUMNS]
-        done = sum(cell.scores is not None for cell in column.cells)
-        rows.append([column.name, *cells, number("{:.3f}", column.rfid), f"{done} of {len(comparison.rows)}"])
+def table(comparison: Comparison, narrow: bool = False) -> str:
+    """A line for each autoencoder with its means over the pictures, or if it is `narrow` a line for each score; then
+    what went wrong, then the notes. A score that none has is left out."""
+    headings = ["", *(heading for heading, _, _ in COLUMNS), "rFID", "pictures"]
+    rows = [headings, *(_line(column, len(comparison.rows)) for column in comparison.columns)]
+    kept = [i for i in range(len(headings)) if i == 0 or any(row[i] != "-" for row in rows[1:])]
+    rows = [[row[i] for i in kept] for row in rows]
+    if narrow:
+        rows = [list(row) for row in zip(*rows, strict=True)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
     return "\n".join([*lines, *problems(comparison), *comparison.notes])
+
+
+def _line(column: Column, pictures: int) -> list[str]:
+    done = sum(cell.scores is not None for cell in column.cells)
+    return [column.name, *numbers(column), f"{done} of {pictures}"]
+
+
+def numbers(column: Column) -> list[str]:
+    """The means of COLUMNS, and rFID, as they are written; "-" for what there is not."""
+    means = column.means()
+    cells = [_number(form, means[name], UNITS.get(name, 1)) for _, name, form in COLUMNS]
+    return [*cells, _number("{:.3f}", column.rfid)]
 
 
 def problems(comparison: Comparison) -> list[str]:
@@ -90,5 +103,5 @@ def _finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def number(form: str, value: float | None, unit: float = 1) -> str:
+def _number(form: str, value: float | None, unit: float = 1) -> str:
     return "-" if value is None else form.format(value / unit)

@@ -1,0 +1,151 @@
+"""DCAE_Compare."""
+
+from __future__ import annotations
+
+import os
+import uuid
+
+import comfy.model_management as management
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.v0_0_2 import io
+from torch import Tensor
+
+from ..dcae_core import images
+from ..dcae_core.compare import Codec, Comparison, compare, draw
+from ..dcae_core.compare.sheet import difference
+from ..dcae_core.compare.text import caption, table
+from .schema import aliases
+from .vae import DCAEVAE
+
+__all__ = ["DCAECompare"]
+
+MOST = 4  # VAEs
+KEPT = 8  # pictures shown
+
+
+class DCAECompare(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DCAE_Compare",
+            display_name="DC-AE Compare",
+            category="DC-AE",
+            **aliases("compare vae", "psnr", "ssim", "before after"),
+            description="Pictures through up to four VAEs, of any kind: what comes back, how close, and at what cost.",
+            inputs=[
+                io.Image.Input("image", tooltip="The pictures to send through each VAE and back."),
+                io.Vae.Input("vae_1", tooltip="Any VAE of ComfyUI, or of the DC-AE Loader."),
+                *(
+                    io.Vae.Input(f"vae_{i}", optional=True, tooltip="Another VAE to set beside it.")
+                    for i in range(2, MOST + 1)
+                ),
+                io.Int.Input(
+                    "repeats",
+                    default=1,
+                    min=1,
+                    max=20,
+                    tooltip="Timed runs of each, after one that is not timed. The time shown is their median.",
+                ),
+                io.Float.Input(
+                    "amplify", default=5.0, min=1.0, max=50.0, step=1.0, tooltip="Of the differences that are shown."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="grid", tooltip="Originals, results and differences in one picture."),
+                io.String.Output(display_name="table", tooltip="Scores, time and memory of each VAE."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, image, vae_1, repeats: int, amplify: float, vae_2=None, vae_3=None, vae_4=None) -> io.NodeOutput:
+        vaes = [(i, vae) for i, vae in enumerate((vae_1, vae_2, vae_3, vae_4), start=1) if vae is not None]
+        rows = [(f"picture {i}", lambda one=one: rounded(one)) for i, one in enumerate(image, start=1)]
+        codecs = [(f"vae_{i}", lambda i=i, vae=vae: codec_of(vae, i)) for i, vae in vaes]
+        made = compare(codecs, rows, repeats=repeats, keep=KEPT, progress=progress())
+        grid = images.of_pil(draw(made, amplify))[None]
+        return io.NodeOutput(grid, table(made, narrow=True), ui={"dcae_compare": [shown(made, amplify)]})
+
+
+def rounded(image: Tensor) -> Tensor:
+    """One IMAGE [H, W, C] as [H, W, 3], rounded to 8 bits as saving does."""
+    picture = images.to_host(images.from_host(image.float()))[0]
+    return (picture * 255).round() / 255
+
+
+def codec_of(vae: comfy.sd.VAE, number: int) -> Codec:
+    """A codec that works through the VAE's own encode and decode, under ComfyUI's memory management."""
+    ours = isinstance(vae, DCAEVAE)
+    kind = vae.dcae.variant.name if ours else type(vae.first_stage_model).__name__
+    ratio = vae.spacial_compression_encode()
+
+    def encode(x: Tensor) -> Tensor:
+        return vae.encode(images.to_host(x).to(vae.output_device))
+
+    def decode(z: Tensor) -> Tensor:
+        picture = vae.decode(z)
+        return images.from_host(picture.reshape(-1, *picture.shape[-3:]))  # video VAEs have frames as well
+
+    return Codec(
+        name=f"vae_{number}: {kind} {short(vae.vae_dtype)}",
+        kind=kind,
+        ratio=ratio,
+        encode=encode,
+        decode=decode,
+        device=vae.device,
+        dtype=vae.vae_dtype,
+        weights=[*vae.first_stage_model.parameters(), *vae.first_stage_model.buffers()],
+        scaling_factor=vae.dcae.scaling_factor if ours else None,
+    )
+
+
+def short(dtype: torch.dtype) -> str:
+    """bf16, fp16 or fp32."""
+    return str(dtype).removeprefix("torch.").replace("float", "fp").replace("bfp", "bf")
+
+
+def progress():
+    """A callback that moves the node's progress bar, and stops the run when the user cancels."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def moved(what: str, done: int, total: int) -> None:
+        bar.update_absolute(done, total)
+        management.throw_exception_if_processing_interrupted()
+
+    return moved
+
+
+def shown(made: Comparison, amplify: float) -> dict:
+    """What the page needs for its slider: the pictures, as files of ComfyUI's temp folder, and a line for each."""
+    pictures = []
+    for i, row in enumerate(made.rows):
+        if row.picture is None:
+            continue
+        results = []
+        for column in made.columns:
+            cell = column.cells[i] if column.cells else None
+            if cell is None or cell.result is None:
+                results.append({"name": column.name, "text": (cell.error if cell else column.error) or ""})
+                continue
+            off = difference(row.picture, cell.result, amplify)
+            results.append(
+                {
+                    "name": column.name,
+                    "text": " · ".join(caption(cell)),
+                    "result": temporary(cell.result),
+                    "difference": temporary(off),
+                }
+            )
+        pictures.append({"name": row.name, "original": temporary(row.picture), "results": results})
+    return {"pictures": pictures}
+
+
+def temporary(picture: Tensor) -> str:
+    """Writes a picture into ComfyUI's temp folder; returns its name there."""
+    folder = folder_paths.get_temp_directory()
+    os.makedirs(folder, exist_ok=True)
+    name = f"dcae_{uuid.uuid4().hex}.png"
+    images.write(os.path.join(folder, name), picture.to(torch.float32))
+    return name

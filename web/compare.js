@@ -1,0 +1,90 @@
+// Before and after on DC-AE Compare: the original to the left of a cut, a VAE's result to its right; or the difference.
+import { api } from "../../scripts/api.js";
+
+const HEIGHT = 300;
+
+export function addSlider(node) {
+  const make = (tag, style, parent, more = {}) => {
+    const element = Object.assign(document.createElement(tag), more);
+    Object.assign(element.style, style);
+    parent?.append(element);
+    return element;
+  };
+  const over = { position: "absolute", inset: 0, width: "100%", height: "100%", margin: 0 };
+  const box = make("div", { display: "none", flexDirection: "column", gap: "4px", height: "100%", width: "100%" });
+  box.className = "dcae-compare";
+  const bar = make("div", { display: "flex", gap: "4px", flexWrap: "wrap" }, box);
+  const look = { font: "12px sans-serif", color: "inherit", background: "var(--comfy-input-bg, #222)", maxWidth: "100%" };
+  const choose = (label) => make("select", { ...look, border: "1px solid #8886", borderRadius: "4px" }, bar, { ariaLabel: label });
+  const [picture, result, view] = [choose("picture"), choose("VAE"), choose("view")];
+  view.append(new Option("original | result", "slider"), new Option("difference", "difference"));
+  const frame = make("div", { flex: "1 1 0", minHeight: 0, display: "flex", justifyContent: "center", alignItems: "center" }, box);
+  const stage = make("div", { position: "relative", maxWidth: "100%", maxHeight: "100%", overflow: "hidden" }, frame);
+  const before = make("img", { ...over, objectFit: "fill" }, stage, { alt: "original" });
+  const after = make("img", { ...over, objectFit: "fill" }, stage, { alt: "result" });
+  const edge = make("div", { position: "absolute", top: 0, bottom: 0, width: "2px", marginLeft: "-1px", background: "#fff",
+    boxShadow: "0 0 3px #000", pointerEvents: "none" }, stage);
+  // A range input brings mouse, touch and arrow keys.
+  const cut = make("input", { ...over, opacity: 0, cursor: "ew-resize", touchAction: "none" }, stage, {
+    type: "range", min: 0, max: 100, step: 0.5, value: 50, ariaLabel: "original left, result right",
+  });
+  const text = make("div", { font: "12px/16px sans-serif", color: "var(--fg-color, #ddd)", userSelect: "text" }, box);
+  for (const kind of ["pointerdown", "mousedown", "touchstart", "keydown"]) {
+    box.addEventListener(kind, (event) => event.stopPropagation()); // else the node moves, or ComfyUI's keys do something
+  }
+
+  const move = () => {
+    const all = view.value === "difference";
+    after.style.clipPath = all ? "none" : `inset(0 0 0 ${cut.value}%)`;
+    Object.assign(edge.style, { left: `${cut.value}%`, display: all ? "none" : "" });
+  };
+  const draw = () => {
+    const shown = node.dcaeCompare.pictures[picture.value];
+    const one = shown.results[result.value];
+    text.textContent = text.title = one.text;
+    text.style.color = one.result ? "var(--fg-color, #ddd)" : "#ff7a7a";
+    before.src = url(shown.original);
+    after.style.visibility = one.result ? "" : "hidden";
+    if (one.result) after.src = url(view.value === "difference" ? one.difference : one.result);
+    move();
+  };
+  // As large as it goes in the frame with the picture's proportions.
+  const fit = () => {
+    const scale = Math.min(frame.clientWidth / before.naturalWidth, frame.clientHeight / before.naturalHeight);
+    if (!(scale > 0 && scale < Infinity)) return;
+    stage.style.width = `${before.naturalWidth * scale}px`;
+    stage.style.height = `${before.naturalHeight * scale}px`;
+  };
+  before.onload = fit;
+  before.onerror = () => (text.textContent = "The pictures of this run are gone. Run it again.");
+  new ResizeObserver(fit).observe(frame);
+  picture.onchange = result.onchange = view.onchange = draw;
+  cut.oninput = move;
+
+  const widget = node.addDOMWidget("dcae_compare", "dcae_compare", box, {
+    serialize: false, hideOnZoom: false, margin: 6, getMinHeight: () => (node.dcaeCompare ? HEIGHT : 0),
+  });
+  widget.serialize = false;
+  node.dcaeShow = (made) => {
+    const first = !node.dcaeCompare;
+    node.dcaeCompare = made;
+    if (!made.pictures.length) return;
+    fill(picture, made.pictures.map((one) => one.name));
+    fill(result, made.pictures[0].results.map((one) => one.name));
+    picture.style.display = made.pictures.length > 1 ? "" : "none";
+    box.style.display = "flex";
+    draw();
+    if (first) node.setSize([Math.max(node.size[0], 420), Math.max(node.size[1], node.computeSize()[1])]);
+    node.setDirtyCanvas?.(true, true);
+  };
+}
+
+function fill(select, names) {
+  const before = select.value;
+  select.replaceChildren(...names.map((name, i) => new Option(name, i)));
+  if (before in names) select.value = before;
+}
+
+function url(filename) {
+  return api.apiURL(`/view?${new URLSearchParams({ filename, type: "temp" })}`);
+}

@@ -7,7 +7,7 @@ import html
 import gradio
 from modules import sd_vae, shared
 
-from . import active
+from . import active, compare
 
 __all__ = ["route", "status", "tab"]
 
@@ -57,10 +57,12 @@ def route(demo, app) -> None:
 
 
 def tab():
-    """The tab: what is active, as a table."""
+    """The tab: what is active, as a table; and the comparison."""
     with gradio.Blocks(analytics_enabled=False) as blocks:
         shown = gradio.HTML(value=table, elem_id="dcae_status")
         gradio.Button("Refresh", elem_id="dcae_refresh").click(table, inputs=[], outputs=[shown])
+        with gradio.Accordion("Compare autoencoders", open=False, elem_id="dcae_compare"):
+            compare.add()
     return [(blocks, "DC-AE", "dcae")]
 
 

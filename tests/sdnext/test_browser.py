@@ -2,10 +2,15 @@
 
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
+from dcae_core import hub
+
 from .server import Server
+
+EXAMPLE = Path(hub.__file__).parent / "assets" / "example.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,22 @@ def test_choose_one_in_the_dropdown(page, tmp_path):
     shown = status.inner_text()
     assert "other-folder-1.0" in shown and "dc-ae-f32c32-demo" in shown and "1.322" in shown
     page.screenshot(path=tmp_path / "sdnext.png")
+
+
+def test_compare_in_the_tab(page, tmp_path):
+    page.get_by_role("tab", name="DC-AE").or_(page.get_by_role("button", name="DC-AE")).first.click()
+    page.locator("#dcae_compare").get_by_text("Compare autoencoders").first.click()
+    page.locator("#dcae_compare_picture input[type=file]").set_input_files(EXAMPLE)
+    page.locator("#dcae_compare_names input").click()
+    page.locator("#dcae_compare_names ul.options li", has_text="other_original.safetensors").click()
+    page.locator("#dcae_compare_run").click()
+    table = page.locator("#dcae_compare_table").last
+    until(lambda: "PSNR" in table.inner_text())
+    lines = table.inner_text().splitlines()
+    assert any(line.split()[:2] == ["dc-ae-f32c32-demo", "26.94"] for line in lines)
+    assert any(line.startswith("other_original.safetensors") and "1 of 1" in line for line in lines)
+    until(lambda: page.locator("#dcae_compare_grid img").count() > 0)
+    page.screenshot(path=tmp_path / "compare.png")
 
 
 def until(condition, seconds: float = 60) -> None:

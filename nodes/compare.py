@@ -80,6 +80,7 @@ def codec_of(vae: comfy.sd.VAE, number: int) -> Codec:
     ours = isinstance(vae, DCAEVAE)
     kind = vae.dcae.variant.name if ours else type(vae.first_stage_model).__name__
     ratio = vae.spacial_compression_encode()
+    management.load_models_gpu([vae.patcher])  # or their bytes would count as those of the first run
 
     def encode(x: Tensor) -> Tensor:
         return vae.encode(images.to_host(x).to(vae.output_device))

@@ -1,0 +1,408 @@
+"""Makes the documentation's pictures again, from the real thing: `python tools/pictures.py [NAME...]`.
+
+    workflow    the template round_trip after a run, in ComfyUI's newest page
+    nodes       each node alone, as it looks after a run
+    compare     DC-AE Compare with its slider
+    thumbnails  what the template browser shows (its cards are square; a badge covers their top left)
+    round_trip  photograph and reconstruction, from `dcae demo`
+    seams       tiles against strips at 4096x2752; its table goes to benchmarks/results/seams.txt
+
+Without a name it makes all, in about ten minutes on two cores. Runs where the tests run: with the ComfyUI that
+`python3 tools/run.py test` makes, Playwright and Chromium. What the pictures are of: web/docs/images/SOURCES.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import requests
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import seams as measured
+from dcae_core import DCAE, DEMO, cli, hub, images, latents
+from tests.comfyui.server import Server, default_env
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS, TEMPLATES = ROOT / "web" / "docs" / "images", ROOT / "example_workflows"
+EXAMPLE = hub.bundled().with_name("example.jpg")
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.VueNodes.Enabled": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
+    "Comfy.NodeBadge.NodeIdBadgeMode": "None",
+    "Comfy.NodeBadge.NodeLifeCycleBadgeMode": "None",
+}
+VIEW = {"width": 1800, "height": 1200}
+CORNER = 130, 130  # where the page's own bars end
+AFTER = {
+    "Loader": "round_trip",
+    "Encode": "4k_in_a_small_budget",
+    "Decode": "4k_in_a_small_budget",
+    "Compare": "compare",
+}
+NODE_WIDTH, MARGIN = 334, 8
+CARD = 560
+INK, FAINT, PAPER, ACCENT = "#ffffff", "#a8a8b0", "#1c1c1e", "#6b8cff"
+
+
+class Studio:
+    """A ComfyUI with this pack and its page, started when they are first needed."""
+
+    def __init__(self):
+        self._open, self._ran = contextlib.ExitStack(), {}
+
+    def __enter__(self) -> Studio:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._open.close()
+
+    @cached_property
+    def server(self) -> Server:
+        server = Server(args=["--front-end-root", str(default_env() / "frontend")], pack_name="DC-AE")
+        self._open.enter_context(server)
+        for name, value in SETTINGS.items():
+            requests.post(f"{server.url}/settings/{name}", json=value, timeout=30).raise_for_status()
+        a_latent(server.base / "input" / "budgie.safetensors")
+        return server
+
+    @cached_property
+    def page(self):
+        from playwright.sync_api import sync_playwright
+
+        chromium = shutil.which("chromium")
+        if chromium is None:
+            sys.exit("There is no Chromium (on Debian: apt install chromium).")
+        play = self._open.enter_context(sync_playwright())
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        self._open.callback(browser.close)
+        page = browser.new_page(viewport=VIEW, device_scale_factor=2)
+        page.goto(self.server.url)
+        page.wait_for_function("window.app?.extensions?.some(e => e.name === 'dcae')", timeout=120_000)
+        page.wait_for_function("window.app.graph && document.querySelector('canvas')")
+        time.sleep(3)
+        return page
+
+    def run(self, name: str) -> dict[str, dict]:
+        """Opens a template in the page and runs it there; what its nodes showed, by their ids."""
+        listed = self.server.get(f"/api/workflow_templates/{self.server.pack_name}/{name}.json").json()
+        self.page.evaluate("workflow => app.loadGraphData(workflow)", listed)
+        time.sleep(2)
+        before = set(self.server.get("/history").json())
+        self.page.evaluate("app.queuePrompt(0, 1)")
+        deadline = time.monotonic() + 600
+        while not (new := set(self.server.get("/history").json()) - before):
+            if time.monotonic() > deadline:
+                sys.exit(f"{name} did not run, or not in ten minutes.")
+            time.sleep(0.5)
+        done = self.server.get("/history").json()[new.pop()]
+        if done["status"]["status_str"] != "success":
+            sys.exit(f"{name} did not run: {json.dumps(done['status'], indent=2)}")
+        time.sleep(3)  # results are fetched and drawn
+        self._ran[name] = done["outputs"]
+        return done["outputs"]
+
+    def outputs(self, name: str) -> dict[str, dict]:
+        return self._ran.get(name) or self.run(name)
+
+    def saved(self, name: str) -> list[Image.Image]:
+        """The pictures that a template's Save Image node saved."""
+        found = []
+        for shown in self.outputs(name).values():
+            for file in shown.get("images", []):
+                if file["type"] == "output":
+                    found.append(self.file(file["filename"], "output", file["subfolder"]))
+        return found
+
+    def file(self, filename: str, kind: str, subfolder: str = "") -> Image.Image:
+        return Image.open(self.server.base / kind / subfolder / filename).convert("RGB")
+
+    def shoot(self, kinds: list[str] | None = None, links: bool = True) -> Image.Image:
+        """The page, cut to the nodes of these types (None: all), in two pixels for each of the page."""
+        self.page.evaluate(
+            """([kinds, links, [x, y]]) => {
+                const nodes = app.graph._nodes.filter(n => !kinds || kinds.includes(n.type));
+                const [left, top] = [0, 1].map(i => Math.min(...nodes.map(n => n.pos[i])));
+                app.canvas.deselectAll?.();
+                app.canvas.links_render_mode = links ? LiteGraph.SPLINE_LINK : LiteGraph.HIDDEN_LINK;
+                if (!links) app.canvas.background_image = app.canvas._pattern = null;
+                app.canvas.ds.scale = 1;
+                app.canvas.ds.offset = [x - left, y - top];
+                app.canvas.setDirty(true, true);
+            }""",
+            [kinds, links, CORNER],
+        )
+        self.page.mouse.move(VIEW["width"] / 2, VIEW["height"] - 5)
+        time.sleep(1.5)
+        boxes = self.page.evaluate(
+            """kinds => app.graph._nodes.filter(n => !kinds || kinds.includes(n.type)).map(n => {
+                const box = document.querySelector(`[data-node-id="${n.id}"]`).getBoundingClientRect();
+                return [box.left, box.top, box.right, box.bottom];
+            })""",
+            kinds,
+        )
+        left, top, right, bottom = (pick(box[i] for box in boxes) for i, pick in enumerate((min, min, max, max)))
+        clip = {"x": left - MARGIN, "y": top - MARGIN}
+        clip |= {"width": right - left + 2 * MARGIN, "height": bottom - top + 2 * MARGIN}
+        return Image.open(io.BytesIO(self.page.screenshot(clip=clip))).convert("RGB")
+
+
+def a_latent(path: Path) -> None:
+    """The example's latent as a file."""
+    ae, x = DCAE(DEMO, "cpu"), images.from_host(images.read(EXAMPLE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    latents.write(path, ae.encode(x).float(), ae.variant, tuple(x.shape[2:]))
+
+
+def save(picture: Image.Image, path: Path, limit: int, width: int | None = None) -> None:
+    """As a JPG of at most `limit` bytes; made smaller to `width` if it is wider."""
+    if width and picture.width > width:
+        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+    for quality in range(92, 40, -4):
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=quality, optimize=True, progressive=True, subsampling=0)
+        if file.tell() <= limit:
+            break
+    path.write_bytes(file.getvalue())
+    print(
+        f"{path.relative_to(ROOT)}  {picture.width}x{picture.height}  {file.tell():,} bytes  quality {quality}",
+        flush=True,
+    )
+
+
+def workflow(studio: Studio) -> None:
+    studio.run("round_trip")
+    save(studio.shoot(), DOCS / "workflow.jpg", 250_000, 1400)
+
+
+def compare(studio: Studio) -> None:
+    studio.run("compare")
+    save(studio.shoot(["DCAE_Compare"], links=False), DOCS / "compare.jpg", 250_000, 1200)
+
+
+def nodes(studio: Studio) -> None:
+    kinds = [*json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8")), "DCAE_Compare"]
+    opened = None
+    for kind in sorted(set(kinds), key=lambda kind: AFTER.get(kind.removeprefix("DCAE_"), "")):
+        template = AFTER.get(kind.removeprefix("DCAE_"))
+        if template is None:
+            # With an id of its own, else it shows the picture of a template's node.
+            add = "kind => { app.graph.clear(); app.graph.add(Object.assign(LiteGraph.createNode(kind), {id: 900})) }"
+            studio.page.evaluate(add, kind)
+        elif template != opened:
+            studio.run(template)
+        opened = template
+        studio.page.evaluate(
+            """([kind, width]) => {
+                const node = app.graph._nodes.find(n => n.type === kind);
+                node.setSize([width, node.computeSize()[1]]);
+            }""",
+            [kind, NODE_WIDTH],
+        )
+        save(studio.shoot([kind], links=False), DOCS / f"{kind}.jpg", 100_000)
+
+
+def thumbnails(studio: Studio) -> None:
+    cards = {
+        "round_trip": card_round_trip,
+        "4k_in_a_small_budget": card_4k,
+        "batch": card_batch,
+        "inpaint_encode": card_inpaint,
+        "compare": card_compare,
+        "sana_text_to_image": card_sana,
+    }
+    missing = {path.stem for path in TEMPLATES.glob("*.json")} ^ cards.keys()
+    if missing:
+        sys.exit(f"Templates without a card here, or cards without a template: {', '.join(sorted(missing))}.")
+    for name, draw in cards.items():
+        save(draw(studio), TEMPLATES / f"{name}.jpg", 80_000)
+
+
+def original() -> Image.Image:
+    return Image.open(EXAMPLE).convert("RGB")
+
+
+def square(picture: Image.Image, left: float = 0.5) -> Image.Image:
+    """Its full height, from `left` (0: left, 1: right), as a card."""
+    return ImageOps.fit(picture, (CARD, CARD), Image.Resampling.LANCZOS, centering=(left, 0.5))
+
+
+def label(card: Image.Image, text: str, at: tuple[float, float], anchor: str, size: int = 30) -> None:
+    """White text on a dark pill; `anchor` as Pillow's."""
+    pen, font = ImageDraw.Draw(card, "RGBA"), ImageFont.load_default(size)
+    left, top, right, bottom = pen.textbbox(at, text, font=font, anchor=anchor)
+    pen.rounded_rectangle((left - 12, top - 9, right + 12, bottom + 9), 10, fill=(0, 0, 0, 190))
+    pen.text(at, text, fill=INK, font=font, anchor=anchor)
+
+
+def halves(left: Image.Image, right: Image.Image) -> Image.Image:
+    card = left.copy()
+    card.paste(right.crop((CARD // 2, 0, CARD, CARD)), (CARD // 2, 0))
+    ImageDraw.Draw(card).line((CARD // 2, 0, CARD // 2, CARD), INK, 3)
+    return card
+
+
+def head(picture: Image.Image) -> Image.Image:
+    """The bird's head, large."""
+    side = round(picture.height * 0.56)
+    left, top = round(picture.width * 0.305), round(picture.height * 0.1)
+    return picture.crop((left, top, left + side, top + side)).resize((CARD, CARD), Image.Resampling.LANCZOS)
+
+
+def card_round_trip(studio: Studio) -> Image.Image:
+    (result,) = studio.saved("round_trip")
+    card = halves(head(original()), head(result))
+    label(card, "original", (CARD // 4, CARD - 36), "mm")
+    label(card, "result", (CARD * 3 // 4, CARD - 36), "mm")
+    return card
+
+
+def card_4k(studio: Studio) -> Image.Image:
+    """The result, cut where the decoder's strips meet, and what its node said."""
+    (result,) = studio.saved("4k_in_a_small_budget")
+    size, strips, peak = decoded(studio)
+    card = square(result, 0.4)
+    pen = ImageDraw.Draw(card, "RGBA")
+    for number in range(1, int(strips.split()[0])):
+        y = round(CARD * number / int(strips.split()[0]))
+        pen.line((0, y, CARD, y), (255, 255, 255, 190), 2)
+    label(card, size, (CARD // 2, CARD - 88), "mm", 44)
+    label(card, f"{strips} · {peak}", (CARD // 2, CARD - 34), "mm", 28)
+    return card
+
+
+def decoded(studio: Studio) -> list[str]:
+    """Size, strips and peak from the line on DC-AE Decode in the 4K template."""
+    graph = json.loads((TEMPLATES / "api" / "4k_in_a_small_budget.json").read_text(encoding="utf-8"))
+    (node,) = [one for one, made in graph.items() if made["class_type"] == "DCAE_Decode"]
+    return studio.outputs("4k_in_a_small_budget")[node]["dcae"][0].split(" · ")[:3]
+
+
+def card_batch(studio: Studio) -> Image.Image:
+    card = Image.new("RGB", (CARD, CARD), PAPER)
+    results = studio.saved("batch")
+    width = 400
+    for number, result in enumerate(results):
+        small = result.resize((width, round(width * result.height / result.width)), Image.Resampling.LANCZOS)
+        framed = ImageOps.expand(small, 4, INK)
+        step = (CARD - 40 - framed.width) * number // (len(results) - 1)
+        card.paste(framed, (20 + step, 70 + number * (CARD - 110 - framed.height) // (len(results) - 1)))
+    return card
+
+
+def card_inpaint(studio: Studio) -> Image.Image:
+    """The masked photograph above, what comes out below."""
+    graph = json.loads((TEMPLATES / "api" / "inpaint_encode.json").read_text(encoding="utf-8"))
+    (mask,) = [made["inputs"] for made in graph.values() if made["class_type"] == "MaskComposite"]
+    patch = graph[mask["source"][0]]["inputs"]
+    (result,) = studio.saved("inpaint_encode")
+    box = mask["x"], mask["y"], mask["x"] + patch["width"], mask["y"] + patch["height"]
+    masked = hatched(original(), box)
+    # ComfyUI's node cuts the picture to multiples of the ratio, around its centre.
+    cut = (masked.width - result.width) // 2, (masked.height - result.height) // 2
+    left, top, width, height = 20, 92, 960, 480
+    card = Image.new("RGB", (CARD, CARD), INK)
+    for number, (picture, (x, y)) in enumerate(((masked, (0, 0)), (result, cut))):
+        part = picture.crop((left - x, top - y, left - x + width, top - y + height))
+        card.paste(part.resize((CARD, CARD // 2 - 2), Image.Resampling.LANCZOS), (0, number * (CARD // 2 + 2)))
+    label(card, "mask", (CARD - 24, CARD // 2 - 30), "rm", 28)
+    label(card, "for the sampler", (CARD - 24, CARD - 30), "rm", 28)
+    return card
+
+
+def hatched(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """A copy with diagonal stripes over `box`, as far as they are in it."""
+    over = picture.copy()
+    pen = ImageDraw.Draw(over)
+    left, top, right, bottom = box
+    pen.rectangle(box, fill="#30303a")
+    for x in range(left - (bottom - top), right, 24):
+        pen.line((x, bottom, x + bottom - top, top), fill=ACCENT, width=8)
+    made = picture.copy()
+    made.paste(over.crop(box), box[:2])
+    ImageDraw.Draw(made).rectangle(box, outline=INK, width=4)
+    return made
+
+
+def card_compare(studio: Studio) -> Image.Image:
+    """The result, and the difference on the right of the slider."""
+    (shown,) = [one["dcae_compare"][0] for one in studio.outputs("compare").values() if "dcae_compare" in one]
+    result = shown["pictures"][0]["results"][0]
+    card = halves(*(square(studio.file(result[kind], "temp"), 0.46) for kind in ("result", "difference")))
+    pen, middle = ImageDraw.Draw(card), CARD // 2
+    pen.ellipse((middle - 24, middle - 24, middle + 24, middle + 24), fill=INK)
+    for side in (-1, 1):
+        pen.polygon([(middle + side * x, middle + y) for x, y in ((17, 0), (7, -9), (7, 9))], fill=PAPER)
+    label(card, " · ".join(result["text"].split(" · ")[:2]), (middle, CARD - 36), "mm")
+    return card
+
+
+def card_sana(studio: Studio) -> Image.Image:
+    """A drawing: Sana itself is not run here."""
+    card = Image.new("RGB", (CARD, CARD), PAPER)
+    pen, middle = ImageDraw.Draw(card), CARD // 2
+    steps = [
+        (86, "“a red brick house”", FAINT, PAPER),
+        (196, "Sana", "#35353c", "#35353c"),
+        (306, "DC-AE", ACCENT, "#2f4580"),
+    ]
+    for top, text, outline, fill in steps:
+        pen.rounded_rectangle((middle - 165, top, middle + 165, top + 72), 18, outline=outline, fill=fill, width=3)
+        pen.text((middle, top + 36), text, fill=INK, font=ImageFont.load_default(32), anchor="mm")
+        pen.line((middle, top + 74, middle, top + 98), FAINT, 4)
+        pen.polygon([(middle - 9, top + 96), (middle + 9, top + 96), (middle, top + 108)], fill=FAINT)
+    left, top, right, bottom = middle - 85, 418, middle + 85, 536
+    pen.rounded_rectangle((left, top, right, bottom), 12, outline=FAINT, width=4)
+    pen.ellipse((left + 24, top + 20, left + 52, top + 48), fill=FAINT)
+    hills = [(left + 16, bottom - 16), (left + 62, top + 58), (left + 92, bottom - 42), (left + 114, top + 72)]
+    pen.polygon([*hills, (right - 16, bottom - 16)], fill=FAINT)
+    return card
+
+
+def round_trip(studio: Studio) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "demo.png")
+        cli.main(["demo", "-o", str(file)])
+        made = Image.open(file).convert("RGB")
+    save(made, DOCS / "round_trip.jpg", 150_000, 1506)
+
+
+def seams(studio: Studio) -> None:
+    runs = measured.decoded()
+    text = measured.table(runs)
+    print(text, end="")
+    (ROOT / "benchmarks" / "results" / "seams.txt").write_text(text, encoding="utf-8")
+    save(measured.figure(runs), DOCS / "seams.jpg", 350_000)
+
+
+MADE: dict[str, Callable[[Studio], None]] = {
+    one.__name__: one for one in (workflow, nodes, compare, thumbnails, round_trip, seams)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="*", help="all, if none is named")
+    names = parser.parse_args().name or list(MADE)
+    if unknown := set(names) - MADE.keys():
+        parser.error(f"{', '.join(sorted(unknown))} is none of {', '.join(MADE)}")
+    with Studio() as studio:
+        for name in names:
+            MADE[name](studio)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from . import variants
+from .batch import commands as batch
 from .errors import DCAEError
 
 __all__ = ["main"]
@@ -404,6 +405,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--html", help="write a page with a slider: FILE.html, and a folder of pictures beside it")
     added.add_argument("--download", action="store_true", help="fetch models and metrics' weights that are not here")
     running(added, None, None)
+    batch.add(commands, _sides, DTYPE_CHOICES)
     added = command(demo, "demo", "Round trip with the bundled model and photograph; nothing to download.")
     running(added, variants.DEMO, None)
     added.add_argument("image", nargs="?", help="another picture")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,8 +170,10 @@ def _reading(what: str, path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a file that is damaged, or another, makes torch raise one of many kinds
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise OptionError(f"{what} can't read {path}: {first}") from error
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if isinstance(error, pickle.UnpicklingError):  # torch's message is about how to run it all the same
+            reason = "it is damaged, or holds more than weights."
+        raise OptionError(f"{what} can't read {path}: {reason}") from error
     finally:
         os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
         if before is not None:

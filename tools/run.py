@@ -49,6 +49,8 @@ STAND_INS = {
     "spandrel.py": "ModelLoader = ImageModelDescriptor = None\n",
 }
 
+# For LPIPS and rFID. Neither has a build for every torch that pip would take with it.
+VISION = ("torchvision==0.28.0", "torch-fidelity==0.4.0")
 # What SD.Next needs at versions that pip would not put together: these say less than they need, or more.
 NO_DEPS = ("torchvision==0.28.0", "timm==1.0.27", "opencv-python-headless==4.12.0.88")
 NO_DEPS += ("gradio==3.43.2", "gradio-client==0.5.0", "compel==2.4.0")
@@ -121,6 +123,7 @@ def core_env(root: Path, tests: bool = False) -> Env:
     if tests:
         need_python(11, "the tests need")
         install(env, "test", REPO / "requirements-test.txt")
+        without_dependencies(env, "vision", VISION)
     return env
 
 
@@ -160,14 +163,18 @@ def sdnext_env(root: Path) -> Env:
         fail("$SDNEXT_PATH must name a folder with SD.Next's sources (git clone https://github.com/vladmandic/sdnext)")
     env = Env(root / ".venv-sdnext")
     install(env, "packages", REPO / "tests" / "sdnext" / "requirements.txt")
-    recipe = [*NO_DEPS, SETUPTOOLS, OPERATORS]
-    if not env.done("sdnext", recipe):
-        env.pip(", ".join(NO_DEPS), "install", "--no-deps", *NO_DEPS)
-        env.pip(SETUPTOOLS, "install", "--no-deps", SETUPTOOLS)
+    without_dependencies(env, "sdnext", (*NO_DEPS, SETUPTOOLS))
+    return env
+
+
+def without_dependencies(env: Env, name: str, packages: Sequence[str]) -> None:
+    """Install packages whose own requirements pip could not meet, torchvision among them, unless that is done."""
+    recipe = [*packages, OPERATORS]
+    if not env.done(name, recipe):
+        env.pip(", ".join(packages), "install", "--no-deps", *packages)
         (site_packages(env) / "torchvision_operators.py").write_text(OPERATORS)
         (site_packages(env) / "torchvision_operators.pth").write_text("import torchvision_operators\n")
-        env.finish("sdnext", recipe)
-    return env
+        env.finish(name, recipe)
 
 
 def unpack(env: Env, wheel: str, inside: str, target: Path, sha256: str = "") -> None:

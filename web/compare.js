@@ -18,7 +18,7 @@ export function addSlider(node) {
   const choose = (label) => make("select", { ...look, border: "1px solid #8886", borderRadius: "4px" }, bar, { ariaLabel: label });
   const [picture, result, view] = [choose("picture"), choose("VAE"), choose("view")];
   view.append(new Option("original | result", "slider"), new Option("difference", "difference"));
-  const frame = make("div", { flex: "1 1 0", minHeight: 0, display: "flex", justifyContent: "center", alignItems: "center" }, box);
+  const frame = make("div", { flex: "1 1 0", minHeight: `${HEIGHT - 60}px`, display: "flex", justifyContent: "center", alignItems: "center" }, box);
   const stage = make("div", { position: "relative", maxWidth: "100%", maxHeight: "100%", overflow: "hidden" }, frame);
   const before = make("img", { ...over, objectFit: "fill" }, stage, { alt: "original" });
   const after = make("img", { ...over, objectFit: "fill" }, stage, { alt: "result" });

@@ -3,7 +3,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { addLine, show } from "./line.js";
 import { addSlider } from "./compare.js";
-import { foresee } from "./plan.js";
+import { foresee, release, settle } from "./plan.js";
 import { takeDrop } from "./drop.js";
 import { sayWhatReplaces } from "./missing.js";
 
@@ -19,7 +19,7 @@ app.registerExtension({
     const before = node.onExecuted;
     node.onExecuted = function (output) {
       before?.apply(this, arguments);
-      if (output?.dcae) show(node, output.dcae[0], "done");
+      if (output?.dcae) settle(node, output.dcae[0], "done");
       if (output?.dcae_compare) node.dcaeShow(output.dcae_compare[0]);
     };
   },
@@ -31,9 +31,13 @@ app.registerExtension({
   setup() {
     api.addEventListener("dcae.line", ({ detail }) => show(find(detail.node), detail.text, "busy"));
     api.addEventListener("execution_error", ({ detail }) => {
-      show(find(detail.node_id), detail.exception_message, "error");
+      settle(find(detail.node_id), detail.exception_message, "error");
     });
-    api.addEventListener("execution_interrupted", ({ detail }) => show(find(detail.node_id), "stopped", "done"));
+    api.addEventListener("execution_interrupted", ({ detail }) => settle(find(detail.node_id), "stopped", "done"));
+    api.addEventListener("executing", ({ detail }) => {
+      const starts = find(detail);
+      everyNode(app.graph, (node) => release(node, node === starts));
+    });
     window.addEventListener("drop", takeDrop, true);
     setInterval(() => document.hidden || everyNode(app.graph, foresee), 700);
   },

@@ -15,13 +15,26 @@ export async function foresee(node) {
   const key = wrong ? JSON.stringify(wrong) : question;
   if (key === null || key === node.dcae.key) return;
   const first = node.dcae.key === "";
-  node.dcae.key = key;
+  const turn = {};
+  Object.assign(node.dcae, { key, turn });
   if (wrong) return show(node, wrong.details || wrong.message, "error");
   if (first && node.dcae.state) return; // shown already: a run that ended before
   const answer = await (await api.fetchApi(`/dcae/${question}`)).json();
-  if (node.dcae.key === key && node.dcae.state !== "busy") {
+  if (node.dcae.turn === turn && node.dcae.state !== "busy") {
     show(node, answer.text ?? answer.problem, answer.text ? "plan" : "error");
   }
+}
+
+// Shows what became of a run, which stays until the node would do something else.
+export function settle(node, text, state) {
+  if (!node?.dcae) return;
+  Object.assign(node.dcae, { key: ask(node) ?? "", turn: null }); // no answer that is under way replaces it
+  show(node, text, state);
+}
+
+// Another node's turn, this one's, or the end of a run: what a node told at its work is over, and so is an old error.
+export function release(node, starts) {
+  if (node.dcae.state === "busy" || (starts && node.dcae.state === "error")) node.dcae.state = node.dcae.key = null;
 }
 
 // The route and its query that tell what `node` will do; null where the graph does not say.

@@ -169,7 +169,10 @@ def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
         kind = config.get("_class_name")
         if kind not in RULES:
             raise DCAEError(f"{name} is {kind or 'of no class'}: known are {', '.join(RULES)}.")
-        made = getattr(diffusers, kind).from_pretrained(name, torch_dtype=dtype, use_safetensors=True, **where)
+        where |= {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        made, found = getattr(diffusers, kind).from_pretrained(name, **where)
+        if lacking := sorted(found["missing_keys"]):  # diffusers only warns, and leaves them random
+            raise CheckpointError(f"{name} is no whole {kind}: {len(lacking)} weights are not there, as {lacking[0]}.")
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if not Path(name).is_dir() and not download:

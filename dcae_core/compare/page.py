@@ -5,27 +5,31 @@ from __future__ import annotations
 import os
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from .. import images
 from ..errors import ImageError
 from .run import Comparison
 from .sheet import difference
-from .text import COLUMNS, caption, numbers, problems
+from .text import caption, means, problems
 
 __all__ = ["write_page"]
 
 STYLE = """
 :root { color-scheme: light dark; font: 15px/1.45 system-ui, sans-serif; }
 body { max-width: 1200px; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; } .wide { overflow-x: auto; }
-td, th { padding: .25em .6em; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
-td:first-child, th:first-child { text-align: left; }
+table { border-collapse: collapse; font-size: .9em; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
+td, th { padding: .25em .5em; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
+td:first-child, th:first-child { text-align: left; padding-left: 0; }
 figure { margin: 2em 0; } figcaption { margin-bottom: .5em; }
 .pair { position: relative; width: fit-content; max-width: 100%; --cut: 50%; }
 .pair img { display: block; max-width: 100%; height: auto; }
 .pair .after { position: absolute; inset: 0; width: 100%; height: 100%; clip-path: inset(0 0 0 var(--cut)); }
-.pair input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize;
-  touch-action: pan-y; }
+/* Wider than the picture by a thumb, so that the cut is where the pointer is. */
+.pair input { position: absolute; inset: 0 -8px; width: calc(100% + 16px); height: 100%; margin: 0; opacity: 0;
+  appearance: none; cursor: ew-resize; touch-action: pan-y; }
+.pair input::-webkit-slider-thumb { appearance: none; width: 16px; height: 100%; }
+.pair input::-moz-range-thumb { width: 16px; height: 100%; border: 0; }
 .pair::after { content: ""; position: absolute; top: 0; bottom: 0; left: var(--cut); width: 2px; background: #fff;
   box-shadow: 0 0 3px #000; pointer-events: none; }
 .pair:focus-within { outline: 2px solid Highlight; }
@@ -72,19 +76,17 @@ def write_page(path: str | os.PathLike, comparison: Comparison, amplify: float =
 
 
 def _html(comparison: Comparison, figures: list[str], amplify: float) -> str:
-    head = "".join(f"<th>{escape(title)}</th>" for title in ("", *(t for t, _, _ in COLUMNS), "rFID"))
     lines = []
-    for column in comparison.columns:
-        cells = [column.name, *numbers(column)]
-        lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    for kind, cells in zip(["th", *["td"] * len(comparison.columns)], means(comparison), strict=True):
+        lines.append("<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>")
     said = "".join(f'<p class="problem">{escape(text)}</p>' for text in problems(comparison))
     said += "".join(f"<p>{escape(text)}</p>" for text in comparison.notes)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Autoencoders side by side</title><style>{STYLE}</style><h1>Autoencoders side by side</h1>"
-        f"<p>{len(comparison.rows)} picture(s); means over them, of times the median. Differences are shown "
-        f'{amplify:g} times.</p><div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+        f"<p>Means over the pictures; of times, the median. Differences are shown {amplify:g} times.</p>"
+        f'<div class="wide"><table>{"".join(lines)}</table></div>'
         f"{said}{''.join(figures)}"
         f"<script>{SCRIPT}</script></html>\n"
     )
@@ -121,4 +123,4 @@ def _figure(comparison: Comparison, index: int, folder: Path, amplify: float) ->
 def _save(path: Path, picture) -> str:
     """Writes the picture; returns its address as the page sees it."""
     images.write(path, picture)
-    return f"{path.parent.name}/{path.name}"
+    return quote(f"{path.parent.name}/{path.name}")

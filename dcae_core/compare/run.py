@@ -23,6 +23,9 @@ from .codecs import Codec
 
 __all__ = ["Cell", "Column", "Comparison", "Row", "compare", "pictures", "resized"]
 
+# What a network goes wrong with. Not every Exception: hosts stop a run with one of their own.
+FAILURES = (DCAEError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError)
+FAILURES += (RuntimeError, TypeError, ValueError)
 LATENT_BITS = 16  # a latent's number is counted as fp16 or bf16, which is how they are kept
 
 
@@ -122,7 +125,7 @@ def compare(
         made.columns.append(column)
         try:
             codec = opens()
-        except (DCAEError, OSError, RuntimeError, MemoryError) as error:
+        except FAILURES as error:
             column.error = _reason(error)
             continue
         column.kind, column.ratio, column.scaling_factor = codec.kind, codec.ratio, codec.scaling_factor
@@ -166,7 +169,7 @@ def _cell(
         if keep:
             cell.result = result
         return cell
-    except (DCAEError, RuntimeError, MemoryError, ValueError) as error:
+    except FAILURES as error:
         return Cell(error=_reason(error))
 
 
@@ -193,7 +196,8 @@ def measure(codec: Codec, picture: Tensor, repeats: int = 3) -> tuple[Cell, Tens
         y = _timed(codec, lambda z=z: codec.decode(z), seconds["decode"])
     result = images.to_host(images.crop(y, (height, width)))[0].cpu()
     if not result.isfinite().all():
-        raise ImageError(f"The result in {str(codec.dtype)[6:]} is not finite: try bf16 or fp32.")
+        why = "try bf16 or fp32" if codec.dtype == torch.float16 else "its weights may be damaged"
+        raise ImageError(f"The result is not finite: {why}.")
     cell = Cell(
         encode_seconds=statistics.median(seconds["encode"]),
         decode_seconds=statistics.median(seconds["decode"]),
@@ -203,6 +207,14 @@ def measure(codec: Codec, picture: Tensor, repeats: int = 3) -> tuple[Cell, Tens
         bits_per_pixel=z[0].numel() * LATENT_BITS / (height * width),
     )
     return cell, (result * 255).round() / 255
+
+
+class _Held(LiveBytes):
+    """Planning a run counts on meta tensors, which hold nothing."""
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        if storage.device.type != "meta":
+            super()._follow(storage)
 
 
 class _Peak:
@@ -218,7 +230,7 @@ class _Peak:
             torch.cuda.reset_peak_memory_stats(self.codec.device)
             self.before = torch.cuda.memory_allocated(self.codec.device)
         else:
-            self.live = LiveBytes(self.codec.weights)
+            self.live = _Held(self.codec.weights)
             self.live.__enter__()
         return self
 

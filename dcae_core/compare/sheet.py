@@ -40,9 +40,7 @@ def _shown(row: Row) -> bool:
 
 def _band(comparison: Comparison, index: int, row: Row, amplify: float, cell: int, across: int) -> Image.Image:
     if row.picture is None:
-        band = Image.new("RGB", (cell * 2, LINE * 2), PAPER)
-        ImageDraw.Draw(band).text((0, 0), f"{row.name}: {row.error}", fill=ALARM, font=_font())
-        return band
+        return _message(f"{row.name}: {row.error}", cell * 2)
     scale = min(1.0, cell / max(row.width, row.height))
     size = max(1, round(row.width * scale)), max(1, round(row.height * scale))
     step = max(size[0], 190) + GAP
@@ -53,7 +51,7 @@ def _band(comparison: Comparison, index: int, row: Row, amplify: float, cell: in
     pen = ImageDraw.Draw(band)
     band.paste(_picture(row.picture, size), (0, 0))
     _write(pen, 0, size[1] + 2, [(row.name, INK), (f"{row.width}x{row.height}", FAINT)], step - GAP)
-    _write(pen, 0, size[1] + 3 * LINE + GAP, [(f"below: differences, {amplify:g} times", FAINT)], step - GAP)
+    _write(pen, 0, size[1] + 3 * LINE + GAP, [(f"differences, {amplify:g} times", FAINT)], step - GAP)
     for number, line in enumerate(lines):
         for place, column in enumerate(line, start=1):
             left, top = place * step, number * high
@@ -65,9 +63,10 @@ def _band(comparison: Comparison, index: int, row: Row, amplify: float, cell: in
 def _entry(band, pen, left: int, top: int, size, width: int, row: Row, column: Column, done: Cell, amplify: float):
     if done.result is None:
         pen.rectangle((left, top, left + size[0] - 1, top + size[1] - 1), outline=FAINT)
-        words = _wrap(pen, done.error or "not kept", size[0] - 16)[: max(1, (size[1] - 16) // LINE)]
-        pen.multiline_text((left + 8, top + 8), "\n".join(words), fill=ALARM, font=_font(), spacing=3)
         _write(pen, left, top + size[1] + 2, [(column.name, INK)], width)
+        message = _message(done.error or "not kept", width)
+        most = (size[1] + GAP) // LINE + 2  # lines that there is room for, where the difference would be
+        band.paste(message.crop((0, 0, width, min(message.height, most * LINE))), (left, top + size[1] + 2 + LINE))
         return
     band.paste(_picture(done.result, size), (left, top))
     below = difference(row.picture, done.result, amplify)
@@ -83,13 +82,19 @@ def _write(pen: ImageDraw.ImageDraw, left: int, top: int, lines: list[tuple[str,
         pen.text((left, top + number * LINE), text, fill=colour, font=_font())
 
 
-def _wrap(pen: ImageDraw.ImageDraw, text: str, width: int) -> list[str]:
-    lines = [""]
+def _message(text: str, width: int) -> Image.Image:
+    """What went wrong, as high as it needs to be; a word that is too long is broken."""
+    font, lines = _font(), [""]
     for word in text.split():
-        if lines[-1] and pen.textlength(f"{lines[-1]} {word}", font=_font()) > width:
+        if lines[-1] and font.getlength(f"{lines[-1]} {word}") > width:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines
+        while font.getlength(line := lines[-1]) > width:
+            end = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or font.getlength(line[:n]) <= width)
+            lines[-1:] = [line[:end], line[end:]]
+    made = Image.new("RGB", (width, LINE * len(lines)), PAPER)
+    _write(ImageDraw.Draw(made), 0, 0, [(line, ALARM) for line in lines], width)
+    return made
 
 
 def _picture(picture: Tensor, size: tuple[int, int]) -> Image.Image:

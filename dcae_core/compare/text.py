@@ -7,7 +7,7 @@ import math
 
 from .run import Cell, Column, Comparison
 
-__all__ = ["as_json", "caption", "numbers", "problems", "table"]
+__all__ = ["as_json", "caption", "means", "problems", "table"]
 
 # (heading, what of the means, how it is written)
 COLUMNS = (
@@ -37,12 +37,9 @@ def caption(cell: Cell) -> list[str]:
 
 
 def table(comparison: Comparison, narrow: bool = False) -> str:
-    """A line for each autoencoder with its means over the pictures, or if it is `narrow` a line for each score; then
-    what went wrong, then the notes. A score that none has is left out."""
-    headings = ["", *(heading for heading, _, _ in COLUMNS), "rFID", "pictures"]
-    rows = [headings, *(_line(column, len(comparison.rows)) for column in comparison.columns)]
-    kept = [i for i in range(len(headings)) if i == 0 or any(row[i] != "-" for row in rows[1:])]
-    rows = [[row[i] for i in kept] for row in rows]
+    """The means; a line for each autoencoder, or if it is `narrow` for each score; then what went wrong, then the
+    notes."""
+    rows = means(comparison)
     if narrow:
         rows = [list(row) for row in zip(*rows, strict=True)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -53,16 +50,20 @@ def table(comparison: Comparison, narrow: bool = False) -> str:
     return "\n".join([*lines, *problems(comparison), *comparison.notes])
 
 
+def means(comparison: Comparison) -> list[list[str]]:
+    """Headings, and a line for each autoencoder with its means over the pictures as they are written: "-" for what
+    there is not. A score that none has is left out."""
+    headings = ["", *(heading for heading, _, _ in COLUMNS), "rFID", "pictures"]
+    rows = [headings, *(_line(column, len(comparison.rows)) for column in comparison.columns)]
+    kept = [i for i in range(len(headings)) if i == 0 or any(row[i] != "-" for row in rows[1:])]
+    return [[row[i] for i in kept] for row in rows]
+
+
 def _line(column: Column, pictures: int) -> list[str]:
-    done = sum(cell.scores is not None for cell in column.cells)
-    return [column.name, *numbers(column), f"{done} of {pictures}"]
-
-
-def numbers(column: Column) -> list[str]:
-    """The means of COLUMNS, and rFID, as they are written; "-" for what there is not."""
     means = column.means()
     cells = [_number(form, means[name], UNITS.get(name, 1)) for _, name, form in COLUMNS]
-    return [*cells, _number("{:.3f}", column.rfid)]
+    done = sum(cell.scores is not None for cell in column.cells)
+    return [column.name, *cells, _number("{:.3f}", column.rfid), f"{done} of {pictures}"]
 
 
 def problems(comparison: Comparison) -> list[str]:

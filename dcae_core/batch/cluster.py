@@ -1,0 +1,103 @@
+"""The engine of a cluster: Ray Data. Tasks read and decode parts, actors hold the model, tasks write; Ray keeps each
+from running far ahead of the next. The work itself is the same code as on one machine."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import OptionError
+from . import sources
+from .encode import Encoder, Options, batches, geometry, in_order, job_of, open_model, save_part
+from .job import Done, Job
+from .prepare import Ready, prepare_all
+from .sources import Part, Unreadable
+
+__all__ = ["run"]
+
+Row = dict[str, Any]
+
+
+def run(
+    options: Options,
+    job: Job,
+    pending: list[Part],
+    actors: int = 1,
+    gpus: float = 0,
+    told: Callable[[Done], None] = lambda done: None,
+    cpus: float = 1,
+) -> None:
+    """Does the pending parts on the Ray that is there ($RAY_ADDRESS), or on one that it starts.
+
+    actors: with a model each; gpus, cpus: that each of them takes. Source, destination and model must be reachable
+    from every machine. Raises OptionError without Ray.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise OptionError("The engine 'ray' needs Ray: pip install 'dcae[ray]'.") from error
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    shape = geometry(options, open_variant(options))
+    rows = ray.data.from_items([{"part": pickle.dumps(part)} for part in pending], override_num_blocks=len(pending))
+    # Half a core, since it often waits; and with the actors' own share Ray would put both into one step.
+    rows = rows.map(_Load(options.source, shape), num_cpus=0.5)
+    rows = rows.map(_Encode, fn_constructor_args=(options,), concurrency=actors, num_gpus=gpus or None, num_cpus=cpus)
+    rows = rows.map(_Save(options), num_cpus=0.1)
+    for row in rows.iter_rows():
+        told(pickle.loads(row["done"]))
+
+
+def open_variant(options: Options):
+    """The variant, without its weights."""
+    from ..autoencoder import is_path
+    from ..checkpoint import Checkpoint
+    from ..variants import find
+
+    return Checkpoint(options.model).choose(options.variant) if is_path(options.model) else find(options.model)
+
+
+class _Load:
+    """A part -> the pictures in it."""
+
+    def __init__(self, source: str, shape):
+        self.source, self.shape = source, shape
+
+    def __call__(self, row: Row) -> Row:
+        part = pickle.loads(row["part"])
+        found = list(sources.items(part, self.source))
+        made = prepare_all(found, self.shape, self.source)
+        return {"part": row["part"], "found": pickle.dumps(([one.key for one in found], made))}
+
+
+class _Encode:
+    """Pictures -> rows. An actor, which loads the model once."""
+
+    def __init__(self, options: Options):
+        self.encoder, self.batch = Encoder(options, open_model(options)), options.batch
+
+    def __call__(self, row: Row) -> Row:
+        keys, made = pickle.loads(row["found"])
+        before = self.encoder.seconds
+        ready = (one for one in made if isinstance(one, Ready))
+        rows = [one for batch in batches(ready, self.batch) for one in self.encoder(batch)]
+        skipped = [one for one in made if isinstance(one, Unreadable)]
+        seconds = self.encoder.seconds - before
+        return {"part": row["part"], "rows": pickle.dumps((in_order(rows, keys), skipped, seconds))}
+
+
+class _Save:
+    """Rows -> a file, and that the part is done."""
+
+    def __init__(self, options: Options):
+        self.options = options
+
+    def __call__(self, row: Row) -> Row:
+        part: Part = pickle.loads(row["part"])
+        rows, skipped, seconds = pickle.loads(row["rows"])
+        job = job_of(self.options, open_variant(self.options))
+        return {"done": pickle.dumps(save_part(job, part, rows, skipped, seconds))}

@@ -1,0 +1,123 @@
+"""`dcae batch encode` and `dcae batch decode`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from ..variants import DEMO
+
+__all__ = ["add"]
+
+
+def add(commands, sides: Callable, dtypes: tuple[str, ...]) -> None:
+    """Adds the commands. sides: reads "512" or "768x512"; dtypes: the names of --dtype."""
+    text = "Whole data sets: pictures to latents and back, resumable, on one machine or a Ray cluster."
+    batch = commands.add_parser("batch", help=text, description=text)
+    kinds = batch.add_subparsers(required=True, metavar="COMMAND")
+
+    def running(added: argparse.ArgumentParser, default: str | None) -> None:
+        added.add_argument("--model", default=default, help="variant name, file or folder")
+        added.add_argument("--batch", type=int, default=8, help="pictures at once (default: 8)")
+        added.add_argument("--device", help="cuda, cpu, mps, ... (default: the accelerator, else cpu)")
+        added.add_argument("--dtype", choices=dtypes, default="auto")
+        added.add_argument("--budget", help="memory beside the weights, such as 4GiB (default: what is free)")
+        added.add_argument("--cache-dir", help="where weights are kept (default: $DCAE_HOME or ~/.cache/dcae)")
+
+    text = "Pictures of a folder, a glob, Parquet files or WebDataset tars to latents. Run it again to go on."
+    added = kinds.add_parser("encode", help=text, description=text)
+    added.add_argument("source", help="folder, glob or file; a path, or an address such as s3://bucket/folder")
+    added.add_argument("dest", help="folder for the latents; a path or an address")
+    running(added, DEMO)
+    added.add_argument("--variant", help="for a file that could be `in` or `mix`: which it is")
+    added.add_argument("--format", default="parquet", choices=("parquet", "webdataset", "safetensors"))
+    added.add_argument("--fit", default="crop", choices=("crop", "bucket", "pad"), help="see the docs (default: crop)")
+    added.add_argument("--size", default="512", help="side or WIDTHxHEIGHT, for crop and bucket (default: 512)")
+    added.add_argument("--store", default="bf16", choices=("bf16", "fp16"), help="of the latents (default: bf16)")
+    added.add_argument("--scaled", action="store_true", help="store latents times the scaling factor")
+    added.add_argument("--flip", action="store_true", help="store the mirrored picture's latents too")
+    added.add_argument("--part-size", type=int, default=512, help="picture files in a part (default: 512)")
+    added.add_argument("--max-pixels", type=int, default=1 << 28, help="larger pictures are skipped")
+    added.add_argument("--engine", default="local", choices=("local", "ray"))
+    added.add_argument(
+        "--workers", type=int, default=0, help="local: processes that decode (default: as many as cores)"
+    )
+    added.add_argument("--actors", type=int, default=1, help="ray: how many hold the model (default: 1)")
+    added.add_argument("--gpus", type=float, default=0, help="ray: GPUs that each of them takes (default: 0)")
+    added.add_argument("--metrics", help="append a JSON line for each part to this file")
+    added.set_defaults(run=lambda arguments: encode(arguments, sides))
+
+    text = "Latents that `dcae batch encode` wrote to picture files. Run it again to go on."
+    added = kinds.add_parser("decode", help=text, description=text)
+    added.add_argument("source", help="a destination of `dcae batch encode`")
+    added.add_argument("dest", help="folder for the pictures")
+    running(added, None)
+    added.add_argument("--format", default="png", choices=("png", "jpg", "webp"))
+    added.set_defaults(run=decode)
+
+
+def encode(arguments: argparse.Namespace, sides: Callable) -> None:
+    from . import run
+    from .encode import Options
+
+    options = Options(
+        source=arguments.source,
+        destination=arguments.dest,
+        model=arguments.model,
+        variant=arguments.variant,
+        fit=arguments.fit,
+        size=sides(arguments.size),
+        kind=arguments.format,
+        store=arguments.store,
+        scaled=arguments.scaled,
+        flip=arguments.flip,
+        batch=arguments.batch,
+        part_size=arguments.part_size,
+        most_pixels=arguments.max_pixels,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        budget=arguments.budget,
+        cache_dir=arguments.cache_dir,
+    )
+    engine = (arguments.engine, arguments.workers, arguments.actors, arguments.gpus)
+    made = run.encode(options, *engine, metrics=arguments.metrics, told=_bar())
+    print(run.words(made))
+
+
+def _bar() -> Callable[[int, int | None, int], None]:
+    """A progress callback: a bar with rate and time left, which leaves out what was done before."""
+    from tqdm import tqdm
+
+    bar = None
+
+    def told(done: int, total: int | None, skipped: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=total, initial=done, unit="image")
+        bar.set_postfix({"skipped": skipped}, refresh=False)
+        bar.update(done - bar.n)
+        bar.refresh()
+
+    return told
+
+
+def decode(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from .decode import DecodeOptions
+    from .decode import decode as work
+
+    options = DecodeOptions(
+        source=arguments.source,
+        destination=arguments.dest,
+        model=arguments.model,
+        ending=arguments.format,
+        batch=arguments.batch,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        budget=arguments.budget,
+        cache_dir=arguments.cache_dir,
+    )
+    with tqdm(unit="image") as bar:
+        made = work(options, lambda done: bar.update(done.images))
+    print(f"{made.images} pictures, {made.pixels / 1e6:.1f} megapixels")

@@ -1,0 +1,115 @@
+"""What is to be done, what is done, and what went wrong: kept in the destination, so that a job can be stopped anywhere
+and started again.
+
+    job.json              what was asked; a job that asks something else is refused
+    parts/000000.jsonl    the parts of the source, a line each; later listings add files with what is new
+    part-000000.parquet   the rows of a part (.tar, or a folder), written as a whole
+    done/part-000000.json written after it: its counts, and the sources that were skipped, with the reason
+
+A part counts as done once its last line is there. What a killed job left half is done again, into the same name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import OptionError
+from . import sources
+from .place import Place
+from .sources import Part, Unreadable
+
+__all__ = ["Done", "Job", "Summary"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A part that is finished. seconds: spent on the device."""
+
+    part: str
+    images: int
+    pixels: int
+    seconds: float
+    skipped: tuple[Unreadable, ...] = ()
+
+    def as_text(self) -> str:
+        skipped = [{"key": one.key, "reason": one.reason} for one in self.skipped]
+        counts = {"part": self.part, "images": self.images, "pixels": self.pixels, "seconds": round(self.seconds, 3)}
+        return json.dumps({**counts, "skipped": skipped}, indent=1) + "\n"
+
+
+@dataclass
+class Summary:
+    """Of all parts that are done, in this run and before. device_seconds: of all devices together."""
+
+    images: int = 0
+    pixels: int = 0
+    device_seconds: float = 0.0
+    skipped: list[Unreadable] = field(default_factory=list)
+
+    def add(self, done: Done) -> None:
+        self.images += done.images
+        self.pixels += done.pixels
+        self.device_seconds += done.seconds
+        self.skipped += done.skipped
+
+
+class Job:
+    """A source, a destination, and the settings that decide what is written. Raises OptionError where the destination
+    holds another job.
+
+    settings: JSON's types; equal for a job that goes on. size: picture files in a part.
+    """
+
+    def __init__(self, source: str, destination: str, settings: dict[str, Any], size: int = 512):
+        self.source, self.settings, self.size = source, settings, size
+        self.place = Place(destination)
+        asked = {"format": "dcae-batch-1", "source": source, "part_size": size, **settings}
+        if not self.place.exists("job.json"):
+            if self.place.names(""):
+                raise OptionError(f"{destination} is not empty, and holds no job of this kind: name another folder.")
+            self.place.write_text("job.json", json.dumps(asked, indent=1) + "\n")
+            return
+        before = json.loads(self.place.read_text("job.json"))
+        names = [name for name in {**before, **asked} if before.get(name) != asked.get(name)]
+        if names:
+            other = "; ".join(f"{name}: {before.get(name)!r}, now {asked.get(name)!r}" for name in names)
+            raise OptionError(f"{destination} holds a job with other settings ({other}): name another folder.")
+
+    def parts(self) -> list[Part]:
+        """All parts, listed anew: those of earlier listings stay as they are, what is new follows them."""
+        listed = [part for name in self.place.names("parts") for part in self._listing(name)]
+        known = frozenset((path, part.group) for part in listed for path in part.paths)
+        new = list(sources.parts(self.source, self.size, known, len(listed)))
+        if new:
+            text = "".join(json.dumps(part.as_dict()) + "\n" for part in new)
+            self.place.write_text(f"parts/{len(self.place.names('parts')):06d}.jsonl", text)
+        return listed + new
+
+    def _listing(self, name: str) -> Iterator[Part]:
+        for line in self.place.read_text(f"parts/{name}").splitlines():
+            yield Part.of(json.loads(line))
+
+    def finished(self) -> list[str]:
+        """The names of the parts that are done."""
+        return [name.removesuffix(".json") for name in self.place.names("done")]
+
+    def finish(self, done: Done) -> None:
+        """Says that a part is done, once its rows are there."""
+        self.place.write_text(f"done/{done.part}.json", done.as_text())
+
+    def summary(self) -> Summary:
+        """Read from what is done."""
+        made = Summary()
+        for name in self.place.names("done"):
+            told = json.loads(self.place.read_text(f"done/{name}"))
+            skipped = tuple(Unreadable(one["key"], one["reason"]) for one in told["skipped"])
+            made.add(Done(told["part"], told["images"], told["pixels"], told["seconds"], skipped))
+        return made
+
+    def report(self, summary: Summary) -> None:
+        """Writes skipped.jsonl: a line for each source that is not among the rows."""
+        lines = (json.dumps({"key": one.key, "reason": one.reason}, ensure_ascii=False) for one in summary.skipped)
+        self.place.write_text("skipped.jsonl", "".join(line + "\n" for line in lines))

@@ -1,0 +1,95 @@
+"""A job from its start to its summary: what is pending, which engine, progress, metrics."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import OptionError
+from .cluster import open_variant
+from .encode import Encoder, Options, job_of, open_model
+from .job import Done, Summary
+
+__all__ = ["ENGINES", "Outcome", "encode", "words"]
+
+ENGINES = ("local", "ray")
+
+
+@dataclass
+class Outcome:
+    """summary: of the whole job. images, seconds: of this run (wall time, the loading of the model included)."""
+
+    summary: Summary
+    images: int
+    seconds: float
+    device_seconds: float
+
+
+def encode(
+    options: Options,
+    engine: str = "local",
+    workers: int = 0,
+    actors: int = 1,
+    gpus: float = 0,
+    metrics: str | None = None,
+    told: Callable[[int, int | None, int], None] = lambda done, total, skipped: None,
+) -> Outcome:
+    """Does what is not done yet, and says what is done in all.
+
+    engine: "local", with `workers` processes that decode; or "ray", with `actors` that each take `gpus`. metrics: a
+    file that gets a JSON line for each part. told: called with sources done, how many there are (None where only
+    opening them tells), and how many of those done were skipped. Raises DCAEError.
+    """
+    if engine not in ENGINES:
+        raise OptionError(f"engine {engine!r} is not known: use one of {', '.join(ENGINES)}.")
+    start = time.monotonic()
+    job = job_of(options, open_variant(options))
+    parts, finished = job.parts(), set(job.finished())
+    pending = [part for part in parts if part.name not in finished]
+    before = job.summary()
+    total = sum(len(part.keys) for part in parts) if all(part.kind == "files" for part in parts) else None
+    done, skipped, images, device = before.images + len(before.skipped), len(before.skipped), 0, 0.0
+    told(done, total, skipped)
+
+    def part_done(one: Done) -> None:
+        nonlocal done, skipped, images, device
+        done += one.images + len(one.skipped)
+        skipped += len(one.skipped)
+        images += one.images
+        device += one.seconds
+        if metrics:
+            seconds = time.monotonic() - start
+            rate = {"seconds": round(seconds, 3), "images_per_second": round(images / seconds, 3)}
+            line = {"part": one.part, "images": one.images, "pixels": one.pixels, "skipped": len(one.skipped)}
+            with Path(metrics).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**line, "device_seconds": round(one.seconds, 3), **rate}) + "\n")
+        told(done, total, skipped)
+
+    if pending and engine == "local":
+        from . import local
+
+        local.run(options, job, pending, Encoder(options, open_model(options)), workers, part_done)
+    elif pending:
+        from . import cluster
+
+        cluster.run(options, job, pending, actors, gpus, part_done)
+    summary = job.summary()
+    job.report(summary)
+    return Outcome(summary, images, time.monotonic() - start, device)
+
+
+def words(outcome: Outcome) -> str:
+    """The summary for people."""
+    summary = outcome.summary
+    lines = [f"{summary.images} pictures, {summary.pixels / 1e6:.1f} megapixels, {len(summary.skipped)} skipped"]
+    if outcome.images:
+        rate, device = outcome.images / outcome.seconds, outcome.images / outcome.device_seconds
+        lines.append(f"this run: {outcome.images} in {outcome.seconds:.1f} s, {rate:.2f} images/s")
+        lines.append(f"while encoding: {device:.2f} images/s for each device")
+    reasons = Counter(one.reason.split(":")[0] for one in summary.skipped)
+    lines += [f"  {count} x {reason}" for reason, count in reasons.most_common(8)]
+    return "\n".join(lines)

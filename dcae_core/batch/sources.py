@@ -1,0 +1,171 @@
+"""Where the pictures of a data set come from: folders, globs, Parquet files, WebDataset tars; cut into parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from ..errors import OptionError
+from .place import Place, _fsspec
+
+__all__ = ["Item", "Part", "Unreadable", "items", "open_bytes", "parts"]
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".jfif", ".ppm")
+COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes")  # names that a column of pictures has in Parquet files
+KEYS = ("key", "__key__", "id", "name")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of work that is done as a whole: some picture files, a tar, or a row group of a Parquet file.
+
+    keys: of picture files, in the order of paths; empty for the other kinds, whose own keys are used.
+    """
+
+    number: int
+    kind: str
+    paths: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    group: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"part-{self.number:06d}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Part:
+        return cls(**{**fields, "paths": tuple(fields["paths"]), "keys": tuple(fields["keys"])})
+
+
+@dataclass(frozen=True)
+class Item:
+    """One source: its key, and its file's bytes or, to be read later, its address."""
+
+    key: str
+    data: bytes | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A source, or the rest of a part, that could not be read."""
+
+    key: str
+    reason: str
+
+
+def parts(source: str, size: int, known: frozenset[tuple[str, int]] = frozenset(), start: int = 0) -> Iterator[Part]:
+    """The parts of `source` but for the (path, group) that are `known`, numbered from `start`; of `size` picture files
+    each.
+
+    source: a folder (searched through), a glob, a file; of pictures, .tar or .parquet files, or all of these. Raises
+    OptionError where there is nothing.
+    """
+    place = Place(source)
+    found = _found(place)
+    if not found:
+        raise OptionError(f"There are no pictures, .tar or .parquet files in {source}.")
+    base = _base(place)
+    numbers = iter(range(start, 1 << 62))
+    files = (path for path in found if path.lower().endswith(IMAGES) and (path, 0) not in known)
+    while chunk := tuple(islice(files, size)):
+        keys = tuple(posixpath.relpath(path, base) for path in chunk)
+        yield Part(next(numbers), "files", chunk, keys)
+    for path in found:
+        if path.lower().endswith(".tar") and (path, 0) not in known:
+            yield Part(next(numbers), "tar", (path,))
+        elif path.lower().endswith(".parquet"):
+            for group in range(_groups(place, path)):
+                if (path, group) not in known:
+                    yield Part(next(numbers), "parquet", (path,), group=group)
+
+
+def _found(place: Place) -> list[str]:
+    if any(c in place.root for c in "*?["):
+        found = place.fs.glob(place.root)
+    elif place.fs.isfile(place.root):
+        found = [place.root]
+    elif place.fs.isdir(place.root):
+        found = place.fs.find(place.root)
+    else:
+        raise OptionError(f"There is no file or folder {place.url}.")
+    return sorted(path for path in found if path.lower().endswith((*IMAGES, ".tar", ".parquet")))
+
+
+def _base(place: Place) -> str:
+    """The folder that keys are relative to."""
+    root = place.root.rstrip("/")
+    if any(c in root for c in "*?["):
+        fixed = root[: min(root.find(c) for c in "*?[" if c in root)]
+        return posixpath.dirname(fixed)
+    return root if place.fs.isdir(root) else posixpath.dirname(root)
+
+
+def _groups(place: Place, path: str) -> int:
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with place.fs.open(path, "rb") as file:
+            return ParquetFile(file).num_row_groups
+    except (OSError, ValueError):
+        return 1  # can't be read: said when its turn comes
+
+
+def items(part: Part, source: str) -> Iterator[Item | Unreadable]:
+    """The sources of a part, in their order, with their bytes but for picture files. What is damaged ends a tar early,
+    with an Unreadable that says so."""
+    if part.kind == "files":
+        yield from (Item(key, path=path) for key, path in zip(part.keys, part.paths, strict=True))
+        return
+    (path,) = part.paths
+    fs = Place(source).fs
+    try:
+        with fs.open(path, "rb") as file:
+            yield from _of_tar(file, path) if part.kind == "tar" else _of_parquet(file, part, path)
+    except (OSError, ValueError, EOFError, KeyError, tarfile.TarError) as error:
+        yield Unreadable(f"{posixpath.basename(path)} (from here on)", f"can't be read: {error}")
+
+
+def _of_tar(file, path: str) -> Iterator[Item | Unreadable]:
+    with tarfile.open(fileobj=file, mode="r|*") as archive:
+        for member in archive:
+            if member.isfile() and member.name.lower().endswith(IMAGES):
+                yield Item(member.name, archive.extractfile(member).read())
+
+
+def _of_parquet(file, part: Part, path: str) -> Iterator[Item | Unreadable]:
+    from pyarrow.parquet import ParquetFile
+
+    opened = ParquetFile(file)
+    names = opened.schema_arrow.names
+    column = next((name for name in COLUMNS if name in names), None)
+    if column is None:
+        raise ValueError(f"it has no column named {', '.join(COLUMNS)}, only {', '.join(names)}")
+    key = next((name for name in KEYS if name in names), None)
+    row = 0
+    for batch in opened.iter_batches(64, row_groups=[part.group], columns=[column, *([key] if key else [])]):
+        for value in batch.to_pylist():
+            own = str(value[key]) if key else f"{posixpath.basename(path)}:{part.group}:{row}"
+            data = value[column]
+            if isinstance(data, dict):  # as Hugging Face's data sets keep pictures
+                data = data.get("bytes")
+            yield Item(own, data) if isinstance(data, bytes) else Unreadable(own, "holds no bytes of a picture")
+            row += 1
+
+
+def open_bytes(path: str, source: str) -> bytes:
+    """The bytes of a picture file of `source`."""
+    _, _, protocol = source.rpartition("://")
+    if protocol == source:  # a path of this machine
+        with open(path, "rb") as file:
+            return file.read()
+    fs, _ = _fsspec().core.url_to_fs(source)
+    return fs.cat_file(path)

@@ -1,0 +1,109 @@
+"""ComfyUI's page, as Playwright has it, for tests: what people see in it and do to it."""
+
+from __future__ import annotations
+
+import base64
+import time
+from pathlib import Path
+
+
+def wait_for_idle(page, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while any(page.server.get("/queue").json().values()):
+        assert time.monotonic() < deadline, "the queue does not get empty"
+        time.sleep(0.2)
+
+
+def open_round_trip(page) -> None:
+    workflow = page.server.get(f"/api/workflow_templates/{page.server.pack_name}/round_trip.json").json()
+    page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+    wait(page, "Loader", lambda text: "factor" in text)
+
+
+def load(page) -> float:
+    """Opens the page and the round trip in it; returns the milliseconds that our scripts, and what they called, took.
+
+    They are samples of a profile times the time between two, which a machine that does other things makes no larger.
+    """
+    profiler, between = page.context.new_cdp_session(page), 0.5
+    profiler.send("Profiler.enable")
+    profiler.send("Profiler.setSamplingInterval", {"interval": int(between * 1000)})
+    profiler.send("Profiler.start")
+    page.goto(page.server.url)
+    page.wait_for_function("window.app?.graph?._nodes.length", timeout=120_000)  # what ComfyUI opens, after all else
+    open_round_trip(page)
+    wait(page, "Decode", lambda text: "1024x672" in text)
+    profile = profiler.send("Profiler.stop")["profile"]
+    profiler.detach()
+    nodes = {node["id"]: node for node in profile["nodes"]}
+    ours = [one for one, node in nodes.items() if f"/{page.server.pack_name}/" in node["callFrame"]["url"]]
+    assert ours, "the profile has seen none of our functions"
+    inside = set()
+    while ours:
+        inside.add(one := ours.pop())
+        ours += nodes[one].get("children", [])
+    return sum(one in inside for one in profile["samples"]) * between
+
+
+def line(page, kind: str) -> str:
+    """What a node's line says; it must be on the page, and in Nodes 2.0 within the node."""
+    return page.evaluate(
+        """kind => {
+            const node = app.graph._nodes.find(n => n.comfyClass === `DCAE_${kind}`);
+            return node.dcae.element.isConnected ? node.dcae.element.textContent : '';
+        }""",
+        kind,
+    )
+
+
+def wait(page, kind: str, condition, seconds: float = 60) -> str:
+    deadline = time.monotonic() + seconds
+    while not condition(text := line(page, kind)):
+        assert time.monotonic() < deadline, f"{kind} says {text!r}"
+        time.sleep(0.2)
+    return text
+
+
+def change(page, kind: str, widget: str, value) -> None:
+    page.evaluate(
+        """([kind, name, value]) => {
+            const node = app.graph._nodes.find(n => [kind, `DCAE_${kind}`].includes(n.comfyClass));
+            const widget = node.widgets.find(w => w.name === name);
+            widget.value = value;
+            widget.callback?.(value);
+        }""",
+        [kind, widget, value],
+    )
+
+
+def open_template(page, name: str) -> None:
+    """As a user does: the side bar's button, the pack's name in the dialog, the template's picture."""
+    page.get_by_role("button", name="Templates", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name=page.server.pack_name, exact=True).click()
+    card = dialog.get_by_test_id(f"template-workflow-{name}")
+    card.click()
+    card.wait_for(state="detached")
+
+
+def press(page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def dismiss(page) -> None:
+    for _ in range(3):
+        page.keyboard.press("Escape")
+        time.sleep(0.2)
+
+
+def drop(page, file: Path) -> None:
+    page.evaluate(
+        """([name, text]) => {
+            const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
+            const data = new DataTransfer();
+            data.items.add(new File([bytes], name));
+            const at = {clientX: 700, clientY: 700, bubbles: true, cancelable: true, dataTransfer: data};
+            app.canvas.canvas.dispatchEvent(new DragEvent('drop', at));
+        }""",
+        [file.name, base64.b64encode(file.read_bytes()).decode()],
+    )

@@ -1,0 +1,288 @@
+"""Whole data sets to latents and back."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dcae_core import DCAE, DEMO, DCAEError, images
+from dcae_core.batch import decode as decoding
+from dcae_core.batch import local, run
+from dcae_core.batch.encode import Batcher, Encoder, Options, job_of, open_model
+from dcae_core.batch.prepare import Geometry, Ready, prepare
+from dcae_core.batch.sources import Item, Unreadable
+from dcae_core.cli import main
+from dcae_core.metrics import psnr
+from tests import datasets
+
+FP32 = {"device": "cpu", "dtype": "fp32", "store": "fp16"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """40 pieces of photographs, 9 odd ones, 8 bad ones, and a file that is no picture by its name."""
+    made = tmp_path_factory.mktemp("pictures")
+    datasets.pieces(made, 40, (60, 130))
+    datasets.odd_ones(made / "odd ones")
+    datasets.bad_ones(made / "bad", 2)
+    (made / "readme.txt").write_text("not a picture")
+    return made
+
+
+def encoded(source: Path, target: Path, **options) -> dict[str, object]:
+    """Rows by their keys, which must be unique, after a run of the local engine with one worker."""
+    given = {"size": (64, 64), "part_size": 16, **FP32, **options}
+    run.encode(Options(str(source), str(target), DEMO, **given), workers=1)
+    return rows(target)
+
+
+def rows(target: Path) -> dict[str, object]:
+    found = [row for row, _ in decoding.rows_of(str(target))]
+    by_key = {row.key: row for row in found}
+    assert len(by_key) == len(found), "a source is there twice"
+    return by_key
+
+
+def skipped(target: Path) -> dict[str, str]:
+    lines = (target / "skipped.jsonl").read_text().splitlines()
+    return {one["key"]: one["reason"] for one in map(json.loads, lines)}
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(same_row(a[key], b[key]) for key in a)
+
+
+def same_row(a, b) -> bool:
+    alike = (a.latents - b.latents).abs().max() < 2e-3 * a.latents.abs().max()  # batches differ, and so does rounding
+    return bool(alike) and (a.size, a.source_size, a.crop, a.sha256) == (b.size, b.source_size, b.crop, b.sha256)
+
+
+def test_every_source_is_a_row_or_has_a_reason(folder, tmp_path):
+    made, reasons = encoded(folder, tmp_path / "out"), skipped(tmp_path / "out")
+    sources = {p.relative_to(folder).as_posix() for p in folder.rglob("*.*") if p.suffix != ".txt"}
+    assert made.keys() | reasons.keys() == sources and not made.keys() & reasons.keys()
+    assert reasons.keys() == {key for key in sources if key.startswith("bad/")}
+    assert all(reasons.values())
+    assert "truncated" in reasons["bad/truncated0.jpg"]
+
+
+def test_a_row_is_what_the_core_encodes(folder, tmp_path):
+    ae = DCAE(DEMO, "cpu", "fp32")
+    made = encoded(folder, tmp_path / "out", fit="pad", flip=True)
+    for key in ("even/00000.jpg", "odd/00001.jpg", "odd ones/turned.jpg", "odd ones/dot.png"):
+        picture = images.read(folder / key)
+        wanted = ae.encode(images.from_host(picture))[0]
+        row = made[key]
+        assert row.size == row.source_size == tuple(picture.shape[1:3])
+        assert (row.latents - wanted).abs().max() < 2e-3 * wanted.abs().max()
+        mirrored = ae.encode(images.from_host(picture.flip(2)))[0]
+        assert (row.flipped - mirrored).abs().max() < 2e-3 * mirrored.abs().max()
+
+
+def test_fits(folder, tmp_path):
+    crop = encoded(folder, tmp_path / "crop")
+    assert {tuple(row.latents.shape) for row in crop.values()} == {(32, 2, 2)}
+    row = crop["odd ones/line.png"]
+    assert row.source_size == (2, 300) and np.allclose(row.crop, (149, 0, 151, 2))
+    bucket = encoded(folder, tmp_path / "bucket", fit="bucket", size=(96, 96))
+    shapes = {row.size for row in bucket.values()}
+    assert len(shapes) > 1 and all(side % 32 == 0 for size in shapes for side in size)
+    assert bucket["odd ones/line.png"].size == (64, 160) or bucket["odd ones/line.png"].size[1] > 96
+    scaled = encoded(folder, tmp_path / "scaled", scaled=True)
+    assert torch.allclose(scaled["even/00000.jpg"].latents, crop["even/00000.jpg"].latents * 1.322, rtol=2e-3)
+
+
+@given(
+    rows=st.integers(1, 5000),
+    columns=st.integers(1, 5000),
+    side=st.sampled_from([256, 512, 1024]),
+    ratio=st.sampled_from([32, 64, 128]),
+)
+def test_buckets(rows, columns, side, ratio):
+    height, width = Geometry("bucket", side, side, ratio).target(rows, columns)
+    assert height % ratio == width % ratio == 0 and min(height, width) >= ratio
+    assert height * width <= 1.6 * side * side
+    mirrored = Geometry("bucket", side, side, ratio).target(columns, rows)
+    assert abs(np.log(mirrored[0] / mirrored[1]) + np.log(height / width)) < 1
+
+
+def test_sources_and_formats_give_the_same_rows(folder, tmp_path):
+    wanted = encoded(folder, tmp_path / "from-folder")
+    (tmp_path / "tars").mkdir()
+    datasets.as_tar(folder, tmp_path / "tars" / "a.tar")
+    datasets.as_parquet(folder, tmp_path / "a.parquet")
+    assert same(encoded(tmp_path / "tars", tmp_path / "from-tar", kind="webdataset"), wanted)
+    from_parquet = encoded(tmp_path / "a.parquet", tmp_path / "from-parquet", kind="safetensors")
+    assert same(from_parquet, wanted)
+    assert "readme.txt" in skipped(tmp_path / "from-parquet"), "a row that is no picture is said"
+    globbed = encoded(f"{folder}/odd/*.jpg", tmp_path / "globbed")
+    assert globbed.keys() == {key.removeprefix("odd/") for key in wanted if key.startswith("odd/")}
+
+
+def test_a_damaged_tar_gives_what_comes_before_the_damage(folder, tmp_path):
+    (tmp_path / "tars").mkdir()
+    datasets.as_tar(folder / "even", tmp_path / "tars" / "a.tar")
+    datasets.as_tar(folder / "odd", tmp_path / "tars" / "b.tar")
+    whole = (tmp_path / "tars" / "a.tar").read_bytes()
+    (tmp_path / "tars" / "a.tar").write_bytes(whole[: len(whole) // 2])
+    made, reasons = encoded(tmp_path / "tars", tmp_path / "out"), skipped(tmp_path / "out")
+    assert 5 < sum(key.startswith("0") for key in made) < 40
+    assert any("a.tar" in key for key in reasons)
+    assert sum(int(key[:5]) % 2 for key in made) == 20, "all of b.tar"
+
+
+def test_resuming_does_what_is_new_and_nothing_else(tmp_path):
+    source, target = tmp_path / "in", tmp_path / "out"
+    datasets.pieces(source, 20, (60, 80))
+    first = encoded(source, target)
+    stamps = {p: p.stat().st_mtime_ns for p in target.glob("part-*")}
+    datasets.pieces(source / "more", 5, (60, 80), seed=1)
+    again = encoded(source, target)
+    assert same({key: again[key] for key in first}, first) and len(again) == 25
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
+    with pytest.raises(DCAEError, match=r"other settings \(flip: False, now True\)"):
+        encoded(source, target, flip=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").write_text("dear")
+    with pytest.raises(DCAEError, match="not empty"):
+        encoded(source, tmp_path / "mine")
+
+
+def test_killed_at_any_moment_nothing_is_lost_and_nothing_is_there_twice(tmp_path):
+    source, target, some = tmp_path / "in", tmp_path / "out", random.Random(0)
+    datasets.pieces(source, 240, (60, 80))
+    bad = datasets.bad_ones(source / "bad", 2)
+    command = [sys.executable, "-m", "dcae_core", "batch", "encode", source, target, "--size", "64"]
+    command += ["--part-size", "4", "--workers", "1", "--device", "cpu", "--dtype", "fp32"]
+    progress, before_all = [], set(psutil.pids())
+    for _ in range(10):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before, deadline = len(done(target)), time.monotonic() + 60
+        while len(done(target)) <= before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(some.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        progress.append(len(done(target)))
+    assert progress == sorted(progress) and progress[0] > 0 and progress[0] < 64
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    made = rows(target)
+    assert len(made) == 240 and skipped(target).keys() == {f"bad/{name}" for name in bad}
+    assert not list(target.rglob("*.part"))
+    deadline = time.monotonic() + 30
+    while left := [p.pid for p in psutil.process_iter() if p.pid not in before_all and "forkserver" in said(p)]:
+        assert time.monotonic() < deadline, f"processes {left} outlived those that were killed"
+        time.sleep(0.2)
+
+
+def done(target: Path) -> list[Path]:
+    return list((target / "done").glob("*.json"))
+
+
+def test_a_worker_that_dies_costs_nothing(folder, tmp_path):
+    options = Options(str(folder), str(tmp_path / "out"), DEMO, size=(64, 64), part_size=4, batch=2, **FP32)
+    ae = open_model(options)
+    job = job_of(options, ae.variant)
+    killed = []
+
+    def told(part) -> None:
+        if not killed:
+            killed.extend(children())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    local.run(options, job, job.parts(), Encoder(options, ae), 1, told)
+    job.report(job.summary())
+    assert killed
+    sources = {p.relative_to(folder).as_posix() for p in folder.rglob("*.*") if p.suffix != ".txt"}
+    assert rows(tmp_path / "out").keys() | skipped(tmp_path / "out").keys() == sources
+
+
+def children() -> list[int]:
+    """Processes that decode: children of the fork server, which is a child of this one."""
+    servers = [p for p in psutil.Process().children() if "forkserver" in said(p)]
+    return [child.pid for server in servers for child in server.children()]
+
+
+def said(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_batches_of_one_size_and_few_at_a_time():
+    batcher, seen = Batcher(4), []
+    for i in range(100):
+        one = Ready(str(i), "", np.zeros((3, 32, 32 * (i % 7 + 1)), np.uint8), None, (32, 32), (32, 32), (0, 0, 1, 1))
+        seen += [full] if (full := batcher.add(one)) else []
+        assert sum(map(len, batcher._waiting.values())) < 16
+    seen += batcher.rest()
+    assert sorted(int(one.key) for batch in seen for one in batch) == list(range(100))
+    assert all(len({one.pixels.shape for one in batch}) == 1 and len(batch) <= 4 for batch in seen)
+
+
+def test_a_huge_picture_is_skipped_unread(tmp_path):
+    Image.new("L", (4000, 3000)).save(tmp_path / "huge.png")
+    shape = Geometry("crop", 64, 64, 32, most=1 << 20)
+    made = prepare(Item("huge.png", path=str(tmp_path / "huge.png")), shape, str(tmp_path))
+    assert isinstance(made, Unreadable) and made.reason.startswith("huge: 4000x3000")
+
+
+def test_there_and_back(folder, tmp_path, capsys):
+    command = ["batch", "encode", str(folder), str(tmp_path / "latents"), "--fit", "pad", "--workers", "1", "--scaled"]
+    assert main([*command, "--device", "cpu", "--dtype", "fp32", "--metrics", str(tmp_path / "m.jsonl")]) == 0
+    said = capsys.readouterr().out
+    assert "49 pictures" in said and "8 skipped" in said and "images/s" in said
+    lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert sum(line["images"] for line in lines) == 49
+    back = ["batch", "decode", str(tmp_path / "latents"), str(tmp_path / "back"), "--device", "cpu", "--dtype", "fp32"]
+    assert main(back) == 0 and main(back) == 0
+    for key in ("even/00000.jpg", "odd ones/grey.jpg"):
+        picture = images.read(folder / key)
+        again = images.read(tmp_path / "back" / f"{key}.png")
+        assert again.shape == picture.shape and psnr(picture, again) > 20
+    assert main(["batch", "decode", str(folder), str(tmp_path / "never")]) == 1
+
+
+def test_keys_of_strangers_stay_in_the_folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    datasets.pieces(tmp_path / "pieces", 2, (40, 50))
+    import tarfile
+
+    with tarfile.open(tmp_path / "in" / "a.tar", "w") as archive:
+        for name in ("../../escaped.jpg", "/absolute.jpg"):
+            archive.add(tmp_path / "pieces" / "even" / "00000.jpg", name)
+            archive.members[-1].name = name
+    for kind in ("safetensors", "webdataset"):
+        encoded(tmp_path / "in", tmp_path / kind, kind=kind)
+    decoding.decode(decoding.DecodeOptions(str(tmp_path / "safetensors"), str(tmp_path / "back"), device="cpu"))
+    assert not list(tmp_path.parent.glob("escaped*")) and not list(tmp_path.glob("escaped*"))
+    assert not Path("/absolute.jpg.png").exists()
+    assert {p.name for p in (tmp_path / "back").glob("*.png")} == {"escaped.jpg.png", "absolute.jpg.png"}
+
+
+def test_ray_gives_the_same_rows(folder, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: the engine of a cluster was not run")
+    wanted = encoded(folder, tmp_path / "local")
+    script = (
+        "import sys; from dcae_core.batch import run; from dcae_core.batch.encode import Options\n"
+        f"options = Options(*sys.argv[1:3], {DEMO!r}, size=(64, 64), part_size=16, **{FP32!r})\n"
+        "run.encode(options, 'ray', actors=2)"
+    )
+    command = [sys.executable, "-c", script, folder, tmp_path / "ray"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert same(rows(tmp_path / "ray"), wanted) and skipped(tmp_path / "ray") == skipped(tmp_path / "local")

@@ -1,0 +1,88 @@
+"""A data set for tests: pieces of real photographs, and files of every kind that a job must not stumble over."""
+
+from __future__ import annotations
+
+import io
+import random
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from skimage import data
+
+from dcae_core import hub
+
+EXAMPLE = Path(hub.__file__).parent / "assets" / "example.jpg"
+
+
+def photographs() -> list[Image.Image]:
+    """Real ones, that come with scikit-image and with this repository."""
+    return [Image.open(EXAMPLE).convert("RGB"), *map(Image.fromarray, (data.astronaut(), data.cat(), data.coffee()))]
+
+
+def pieces(folder: Path, count: int, sides: tuple[int, int] = (200, 340), seed: int = 0) -> None:
+    """`count` pieces of photographs as JPEG files, in two folders."""
+    some, sources = random.Random(seed), photographs()
+    for i in range(count):
+        photograph = some.choice(sources)
+        width, height = (min(some.randint(*sides), side) for side in photograph.size)
+        left, top = some.randint(0, photograph.width - width), some.randint(0, photograph.height - height)
+        path = folder / ("even" if i % 2 == 0 else "odd") / f"{i:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph.crop((left, top, left + width, top + height)).save(path, quality=90)
+
+
+def odd_ones(folder: Path) -> None:
+    """Pictures that are unusual but good."""
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = photographs()[2].resize((90, 60))
+    picture.convert("CMYK").save(folder / "cmyk.jpg", quality=95)
+    Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
+    picture.convert("P").save(folder / "palette.png")
+    picture.convert("RGBA").save(folder / "alpha.png")
+    picture.convert("L").save(folder / "grey.jpg", quality=95)
+    picture.save(folder / "animated.gif", save_all=True, append_images=[picture.rotate(180)])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter to the right
+    picture.save(folder / "turned.jpg", exif=exif, quality=95)
+    picture.resize((1, 1)).save(folder / "dot.png")
+    picture.resize((300, 2)).save(folder / "line.png")
+
+
+def bad_ones(folder: Path, count: int = 4) -> list[str]:
+    """`count` of each of four kinds of files that are no pictures, or no whole ones; their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = io.BytesIO()
+    photographs()[0].resize((200, 150)).save(whole, "JPEG")
+    png = io.BytesIO()
+    photographs()[0].resize((64, 64)).save(png, "PNG")
+    names = []
+    for i in range(count):
+        for name, content in (
+            (f"noise{i}.jpg", random.Random(i).randbytes(500)),
+            (f"empty{i}.png", b""),
+            (f"truncated{i}.jpg", whole.getvalue()[: 900 + 100 * i]),
+            (f"cut{i}.png", png.getvalue()[: len(png.getvalue()) // 2]),
+        ):
+            (folder / name).write_bytes(content)
+            names.append(name)
+    return names
+
+
+def as_tar(folder: Path, path: Path) -> None:
+    """The files of a folder as a WebDataset tar."""
+    with tarfile.open(path, "w") as archive:
+        for file in sorted(folder.rglob("*.*")):
+            archive.add(file, file.relative_to(folder).as_posix())
+
+
+def as_parquet(folder: Path, path: Path, rows_of_group: int = 16) -> None:
+    """The files of a folder as Hugging Face's data sets keep them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = sorted(folder.rglob("*.*"))
+    keys = [file.relative_to(folder).as_posix() for file in files]
+    images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    pq.write_table(pa.table({"key": keys, "image": images}), path, row_group_size=rows_of_group)

@@ -27,11 +27,10 @@ def run(
     actors: int = 1,
     gpus: float = 0,
     told: Callable[[Done], None] = lambda done: None,
-    cpus: float = 1,
 ) -> None:
     """Does the pending parts on the Ray that is there ($RAY_ADDRESS), or on one that it starts.
 
-    actors: with a model each; gpus, cpus: that each of them takes. Source, destination and model must be reachable
+    actors: with a model each; gpus: that each of them takes. Source, destination and model must be reachable
     from every machine. Raises OptionError without Ray.
     """
     try:
@@ -42,6 +41,8 @@ def run(
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    # The actors together leave half of the cores to the tasks, which would else never start.
+    cpus = min(1.0, 0.45 * ray.cluster_resources().get("CPU", 1) / actors)
     shape = geometry(options, open_variant(options))
     rows = ray.data.from_items([{"part": pickle.dumps(part)} for part in pending], override_num_blocks=len(pending))
     # Half a core, since it often waits; and with the actors' own share Ray would put both into one step.

@@ -240,7 +240,7 @@ def test_what_a_network_means_by_black_comes_out_black(models, tmp_path, monkeyp
 
 def test_pictures_are_not_squeezed_before_the_model_and_stretched_after_it(tmp_path, capsys):
     """A mistake of another script: pictures in [0.5, 1] into a model for [-1, 1], and 2x-1 of what comes out. With the
-    demo model it costs 0.4 dB in fp32 and 3 in bf16. The codec's score is that of `dcae demo`."""
+    demo model it costs half a dB in fp32 and up to 3 in bf16. The codec's score is that of `dcae demo`."""
     picture = images.read(EXAMPLE)[0]
     made = compare([("demo", demo)], [("example", lambda: picture)], repeats=1)
     score = made.columns[0].cells[0].scores.psnr
@@ -248,21 +248,17 @@ def test_pictures_are_not_squeezed_before_the_model_and_stretched_after_it(tmp_p
     assert f"PSNR      {score:.2f} dB" in capsys.readouterr().out
     assert score == pytest.approx(26.9, abs=0.05)
 
-    codec, picture = (
-        codecs.load(DEMO, "cpu", "bf16"),
-        resized(images.of_pil(Image.fromarray(skimage.data.chelsea())), (320, 448)),
-    )
+    codec, picture = demo(), photograph(160, 224, "chelsea", 100, 60)
 
     def squeezed(x: torch.Tensor) -> torch.Tensor:
         return codec.encode(((x + 1) / 2) / 2 + 0.5)
 
     def stretched(z: torch.Tensor) -> torch.Tensor:
-        return (2 * codec.decode(z).float() - 1) * 2 - 1  # 2x-1 is in [0, 1] then, which a codec has in [-1, 1]
+        return (2 * codec.decode(z) - 1) * 2 - 1  # 2x-1 is in [0, 1] then, which a codec has in [-1, 1]
 
-    right, mistaken = (
-        measure(one, picture, 1)[1] for one in (codec, replace(codec, encode=squeezed, decode=stretched))
-    )
-    assert metrics.psnr(picture, mistaken) < metrics.psnr(picture, right) - 2
+    wrong = replace(codec, encode=squeezed, decode=stretched)
+    right, mistaken = (metrics.psnr(picture, measure(one, picture, 1)[1]) for one in (codec, wrong))
+    assert mistaken < right - 0.3
 
 
 def test_diffusers_own_class_on_a_dc_ae_gives_the_same_picture(tmp_path, monkeypatch):

@@ -51,8 +51,6 @@ STAND_INS = {
 
 # For LPIPS and rFID. Neither has a build for every torch that pip would take with it.
 VISION = ("torchvision==0.28.0", "torch-fidelity==0.4.0")
-# What `dcae compare` takes for LPIPS and rFID, which name other builds of torch among their needs.
-SCORES = ("torchvision==0.28.0", "torch-fidelity==0.4.0")
 # What SD.Next needs at versions that pip would not put together: these say less than they need, or more.
 NO_DEPS = ("torchvision==0.28.0", "timm==1.0.27", "opencv-python-headless==4.12.0.88")
 NO_DEPS += ("gradio==3.43.2", "gradio-client==0.5.0", "compel==2.4.0")

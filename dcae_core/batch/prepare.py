@@ -40,13 +40,19 @@ class Geometry:
             return height, width
         if self.fit == "crop":
             return self.height, self.width
-        wanted = min(max(math.log(width / height), -math.log(self.longest)), math.log(self.longest))
-        rows = math.sqrt(self.height * self.width / math.exp(wanted)) / self.ratio
-        candidates = (
-            (r * self.ratio, max(1, round(self.height * self.width / self.ratio**2 / r)) * self.ratio)
-            for r in {max(1, math.floor(rows)), max(1, math.ceil(rows))}
-        )
-        return min(candidates, key=lambda size: abs(math.log(size[1] / size[0]) - wanted))
+        if width < height:  # portrait is landscape turned, to the pixel
+            return self.target(width, height)[::-1]
+        wanted = math.log(min(width / height, self.longest))
+        area = self.height * self.width / self.ratio**2
+        rows = math.sqrt(area / math.exp(wanted))
+        candidates = [(r, max(1, round(area / r))) for r in _around(rows)]
+        candidates += [(max(1, round(area / c)), c) for c in _around(area / rows)]
+        rows, columns = min(candidates, key=lambda size: abs(math.log(size[1] / size[0]) - wanted))
+        return rows * self.ratio, columns * self.ratio
+
+
+def _around(number: float) -> tuple[int, int]:
+    return max(1, math.floor(number)), max(1, math.ceil(number))
 
 
 @dataclass(frozen=True)

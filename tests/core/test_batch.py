@@ -114,8 +114,9 @@ def test_buckets(rows, columns, side, ratio):
     height, width = Geometry("bucket", side, side, ratio).target(rows, columns)
     assert height % ratio == width % ratio == 0 and min(height, width) >= ratio
     assert height * width <= 1.6 * side * side
-    mirrored = Geometry("bucket", side, side, ratio).target(columns, rows)
-    assert abs(np.log(mirrored[0] / mirrored[1]) + np.log(height / width)) < 1
+    assert Geometry("bucket", side, side, ratio).target(columns, rows) == (width, height)
+    wanted = min(max(np.log(columns / rows), -np.log(3)), np.log(3))
+    assert abs(np.log(width / height) - wanted) <= np.log(3) / 2 + 1e-9, "half of the step from 1:1 to 3:1 at most"
 
 
 def test_sources_and_formats_give_the_same_rows(folder, tmp_path):

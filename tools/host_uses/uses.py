@@ -16,16 +16,10 @@ from pathlib import Path
 
 from .known import NOT_NODES, OURS, UNSEEN
 
-ROOTS = {
-    "comfy": "ComfyUI",
-    "comfy_api": "ComfyUI",
-    "comfy_execution": "ComfyUI",
-    "folder_paths": "ComfyUI",
-    "server": "ComfyUI",
-    "modules": "SD.Next",
-    "diffusers": "libraries",
-    "accelerate": "libraries",
-}
+COMFYUI = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview")
+COMFYUI += ("node_helpers", "server")
+ROOTS = {**dict.fromkeys(COMFYUI, "ComfyUI"), "modules": "SD.Next"}
+ROOTS |= {"diffusers": "libraries", "accelerate": "libraries"}
 # Methods of objects that are no host's (dict, torch.nn.Module): a name ends before them.
 ENDS = {"get", "items", "setdefault", "parameters", "buffers", "__dict__", "__init__", "__signature__"}
 # Our own list of what SD.Next must have.
@@ -259,6 +253,8 @@ class Finder(ast.NodeVisitor):
                     return
         self.generic_visit(node)
         name = self.value(node.func)
+        if isinstance(node.func, ast.Name) and node.func.id in ("cls", *self.classes):
+            return  # ours, with arguments of its own
         at = node.func.attr if isinstance(node.func, ast.Attribute) else ""
         symbol = self.add(name, optional=True) if name and (at == "__init__" or at not in ENDS) else None
         if symbol:

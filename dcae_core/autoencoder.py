@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import fast, hub, images, keys, rewrite, stream, variants
+from . import fast, hub, images, keys, measure, rewrite, stream, variants
 from . import plan as planning
 from .checkpoint import Checkpoint, choose, complete
 from .devices import best_dtype, parse_device, parse_dtype
-from .errors import ImageError, LatentError
+from .errors import ImageError, LatentError, Undecided
 from .model import Autoencoder
 from .sizes import Fit
 from .variants import Variant
@@ -85,7 +85,7 @@ class DCAE:
         """A DC-AE from a safetensors file or a (diffusers) folder, in either key layout, with or without a prefix.
 
         `variant` is needed only where the file does not tell: `in` and `mix` differ in nothing but the scaling factor.
-        Raises CheckpointError.
+        Where nothing names one, the size of its latents decides, if it can (see `measure`). Raises CheckpointError.
         """
         self = cls.__new__(cls)
         self._load(path, variant, device, dtype)
@@ -108,10 +108,12 @@ class DCAE:
         prefix = keys.strip_prefix(list(state_dict))
         inner = {k.removeprefix(prefix): t.detach() for k, t in state_dict.items() if k.startswith(prefix)}
         layout, fits = keys.candidates({k: tuple(t.shape) for k, t in inner.items()}, "The state dict")
-        chosen = choose(fits, variant, [], "The state dict")
         self = cls.__new__(cls)
         self.layout = layout
+        chosen, named = _first_unless(lambda: choose(fits, variant, [], "The state dict"), fits)
         self._build(complete(inner, layout, chosen), chosen, device, dtype, rewrites)
+        if not named:
+            self.variant = measure.decide(self, fits, "The state dict")
         return self
 
     @classmethod
@@ -128,9 +130,11 @@ class DCAE:
 
     def _load(self, path: str | os.PathLike, variant: str | Variant | None, device: Device, dtype: Dtype) -> None:
         checkpoint = Checkpoint(path)
-        chosen = checkpoint.choose(variant)
+        chosen, named = _first_unless(lambda: checkpoint.choose(variant), checkpoint.fits)
         self.path, self.layout = checkpoint.path, checkpoint.layout
         self._build(checkpoint.state(chosen), chosen, device, dtype)
+        if not named:
+            self.variant = measure.decide(self, checkpoint.fits, str(self.path))
 
     def _build(
         self,
@@ -393,6 +397,14 @@ class DCAE:
 
     def _latent_size(self, plan: planning.Plan) -> tuple[int, int]:
         return plan.height // self.spatial_ratio, plan.width // self.spatial_ratio
+
+
+def _first_unless(choose: Callable[[], Variant], fits: list[Variant]) -> tuple[Variant, bool]:
+    """(what is chosen, True); or where nothing names one of them (the first of `fits`, which has its keys, False)."""
+    try:
+        return choose(), True
+    except Undecided:
+        return fits[0], False
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:

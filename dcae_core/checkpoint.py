@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import keys, variants
-from .errors import CheckpointError, UnknownVariant
+from .errors import CheckpointError, Undecided, UnknownVariant
 from .variants import Variant
 
 __all__ = ["Checkpoint", "choose", "is_dcae", "is_shard", "save"]
@@ -106,7 +106,7 @@ def choose(
 
     What the caller says is taken if it fits. Else the hints, (source, variant or scaling factor) each, if they agree.
     Else, if all that fit have the same scaling factor (sana-1.0 and 1.1), the first. Else raises CheckpointError with
-    the candidates.
+    the candidates; and where there is no hint at all Undecided, which is one (see `measure`).
     """
     listed = " or ".join(v.name for v in fits)
     named = []
@@ -135,7 +135,7 @@ def choose(
     if named:
         clash = ", ".join(f"{source} says {v.name}" for source, v in named)
         raise CheckpointError(f"{where}: {clash}. Say which it is: variant={fits[0].name!r} or {fits[-1].name!r}.")
-    raise CheckpointError(
+    raise Undecided(
         f"{where} is {listed}: their files have the same keys and shapes and differ in the scaling factor "
         f"({', '.join(str(v.scaling_factor) for v in fits)}), and no config.json, metadata, file or folder name says "
         f"which. Say it (variant={fits[0].name!r} or {fits[-1].name!r}) or put it in the file's name."

@@ -6,9 +6,9 @@
     python benchmarks/batch.py memory    peak of 200 and of 2,000 pictures
     python benchmarks/batch.py parts     reading, decoding, resizing, moving, encoding, writing: each by itself
 
-The data set: 2,000 pieces of real photographs (256 to 340 pixels a side, JPEG) and 40 files that are no pictures, made
-anew in --data. The model is the bundled one, pictures are brought to 256x256. Rates are taken in turns, and the ratio of
-each pair is printed, since a machine that does other things is slower for both.
+The data set: 2,000 pieces of real photographs (256 to 340 pixels a side, JPEG) and 40 files that are no pictures, made in
+--data. The model is the bundled one, pictures are brought to 256x256. Rates are taken in turns, and the ratio of each
+pair is printed, since a machine that does other things is slower for both.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dcae_core import DCAE, DEMO
 from dcae_core.batch import decode, run, shards
@@ -41,6 +40,7 @@ from dcae_core.batch.prepare import Geometry, Ready, prepare
 from dcae_core.batch.sources import Item
 from tests import datasets
 
+REPO = Path(__file__).resolve().parents[1]
 SIDE, PICTURES, BAD = 256, 2000, 40
 
 
@@ -197,8 +197,7 @@ def parts(arguments: argparse.Namespace, out: Path) -> None:
         each("  reading the file (cached)", path.read_bytes)
         each("  decoding JPEG", lambda data=data: Image.open(io.BytesIO(data)).convert("RGB"))
         for side in (256, 512):
-            box = Image.Resampling.LANCZOS
-            each(f"  resizing to {side}", lambda p=picture, s=side: p.resize((s, s), box))
+            each(f"  resizing to {side}", lambda p=picture, s=side: p.resize((s, s), Image.Resampling.LANCZOS))
             shape = Geometry("crop", side, side, 32)
             each(f"  all of it, to {side}", lambda d=data, s=shape: prepare(Item("a", d), s, ""))
     ready = prepare(Item("a", large), Geometry("crop", SIDE, SIDE, 32), "")

@@ -2,9 +2,9 @@
 
 A scaling factor is one over the RMS of the latents of natural pictures. So a few bundled photographs are encoded, and
 the variant whose factor is near one over the RMS of these latents is taken. That is an inference: few photographs give
-the factor only about. SPREAD is how far about: the bundled model's latents of 8 of 39 photographs of 256x256, drawn 2,000
-times, gave factors of which 90 % lay within 0.15 of the middle one's logarithm. The seven bundled are some whose latents
-together give that model's own factor. It was not tried on the published weights, which were not at hand.
+the factor only about. SPREAD is how far about: the bundled model's latents of 8 of 39 photographs of 256x256, drawn
+2,000 times, gave factors of which 90 % lay within 0.15 of the middle one's logarithm. The seven bundled are some whose
+latents together give that model's own factor. It was not tried on the published weights, which were not at hand.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def decide(ae: DCAE, fits: list[Variant], where: str) -> Variant:
             f"{fits[-1].name!r}) or put it in the file's name."
         )
     log.warning(
-        "%s is taken for %s: nothing names it, but %s, and scaling factors are %s. Sure to %.1f %%. Say the variant, or "
-        "put it in the file's name, to be certain and to load faster.",
+        "%s is taken for %s: nothing names it, but %s, and scaling factors are %s. Sure to %.1f %%. Say the variant, "
+        "or put it in the file's name, to be certain and to load faster.",
         where,
         finding.variant.name,
         told,

@@ -140,8 +140,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-    if os.environ.get("NICE"):
-        os.nice(int(os.environ["NICE"]))
 
 
 def _ahead(things: Iterable[Thing], count: int) -> Iterator[Thing]:

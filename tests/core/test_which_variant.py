@@ -172,7 +172,7 @@ def with_factor(factor: float) -> dict[str, torch.Tensor]:
 def test_the_last_resort_is_the_size_of_the_latents(request, tmp_path, caplog):
     states = {factor: with_factor(factor) for factor in (0.3189, 0.4552, 0.381, 1.0)}
     request.getfixturevalue("pair")
-    for i, (factor, state) in enumerate(states.items()):
+    for i, state in enumerate(states.values()):
         save_file(state, tmp_path / f"{i}.safetensors")
         with pytest.raises(CheckpointError, match="Say it"):
             Checkpoint(tmp_path / f"{i}.safetensors").choose()  # not a thing that headers tell

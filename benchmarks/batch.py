@@ -6,9 +6,9 @@
     python benchmarks/batch.py memory    peak of 200 and of 2,000 pictures
     python benchmarks/batch.py parts     reading, decoding, resizing, moving, encoding, writing: each by itself
 
-The data set: 2,000 pieces of real photographs (256 to 340 pixels a side, JPEG) and 40 files that are no pictures, made in
---data. The model is the bundled one, pictures are brought to 256x256. Rates are taken in turns, and the ratio of each
-pair is printed, since a machine that does other things is slower for both.
+The data set: 2,000 pieces of real photographs (256 to 340 pixels a side, JPEG) and 40 files that are no pictures, made
+in --data. The model is the bundled one, pictures are brought to 256x256. Rates are taken in turns, and the ratio of
+each pair is printed, since a machine that does other things is slower for both.
 """
 
 from __future__ import annotations

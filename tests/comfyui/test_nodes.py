@@ -59,7 +59,7 @@ def message(comfyui, prompt: dict) -> str:
 def test_the_pack_starts_without_a_complaint(comfyui):
     assert "Traceback" not in comfyui.startup_log
     assert "Cannot import" not in comfyui.startup_log
-    for name in ("Loader", "Encode", "Decode", "EmptyLatent", "LoadLatent", "ScaleLatent"):
+    for name in ("Loader", "Encode", "Decode", "EmptyLatent", "LoadLatent", "ScaleLatent", "Preview"):
         info = comfyui.object_info(f"DCAE_{name}")
         assert info["category"] == "DC-AE"
         assert info["description"]

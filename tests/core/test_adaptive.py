@@ -42,20 +42,19 @@ def test_any_number_of_channels_is_as_with_that_part_of_the_weights(pair):
     oracle, ae = pair
     out, into = (oracle.encoder.conv_out.weight, oracle.encoder.conv_out.bias), oracle.decoder.conv_in.weight
     x = torch.rand(1, 3, 64, 2 * ae.spatial_ratio) * 2 - 1
-    for channels in (None, 48):
+    for channels in (None, 48) if ae.variant is UNSCALED else (112,):
         cut(oracle.encoder, "conv_out", *(t[:channels] for t in out))
         cut(oracle.decoder, "conv_in", into[:, :channels], oracle.decoder.conv_in.bias)
         with torch.inference_mode():
             z = oracle.encode(x).latent
             y = oracle.decode(z).sample
         assert z.shape[1] == (channels or 128)
-        errors = [relative_error(ae.encode(x, latent_channels=channels), z), relative_error(ae.decode(z), y)]
-        if channels:
-            errors += [
-                relative_error(streamed(ae, "encode", x, channels), z),
-                relative_error(streamed(ae, "decode", z), y),
-            ]
-        print(f"{ae.variant.name}, {channels} channels: {' '.join(f'{error:.1e}' for error in errors)}")
+        if channels == 112:
+            made = streamed(ae, "encode", x, channels), streamed(ae, "decode", z)
+        else:
+            made = ae.encode(x, latent_channels=channels), ae.decode(z)
+        errors = relative_error(made[0], z), relative_error(made[1], y)
+        print(f"{ae.variant.name}, {z.shape[1]} channels: encode {errors[0]:.1e}, decode {errors[1]:.1e}")
         assert max(errors) <= 1e-5
 
 

@@ -112,7 +112,7 @@ def choose(
     named = []
     for source, hint in hints:
         for v in fits:
-            if v == hint or (isinstance(hint, float) and abs(v.scaling_factor - hint) < 1e-3):
+            if v == hint or (isinstance(hint, float) and v.scaling_factor and abs(v.scaling_factor - hint) < 1e-3):
                 named.append((source, v))
     if told is not None:
         told = variants.find(told)
@@ -154,12 +154,9 @@ def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant,
         file = path / SINGLE_FILES[keys.LAYOUTS.index(layout)]
     if layout == "original":
         state = keys.to_original(state, variant)
-    metadata = {
-        "format": "pt",
-        "variant": variant.name,
-        "layout": layout,
-        "scaling_factor": str(variant.scaling_factor),
-    }
+    metadata = {"format": "pt", "variant": variant.name, "layout": layout}
+    if variant.scaling_factor is not None:
+        metadata["scaling_factor"] = str(variant.scaling_factor)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(file.name + ".part")

@@ -22,7 +22,7 @@ from .errors import LatentError
 from .sizes import Fit
 from .variants import Variant
 
-__all__ = ["RIDGE", "TABLE", "Pair", "Preview", "find", "fit", "fit_example", "pair"]
+__all__ = ["RIDGE", "TABLE", "Pair", "Preview", "find", "fit", "fit_example", "pair", "scale_of"]
 
 TABLE = Path(__file__).parent / "assets" / "previews.json"
 # Added to the variance of each latent channel, as a part of the mean variance. Without it, channels that hardly vary,
@@ -56,13 +56,18 @@ class Preview:
         return Preview(self.factors * (one - zero)[:, None], self.bias + zero @ self.factors)
 
 
+def scale_of(variant: Variant) -> float:
+    """What raw latents are multiplied by for a map: the scaling factor, or 1 where none is published."""
+    return variant.scaling_factor or 1.0
+
+
 def pair(variant: Variant, encode: Encode, picture: Tensor) -> Pair:
     """What a fit needs of a picture [1, 3, H, W] in [-1, 1]: its scaled latents, and the mean colour of the f x f
     pixels under each. Pixels beyond whole latent pixels are cut off, half at each side. Raises ImageError if none is
     left."""
     ratio = variant.spatial_ratio
     picture = images.fit(picture, Fit(*picture.shape[2:], ratio, "crop"))
-    return encode(picture).float().cpu() * variant.scaling_factor, F.avg_pool2d(picture.float().cpu(), ratio)
+    return encode(picture).float().cpu() * scale_of(variant), F.avg_pool2d(picture.float().cpu(), ratio)
 
 
 def fit(pairs: Iterable[Pair], ridge: float = RIDGE) -> Preview:

@@ -59,7 +59,7 @@ class DCAEPreview(io.ComfyNode):
             )
         colours = preview.find(variant) or fit(vae)
         # A sampler's latents have the model's own scale.
-        colours = colours.after(lambda z: theirs.process_out(z) * variant.scaling_factor)
+        colours = colours.after(lambda z: theirs.process_out(z) * preview.scale_of(variant))
         ours = comfy.latent_formats.LatentFormat()
         ours.latent_channels = variant.latent_channels
         ours.latent_rgb_factors = colours.factors.tolist()

@@ -58,11 +58,14 @@ def machine(device: str) -> str:
     return f"{time.strftime('%Y-%m-%d')}, {name}, torch {torch.__version__}, dcae {__version__}"
 
 
-def smallest(variant, direction: str, height: int, width: int, dtype: torch.dtype) -> plan.Plan:
+def smallest(
+    variant, direction: str, height: int, width: int, dtype: torch.dtype, channels: int | None = None
+) -> plan.Plan:
+    args = (variant, direction, height, width, 1)
     try:
-        return plan.make(variant, direction, height, width, 1, 1, dtype, whole=False)
+        return plan.make(*args, 1, dtype, whole=False, channels=channels)
     except BudgetError as error:
-        return plan.make(variant, direction, height, width, 1, error.needed, dtype, whole=False)
+        return plan.make(*args, error.needed, dtype, whole=False, channels=channels)
 
 
 def counted(ae: DCAE, made: plan.Plan) -> int:

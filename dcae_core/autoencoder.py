@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import fast, hub, images, keys, rewrite, stream, variants
+from . import fast, hub, images, keys, measure, rewrite, stream, variants
 from . import plan as planning
 from .checkpoint import Checkpoint, choose, complete
 from .devices import best_dtype, parse_device, parse_dtype
-from .errors import ImageError, LatentError
+from .errors import ImageError, LatentError, Undecided
 from .model import Autoencoder
 from .sizes import Fit
 from .variants import Variant
@@ -85,7 +85,7 @@ class DCAE:
         """A DC-AE from a safetensors file or a (diffusers) folder, in either key layout, with or without a prefix.
 
         `variant` is needed only where the file does not tell: `in` and `mix` differ in nothing but the scaling factor.
-        Raises CheckpointError.
+        Where nothing names one, the size of its latents decides, if it can (see `measure`). Raises CheckpointError.
         """
         self = cls.__new__(cls)
         self._load(path, variant, device, dtype)
@@ -108,10 +108,12 @@ class DCAE:
         prefix = keys.strip_prefix(list(state_dict))
         inner = {k.removeprefix(prefix): t.detach() for k, t in state_dict.items() if k.startswith(prefix)}
         layout, fits = keys.candidates({k: tuple(t.shape) for k, t in inner.items()}, "The state dict")
-        chosen = choose(fits, variant, [], "The state dict")
         self = cls.__new__(cls)
         self.layout = layout
+        chosen, named = _first_unless(lambda: choose(fits, variant, [], "The state dict"), fits)
         self._build(complete(inner, layout, chosen), chosen, device, dtype, rewrites)
+        if not named:
+            self.variant = measure.decide(self, fits, "The state dict")
         return self
 
     @classmethod
@@ -128,9 +130,11 @@ class DCAE:
 
     def _load(self, path: str | os.PathLike, variant: str | Variant | None, device: Device, dtype: Dtype) -> None:
         checkpoint = Checkpoint(path)
-        chosen = checkpoint.choose(variant)
+        chosen, named = _first_unless(lambda: checkpoint.choose(variant), checkpoint.fits)
         self.path, self.layout = checkpoint.path, checkpoint.layout
         self._build(checkpoint.state(chosen), chosen, device, dtype)
+        if not named:
+            self.variant = measure.decide(self, checkpoint.fits, str(self.path))
 
     def _build(
         self,
@@ -157,8 +161,9 @@ class DCAE:
 
     @property
     def scaling_factor(self) -> float:
-        """Multiplies raw latents for a diffusion model; divide by it before `decode`."""
-        return self.variant.scaling_factor
+        """Multiplies raw latents for a diffusion model; divide by it before `decode`. Raises OptionError for a variant
+        that none is published for: multiply by your own."""
+        return self.variant.factor()
 
     @property
     def spatial_ratio(self) -> int:
@@ -167,6 +172,7 @@ class DCAE:
 
     @property
     def latent_channels(self) -> int:
+        """All that it has; an adaptive variant also runs with fewer, see `variant.adaptive`."""
         return self.variant.latent_channels
 
     @property
@@ -189,25 +195,28 @@ class DCAE:
         width: int,
         batch: int = 1,
         budget: planning.Budget = None,
+        latent_channels: int | None = None,
     ) -> planning.Plan:
         """How `direction` ("encode" or "decode") of pictures of `height` x `width` pixels would go.
 
         budget: bytes for activations, input and output, beside the weights, as a number or as "4GiB"; None is what is
-        free on the device now. Raises BudgetError, which names the smallest budget that would do.
+        free on the device now. latent_channels: as for `encode`. Raises BudgetError, which names the smallest budget
+        that would do, and OptionError.
         """
         like = stream.weight(self._half(direction))
         limit, firm = planning.parse_bytes(budget), budget is not None
         if not firm:
             limit = planning.free_bytes(like.device)
+        args, channels = (self.variant, direction, height, width, batch), latent_channels
         try:
-            return planning.make(self.variant, direction, height, width, batch, limit, like.dtype)
+            return planning.make(*args, limit, like.dtype, channels=channels)
         except planning.BudgetError as error:
             if firm:
                 raise
             # What is free was only measured: try with the least there is.
-            return planning.make(self.variant, direction, height, width, batch, error.needed, like.dtype)
+            return planning.make(*args, error.needed, like.dtype, channels=channels)
 
-    def _half(self, direction: str) -> torch.nn.Module:
+    def _half(self, direction: str) -> fast.Half:
         return self.model.encoder if direction == "encode" else self.model.decoder
 
     @torch.no_grad()
@@ -217,6 +226,7 @@ class DCAE:
         budget: planning.Budget = None,
         progress: Progress | None = None,
         output_device: Device = None,
+        latent_channels: int | None = None,
     ) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1], or uint8, on any device -> raw latents [B, c, ceil(H/f), ceil(W/f)].
 
@@ -224,7 +234,8 @@ class DCAE:
         back. `budget` as in `plan`: within it, any size comes out as in a whole run. `progress(done, total)` is called
         after each strip; what it raises stops the run and is passed on. The result is on `output_device`, by default
         the model's. In fp16 a result that is not finite is computed again in fp32 and returned as such.
-        Raises ImageError and BudgetError.
+        `latent_channels`, of an adaptive variant (DC-AE 1.5), makes only so many of the first channels; None is all.
+        Raises ImageError, BudgetError and OptionError.
         """
         known = x.is_floating_point() or x.dtype == torch.uint8
         if x.ndim != 4 or x.shape[1] != 3 or not known or not x.shape[0]:
@@ -232,8 +243,8 @@ class DCAE:
                 f"encode was given {_describe(x)}: needed are floats [batch, 3, height, width] in [-1, 1], or uint8. "
                 "dcae_core.images.from_host makes them from [batch, height, width, channels] in [0, 1]."
             )
-        how = Fit(x.shape[2], x.shape[3], self.spatial_ratio)
-        return self._run("encode", x, how.padded, budget, progress, output_device)
+        how, channels = Fit(x.shape[2], x.shape[3], self.spatial_ratio), self.variant.channels(latent_channels)
+        return self._run("encode", x, how.padded, channels, budget, progress, output_device)
 
     @torch.no_grad()
     def decode(
@@ -248,24 +259,25 @@ class DCAE:
         """Raw latents [B, c, h, w], on any device -> pictures [B, 3, f*h, f*w], around [-1, 1] (not clamped).
 
         `size` (height, width) cuts off what `encode` padded. `as_uint8` gives clamped and rounded 0 to 255 instead,
-        made on the model's device, so that a quarter of fp32's bytes leave it. The rest as for `encode`. Raises
-        LatentError and BudgetError.
+        made on the model's device, so that a quarter of fp32's bytes leave it. The rest as for `encode`; an adaptive
+        variant takes latents of fewer channels as they are. Raises LatentError and BudgetError.
         """
         self.check_latent(z)
         whole = (z.shape[2] * self.spatial_ratio, z.shape[3] * self.spatial_ratio)
-        picture = self._run("decode", z, whole, budget, progress, output_device, as_uint8)
+        picture = self._run("decode", z, whole, z.shape[1], budget, progress, output_device, as_uint8)
         return picture if size is None else images.crop(picture, size)
 
     def check_latent(self, z: Tensor) -> None:
         """Raises LatentError if `z` can't be a latent of this variant."""
-        if z.ndim == 4 and z.shape[1] == self.latent_channels and min(z.shape) > 0 and z.is_floating_point():
+        if z.ndim == 4 and self.variant.takes(z.shape[1]) and min(z.shape) > 0 and z.is_floating_point():
             return
-        others = [v.name for v in variants.VARIANTS.values() if z.ndim == 4 and v.latent_channels == z.shape[1]]
+        others = [v.name for v in variants.VARIANTS.values() if z.ndim == 4 and v.takes(z.shape[1])]
         hint = f" Latents of {z.shape[1]} channels belong to {', '.join(others)}." if others else ""
         if z.ndim == 4 and z.shape[1] in (4, 16):
             hint = f" {z.shape[1]} channels are those of Stable Diffusion or Flux VAEs, which DC-AE can't read."
+        channels = " or ".join(map(str, (self.latent_channels, *reversed(self.variant.adaptive))))
         raise LatentError(
-            f"The latent is {_describe(z)}, but {self.variant.name} needs [batch, {self.latent_channels}, height/"
+            f"The latent is {_describe(z)}, but {self.variant.name} needs [batch, {channels}, height/"
             f"{self.spatial_ratio}, width/{self.spatial_ratio}].{hint} Encode with the same DC-AE, or load the one the "
             "latent was made with."
         )
@@ -275,17 +287,19 @@ class DCAE:
         direction: str,
         x: Tensor,
         size: tuple[int, int],
+        channels: int,
         budget: planning.Budget,
         progress: Progress | None,
         output_device: Device,
         as_uint8: bool = False,
     ) -> Tensor:
-        """Plans and streams; `size` is the padded picture's. Plans again for less where memory runs out all the same,
-        and in fp32 where fp16 overflows. One run at a time: the redo changes the weights' dtype under way."""
+        """Plans and streams; `size` is the padded picture's, `channels` are the latent's. Plans again for less where
+        memory runs out all the same, and in fp32 where fp16 overflows. One run at a time: the redo changes the weights'
+        dtype under way."""
         half = self._half(direction)
         with self._turn:
             dtype = stream.weight(half).dtype
-            plan = self.plan(direction, *size, len(x), budget)
+            plan = self.plan(direction, *size, len(x), budget, channels)
             if dtype != torch.float16:
                 return self._within(half, plan, x, progress, output_device, torch.uint8 if as_uint8 else dtype)
             y = self._within(half, plan, x, progress, output_device, dtype)  # in uint8 an overflow could not be seen
@@ -295,14 +309,14 @@ class DCAE:
             del y
             try:
                 half.float()  # fp16 weights survive the way to fp32 and back unchanged
-                plan = self.plan(direction, *size, len(x), budget)
+                plan = self.plan(direction, *size, len(x), budget, channels)
                 return self._within(half, plan, x, progress, output_device, torch.uint8 if as_uint8 else torch.float32)
             finally:
                 half.to(dtype)
 
     def _within(
         self,
-        half: torch.nn.Module,
+        half: fast.Half,
         plan: planning.Plan,
         x: Tensor,
         progress: Progress | None,
@@ -323,7 +337,8 @@ class DCAE:
             if tries == RETRIES:
                 break
             try:
-                plan = self.plan(plan.direction, plan.height, plan.width, plan.batch, plan.peak_bytes // 2)
+                less = plan.peak_bytes // 2
+                plan = self.plan(plan.direction, plan.height, plan.width, plan.batch, less, plan.channels)
             except planning.BudgetError:
                 break
         raise planning.BudgetError(
@@ -333,19 +348,19 @@ class DCAE:
 
     def _stream(
         self,
-        half: torch.nn.Module,
+        half: fast.Half,
         plan: planning.Plan,
         x: Tensor,
         progress: Progress | None = None,
         output_device: Device = None,
         output_dtype: torch.dtype | None = None,
     ) -> Tensor:
-        like = stream.weight(half)
+        half, like = half.of_first(plan.channels), stream.weight(half)
         output_device, output_dtype = output_device or like.device, output_dtype or like.dtype
         if plan.whole:
             return self._whole(half, plan, x, progress, output_device, output_dtype)
         if plan.direction == "encode":
-            read, shape = (plan.height, plan.width), (self.latent_channels, *self._latent_size(plan))
+            read, shape = (plan.height, plan.width), (plan.channels, *self._latent_size(plan))
         else:
             read, shape = self._latent_size(plan), (3, plan.height, plan.width)
         out = torch.empty((len(x), *shape), dtype=output_dtype, device=output_device)
@@ -363,7 +378,7 @@ class DCAE:
 
     def _whole(
         self,
-        half: torch.nn.Module,
+        half: fast.Half,
         plan: planning.Plan,
         x: Tensor,
         progress: Progress | None,
@@ -393,6 +408,14 @@ class DCAE:
 
     def _latent_size(self, plan: planning.Plan) -> tuple[int, int]:
         return plan.height // self.spatial_ratio, plan.width // self.spatial_ratio
+
+
+def _first_unless(choose: Callable[[], Variant], fits: list[Variant]) -> tuple[Variant, bool]:
+    """(what is chosen, True); or where nothing names one of them (the first of `fits`, which has its keys, False)."""
+    try:
+        return choose(), True
+    except Undecided:
+        return fits[0], False
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:

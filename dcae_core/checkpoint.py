@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import keys, variants
-from .errors import CheckpointError, UnknownVariant
+from .errors import CheckpointError, Undecided, UnknownVariant
 from .variants import Variant
 
 __all__ = ["Checkpoint", "choose", "is_dcae", "is_shard", "save"]
@@ -106,13 +106,13 @@ def choose(
 
     What the caller says is taken if it fits. Else the hints, (source, variant or scaling factor) each, if they agree.
     Else, if all that fit have the same scaling factor (sana-1.0 and 1.1), the first. Else raises CheckpointError with
-    the candidates.
+    the candidates; and where there is no hint at all Undecided, which is one (see `measure`).
     """
     listed = " or ".join(v.name for v in fits)
     named = []
     for source, hint in hints:
         for v in fits:
-            if v == hint or (isinstance(hint, float) and abs(v.scaling_factor - hint) < 1e-3):
+            if v == hint or (isinstance(hint, float) and v.scaling_factor and abs(v.scaling_factor - hint) < 1e-3):
                 named.append((source, v))
     if told is not None:
         told = variants.find(told)
@@ -135,7 +135,7 @@ def choose(
     if named:
         clash = ", ".join(f"{source} says {v.name}" for source, v in named)
         raise CheckpointError(f"{where}: {clash}. Say which it is: variant={fits[0].name!r} or {fits[-1].name!r}.")
-    raise CheckpointError(
+    raise Undecided(
         f"{where} is {listed}: their files have the same keys and shapes and differ in the scaling factor "
         f"({', '.join(str(v.scaling_factor) for v in fits)}), and no config.json, metadata, file or folder name says "
         f"which. Say it (variant={fits[0].name!r} or {fits[-1].name!r}) or put it in the file's name."
@@ -154,12 +154,9 @@ def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant,
         file = path / SINGLE_FILES[keys.LAYOUTS.index(layout)]
     if layout == "original":
         state = keys.to_original(state, variant)
-    metadata = {
-        "format": "pt",
-        "variant": variant.name,
-        "layout": layout,
-        "scaling_factor": str(variant.scaling_factor),
-    }
+    metadata = {"format": "pt", "variant": variant.name, "layout": layout}
+    if variant.scaling_factor is not None:
+        metadata["scaling_factor"] = str(variant.scaling_factor)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(file.name + ".part")

@@ -55,7 +55,7 @@ def info(arguments: argparse.Namespace) -> None:
     print(f"stored as       {', '.join(sorted(checkpoint.dtypes - {'I64'}))}")
     print(f"spatial ratio   {chosen.spatial_ratio}")
     print(f"latent channels {chosen.latent_channels}")
-    factors = [str(v.scaling_factor) for v in checkpoint.fits] if doubt else [str(chosen.scaling_factor)]
+    factors = [str(v.scaling_factor or "not published") for v in (checkpoint.fits if doubt else [chosen])]
     print(f"scaling factor  {either(factors)}")
     if doubt:
         print(f"note            {doubt}")
@@ -67,7 +67,7 @@ def list_variants(arguments: argparse.Namespace) -> None:
     print(f"{'variant':28} ratio channels  factor  here")
     for v in variants.VARIANTS.values():
         here = hub.find(v, arguments.cache_dir)
-        line = f"{v.name:28} {v.spatial_ratio:5} {v.latent_channels:8} {v.scaling_factor:7}  {here or '-'}"
+        line = f"{v.name:28} {v.spatial_ratio:5} {v.latent_channels:8} {v.scaling_factor or '-':>7}  {here or '-'}"
         print(line)
 
 
@@ -123,11 +123,13 @@ def encode(arguments: argparse.Namespace) -> None:
     from .sizes import Fit
 
     ae = _load(arguments)
+    factor = ae.variant.factor(arguments.scaling_factor) if arguments.scaled else None
     for source, target in _pairs(arguments, ".safetensors"):
         x = images.from_host(images.read(source))
         how = Fit(*x.shape[2:], ae.spatial_ratio, arguments.size_mode)
-        z = ae.encode(images.fit(x, how), arguments.budget, progress=_strips(source))
-        latents.write(target, z.float(), ae.variant, how.true, scaled=arguments.scaled)
+        channels = arguments.latent_channels
+        z = ae.encode(images.fit(x, how), arguments.budget, _strips(source), latent_channels=channels)
+        latents.write(target, z.float(), ae.variant, how.true, scaled=arguments.scaled, scaling_factor=factor)
         print(f"{target} ({how.true[1]}x{how.true[0]} -> {list(z.shape[1:])})")
 
 
@@ -382,6 +384,8 @@ def _parser() -> argparse.ArgumentParser:
     added = command(encode, "encode", "Pictures to latent files.")
     running(added, variants.DEMO, "pictures")
     added.add_argument("--scaled", action="store_true", help="store latents times the scaling factor")
+    added.add_argument("--scaling-factor", type=float, help="another than the published one, for --scaled")
+    added.add_argument("--latent-channels", type=int, help="of DC-AE 1.5: only so many of the first (default: all)")
     added.add_argument("--size-mode", choices=("pad", "crop"), default="pad", help="for sides that don't divide evenly")
     running(command(decode, "decode", "Latent files to pictures."), None, "latent files")
     added = command(roundtrip, "roundtrip", "Encode and decode pictures, and say how close they come back.")

@@ -7,6 +7,7 @@ __all__ = [
     "ImageError",
     "LatentError",
     "OptionError",
+    "Undecided",
     "UnknownVariant",
 ]
 
@@ -25,6 +26,10 @@ class UnknownVariant(DCAEError, ValueError):
 
 class CheckpointError(DCAEError):
     """A file that is not a DC-AE, is damaged, or can't be told apart from another variant."""
+
+
+class Undecided(CheckpointError):
+    """A DC-AE that nothing tells apart from another variant, but perhaps the size of its latents."""
 
 
 class DownloadError(DCAEError):

@@ -36,23 +36,23 @@ class Layer(nn.Module):
 class Conv(Layer):
     """A 3x3 convolution at an end of the network, with the latent's shortcut, if it has one that is not folded."""
 
-    def __init__(self, conv: nn.Conv2d, shortcut=None):
+    def __init__(self, weight: Tensor, bias: Tensor, shortcut=None):
         super().__init__()
-        self.conv, self.shortcut = conv, shortcut  # shortcut(x, channels)
-        self.inputs = conv.in_channels
+        self.weight, self.bias, self.shortcut = parameter(weight), parameter(bias), shortcut  # shortcut(x, channels)
+        self.outputs, self.inputs = weight.shape[:2]
 
     def scratch(self, rows: int, width: int, size: int) -> int:
-        y = rows * width * self.conv.out_channels * size
+        y = rows * width * self.outputs * size
         return y + max(y if self.shortcut else 0, self.working(rows, width, size))
 
     def working(self, rows: int, width: int, size: int) -> int:
-        return conv3_scratch(self.conv.weight, rows, width, size)
+        return conv3_scratch(self.weight, rows, width, size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x, x, None, 1)
 
     def run(self, window: Tensor, x: Tensor, out: Tensor | None, pad: int) -> Tensor:
-        y = conv3(window, self.conv.weight, self.conv.bias, pad)
+        y = conv3(window, self.weight, self.bias, pad)
         if self.shortcut:
             return torch.add(y, self.shortcut(x, y.shape[1]), out=y if out is None else out)
         return y if out is None else out.copy_(y)
@@ -283,11 +283,23 @@ class Head(Layer):
 
 
 class Half(nn.Module):
-    """An encoder or a decoder: its layers in the order data flows."""
+    """An encoder or a decoder: its layers in the order data flows; `latent` is the index of that at the latent."""
 
-    def __init__(self, layers: list[nn.Module]):
+    def __init__(self, layers: list[nn.Module], latent: int):
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers, self.latent = nn.ModuleList(layers), latent
+
+    def of_first(self, channels: int) -> Half:
+        """This half for the first `channels` of the latent: the same layers, and of the latent's convolution a part."""
+        conv, encodes = self.layers[self.latent], self.latent != 0
+        if channels == (conv.outputs if encodes else conv.inputs):
+            return self
+        layers = list(self.layers)
+        if encodes:
+            layers[self.latent] = Conv(conv.weight[:channels], conv.bias[:channels])
+        else:
+            layers[self.latent] = Conv(conv.weight[:, :channels], conv.bias)
+        return Half(layers, self.latent)
 
     def arrange(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last)
@@ -311,7 +323,7 @@ class Autoencoder(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        for name in ("encoder", "decoder"):
+        for name, latent in (("encoder", -1), ("decoder", 0)):
             half = getattr(reference, name)
             if "shortcuts" in rewrites:
                 rewrite.fold_shortcut(half)
@@ -323,7 +335,7 @@ class Autoencoder(nn.Module):
             while modules:
                 for layer in rewritten(modules.pop(), rewrites):
                     layers.append(layer.to(device=device, dtype=dtype, memory_format=torch.channels_last))
-            setattr(self, name, Half(layers))
+            setattr(self, name, Half(layers, latent))
         self.requires_grad_(False).eval()
 
 
@@ -332,9 +344,9 @@ def in_order(half: model.Encoder | model.Decoder) -> Iterator[nn.Module]:
     if isinstance(half, model.Encoder):
         yield half.conv_in
         yield from (m for stage in half.down_blocks for m in stage)
-        yield Conv(half.conv_out, model.average if half.shortcut else None)
+        yield Conv(half.conv_out.weight, half.conv_out.bias, model.average if half.shortcut else None)
     else:
-        yield Conv(half.conv_in, model.duplicate if half.shortcut else None)
+        yield Conv(half.conv_in.weight, half.conv_in.bias, model.duplicate if half.shortcut else None)
         yield from (m for stage in reversed(half.up_blocks) for m in stage)
         yield Head(half)
         yield half.conv_out
@@ -354,7 +366,7 @@ def rewritten(module: nn.Module, rewrites: Collection[str]) -> list[nn.Module]:
         return [Down(module)]
     if isinstance(module, model.Up):
         return [Up(module, rewrites)]
-    return [Conv(module) if isinstance(module, nn.Conv2d) else module]
+    return [Conv(module.weight, module.bias) if isinstance(module, nn.Conv2d) else module]
 
 
 def blank(like: Tensor, *shape: int) -> Tensor:

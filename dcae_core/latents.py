@@ -31,13 +31,21 @@ class LatentFile:
 
 
 def write(
-    path: str | os.PathLike, raw: Tensor, variant: Variant, size: tuple[int, int], *, scaled: bool = False
+    path: str | os.PathLike,
+    raw: Tensor,
+    variant: Variant,
+    size: tuple[int, int],
+    *,
+    scaled: bool = False,
+    scaling_factor: float | None = None,
 ) -> Path:
-    """Writes raw latents, or with `scaled` what a diffusion model sees (times the scaling factor).
+    """Writes raw latents, or with `scaled` what a diffusion model sees (times `scaling_factor`, by default the
+    variant's).
 
-    Metadata: variant, height and width of the true picture, "scale" ("raw" or "scaled") and the factor.
-    Written beside and renamed. Raises LatentError if it can't be.
+    Metadata: variant, height and width of the true picture, "scale" ("raw" or "scaled") and the factor, if there is
+    one. Written beside and renamed. Raises LatentError if it can't be, OptionError for `scaled` without a factor.
     """
+    factor = variant.factor(scaling_factor) if scaled else variant.scaling_factor
     path = Path(path)
     part = path.with_name(path.name + ".part")
     metadata = {
@@ -46,10 +54,11 @@ def write(
         "height": str(size[0]),
         "width": str(size[1]),
         "scale": "scaled" if scaled else "raw",
-        "scaling_factor": str(variant.scaling_factor),
     }
+    if factor is not None:
+        metadata["scaling_factor"] = str(factor)
     try:
-        save_file({KEY: (raw * variant.scaling_factor if scaled else raw).contiguous().cpu()}, part, metadata)
+        save_file({KEY: (raw * factor if scaled else raw).contiguous().cpu()}, part, metadata)
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)

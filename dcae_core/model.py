@@ -173,7 +173,8 @@ def duplicate(x: Tensor, channels: int) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Pictures [B, 3, H, W] in [-1, 1] -> raw latents [B, c, H/f, W/f]; H and W multiples of f."""
+    """Pictures [B, 3, H, W] in [-1, 1] -> raw latents [B, c, H/f, W/f]; H and W multiples of f. `channels`: only
+    so many of the first of c, for an adaptive variant."""
 
     def __init__(self, coder: Coder, latent_channels: int):
         super().__init__()
@@ -188,16 +189,17 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(stages[-1].width, latent_channels, 3, padding=1)
         self.shortcut, self.latent_channels = coder.shortcut, latent_channels
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, channels: int | None = None) -> Tensor:
         x = self.conv_in(x)
         for blocks in self.down_blocks:
             x = blocks(x)
-        z = self.conv_out(x)
+        z = F.conv2d(x, self.conv_out.weight[:channels], self.conv_out.bias[:channels], padding=1)
         return z + average(x, self.latent_channels) if self.shortcut else z
 
 
 class Decoder(nn.Module):
-    """Raw latents [B, c, h, w] -> pictures [B, 3, f*h, f*w], around [-1, 1] (not clamped)."""
+    """Raw latents [B, c, h, w] -> pictures [B, 3, f*h, f*w], around [-1, 1] (not clamped). Of an adaptive variant, also
+    latents of fewer channels."""
 
     def __init__(self, coder: Coder, latent_channels: int):
         super().__init__()
@@ -214,7 +216,7 @@ class Decoder(nn.Module):
         self.shortcut, self.width = coder.shortcut, stages[-1].width
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.conv_in(z)
+        x = F.conv2d(z, self.conv_in.weight[:, : z.shape[1]], self.conv_in.bias, padding=1)
         if self.shortcut:
             x = x + duplicate(z, self.width)
         for blocks in reversed(self.up_blocks):

@@ -37,7 +37,8 @@ class Plan:
     """How a run will go. `height` and `width` are of the picture, padded to whole latent pixels.
 
     whole: the network runs layer by layer, `together` pictures at once. Else in sweeps, one picture after another:
-    rows[i] are the rows of its source that sweep i takes at a time, sources[i] the rows that it has.
+    rows[i] are the rows of its source that sweep i takes at a time, sources[i] the rows that it has. channels: of the
+    latent.
     peak_bytes: activations, input and output on the device: what torch's tensors hold. What a library works in (cuDNN's
     workspaces, weights that oneDNN reorders) is not in it. weight_bytes: the weights of this direction.
     """
@@ -53,6 +54,7 @@ class Plan:
     sources: tuple[int, ...]
     peak_bytes: int
     weight_bytes: int
+    channels: int
 
     @property
     def strips(self) -> int:
@@ -87,27 +89,30 @@ def make(
     budget: int | None = None,
     dtype: torch.dtype = torch.bfloat16,
     whole: bool = True,
+    channels: int | None = None,
 ) -> Plan:
     """The plan for pictures of `height` x `width` pixels: whole if that is within `budget` bytes (None: no limit), else
-    (or with `whole` False in any case) the tallest strips that are. Deterministic; needs no device.
+    (or with `whole` False in any case) the tallest strips that are. Deterministic; needs no device. channels: the first
+    of the latent's, for an adaptive variant; None is all.
 
-    Raises BudgetError, which names the smallest budget that would do.
+    Raises BudgetError, which names the smallest budget that would do, and OptionError.
     """
     if direction not in DIRECTIONS:
         raise OptionError(f"direction {direction!r} is not known: use encode or decode.")
     if batch < 1:
         raise OptionError(f"A batch of {batch} pictures can't be planned.")
-    size = torch.empty(0, dtype=dtype).element_size()
+    size, channels = torch.empty(0, dtype=dtype).element_size(), variant.channels(channels)
     height, width = Fit(height, width, variant.spatial_ratio).padded
-    parts, weight_count = _structure(variant.architecture, direction)
-    ends = _ends(variant, height, width, batch, size)
-    layers = _whole(variant.architecture, direction, dtype)
+    parts, weight_count = _structure(variant.architecture, direction, channels)
+    ends = _ends(variant, channels, height, width, batch, size)
+    layers = _whole(variant.architecture, direction, channels, dtype)
     pixels, scratch = height * width, layers.scratch(height, width, size)
     together = 0 if not whole else batch if budget is None else min(batch, layers.most(pixels, scratch, budget - ends))
     if together > 0:
         peak_bytes = ends + layers.bytes(pixels, scratch, together)
+        weight_bytes = weight_count * size
         return Plan(
-            direction, variant.name, height, width, batch, True, together, (), (), peak_bytes, weight_count * size
+            direction, variant.name, height, width, batch, True, together, (), (), peak_bytes, weight_bytes, channels
         )
     sources, chosen, peaks, least = [], [], [], 0
     at = (height, width) if direction == "encode" else (height // variant.spatial_ratio, width // variant.spatial_ratio)
@@ -147,6 +152,7 @@ def make(
         tuple(sources),
         max(peaks),
         weight_count * size,
+        channels,
     )
 
 
@@ -218,9 +224,9 @@ class _Part:
 
 
 @cache
-def _structure(architecture: tuple, direction: str) -> tuple[list[_Part], int]:
+def _structure(architecture: tuple, direction: str, channels: int) -> tuple[list[_Part], int]:
     _, half = _half(architecture, direction)
-    found = sweeps(half)
+    found = sweeps(half.of_first(channels))
     parts = []
     for i, sweep in enumerate(found):
         layers = ([Attend(sweep.attention, None)] if sweep.attention is not None else []) + sweep.layers
@@ -267,12 +273,12 @@ class _Whole:
 
 
 @cache
-def _whole(architecture: tuple, direction: str, dtype: torch.dtype) -> _Whole:
+def _whole(architecture: tuple, direction: str, channels: int, dtype: torch.dtype) -> _Whole:
     """Counted, not computed: all maps of a whole run grow with the number of pixels. Input and output are left out."""
     variant, half = _half(architecture, direction)
-    half, side = half.to(dtype), variant.spatial_ratio * 4 if direction == "encode" else 4
-    channels = 3 if direction == "encode" else variant.latent_channels
-    x, found = torch.empty(1, channels, side, side, dtype=dtype, device="meta"), []
+    half, side = half.to(dtype).of_first(channels), variant.spatial_ratio * 4 if direction == "encode" else 4
+    inputs = 3 if direction == "encode" else channels
+    x, found = torch.empty(1, inputs, side, side, dtype=dtype, device="meta"), []
     with winograd.switched(False), torch.no_grad(), LiveBytes([x, *half.parameters(), *half.buffers()]) as count:
         x = half.arrange(x)
         for layer in half.layers:
@@ -282,9 +288,9 @@ def _whole(architecture: tuple, direction: str, dtype: torch.dtype) -> _Whole:
     return _Whole(tuple(half.layers), tuple(found), variant.spatial_ratio if direction == "decode" else 1)
 
 
-def _ends(variant: Variant, height: int, width: int, batch: int, size: int) -> int:
+def _ends(variant: Variant, channels: int, height: int, width: int, batch: int, size: int) -> int:
     """Bytes of the input and the output."""
-    latent = variant.latent_channels * height * width // variant.spatial_ratio**2
+    latent = channels * height * width // variant.spatial_ratio**2
     return batch * size * (3 * height * width + latent)
 
 

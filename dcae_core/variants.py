@@ -1,14 +1,14 @@
 """Every published DC-AE variant, as one table of frozen descriptors. No torch in here.
 
-Sources: the configurations in mit-han-lab/efficientvit (`dc_ae.py`) and dc-ai-projects/DC-Gen (`dc_ae.py`), and the
-`config.json` files of the `-diffusers` repositories for the scaling factors.
+Sources: the configurations in mit-han-lab/efficientvit (`dc_ae.py`) and dc-ai-projects/DC-Gen (`dc_ae.py`); for the
+scaling factors the `config.json` files of the `-diffusers` repositories, and for 1.5 DC-Gen's `c2i_model_zoo.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .errors import UnknownVariant
+from .errors import OptionError, UnknownVariant
 
 __all__ = ["DEMO", "VARIANTS", "Coder", "Stage", "Variant", "find", "names"]
 
@@ -46,18 +46,20 @@ class Coder:
 class Variant:
     """What distinguishes one set of weights from another.
 
-    `scaling_factor` multiplies raw latents to give a diffusion model unit variance; divide by it before decoding.
-    `repos` are Hugging Face repositories, preferred first; those ending in `-diffusers` hold the diffusers key layout.
+    `scaling_factor` multiplies raw latents to give a diffusion model unit variance; divide by it before decoding. None:
+    none is published. `repos` are Hugging Face repositories, preferred first; those ending in `-diffusers` hold the
+    diffusers key layout. `adaptive`: how many of its first channels a latent may have instead of all.
     """
 
     name: str
     latent_channels: int
-    scaling_factor: float
+    scaling_factor: float | None
     encoder: Coder
     decoder: Coder
     repos: tuple[str, ...] = ()
     note: str = ""
     family: str = ""  # where several variants share an encoder, and so read each other's latents
+    adaptive: tuple[int, ...] = ()
 
     @property
     def latent_space(self) -> str:
@@ -73,6 +75,31 @@ class Variant:
     def architecture(self) -> tuple:
         """Equal for variants whose files have the same keys and shapes."""
         return (self.latent_channels, self.encoder, self.decoder)
+
+    def takes(self, channels: int) -> bool:
+        """Can a latent have so many channels?"""
+        return channels == self.latent_channels or channels in self.adaptive
+
+    def channels(self, asked: int | None = None) -> int:
+        """`asked`, the first channels of the latent that a run is to have; None is all. Raises OptionError."""
+        if asked is None or self.takes(asked):
+            return asked or self.latent_channels
+        fewer = (
+            f", or its first {', '.join(map(str, self.adaptive))}" if self.adaptive else " and takes no other number"
+        )
+        raise OptionError(f"{self.name} can't run with {asked} latent channels: it has {self.latent_channels}{fewer}.")
+
+    def factor(self, given: float | None = None) -> float:
+        """The scaling factor: `given`, or None for the published one. Raises OptionError where there is neither."""
+        factor = self.scaling_factor if given is None else given
+        if factor is None:
+            raise OptionError(
+                f"No scaling factor is published for {self.name}, and none was given. Give the one that your diffusion "
+                "model was trained with (for a new one: 1 / the root mean square of raw latents), or keep latents raw."
+            )
+        if not 0 < factor < float("inf"):
+            raise OptionError(f"A scaling factor of {factor} can't be: needed is a positive number.")
+        return factor
 
     def diffusers_config(self) -> dict:
         """The `config.json` that diffusers' AutoencoderDC wants for this variant."""
@@ -138,6 +165,13 @@ def _lite_decoder() -> Coder:
     return Coder(stages, "shuffle", out_act="silu")
 
 
+def _architecture_r(extra_stages: int) -> tuple[Coder, Coder]:
+    """1.5: ResBlocks everywhere, nothing beside the latent's convolutions; extra stages are 1024 wide."""
+    widths, depths = WIDTHS + (1024,) * extra_stages, (0, 5, 10, 4, 4, 4) + (4,) * extra_stages
+    stages = tuple(Stage(w, d) for w, d in zip(widths, depths, strict=True))
+    return Coder(stages, "unshuffle", shortcut=False), Coder(stages, "shuffle", shortcut=False, out_act="silu")
+
+
 def _demo() -> tuple[Coder, Coder]:
     """Small enough to bundle: the shape of the published ones at an eighth of the width."""
     widths, blocks = (16, 16, 64, 128, 128, 128), ("res",) * 3 + ("vit",) * 3
@@ -182,6 +216,10 @@ def _table() -> dict[str, Variant]:
             note="for Sana: the encoder of sana-1.0, a small fast decoder",
         ),
     ]
+    for ratio, extra, factor in ((32, 0, None), (64, 1, 0.5935)):
+        name, note = f"dc-ae-f{ratio}c128-1.5", "its latent's first channels decode without the others"
+        fewer = tuple(range(16, 128, 16))  # what DC-Gen names models for, as dc-ae-f32c128-1.5-c16
+        found.append(Variant(name, 128, factor, *_architecture_r(extra), (f"dc-ai/{name}",), note, adaptive=fewer))
     encoder, decoder = _demo()
     found.append(
         Variant(DEMO, 32, 1.322, encoder, decoder, note="bundled: a small demonstration model, not for real work")

@@ -7,6 +7,7 @@ from .compare import DCAECompare
 from .latents import DCAEEmptyLatent, DCAELoadLatent, DCAEScaleLatent
 from .loader import DCAELoader
 from .models import place_example
+from .preview import DCAEPreview
 from .replace import register
 from .web import add_routes
 
@@ -19,4 +20,5 @@ class DCAEExtension(ComfyExtension):
         await register()
         place_example()
         add_routes()
-        return [DCAELoader, DCAEEncode, DCAEDecode, DCAEEmptyLatent, DCAELoadLatent, DCAEScaleLatent, DCAECompare]
+        coding = [DCAELoader, DCAEEncode, DCAEDecode]
+        return [*coding, DCAEEmptyLatent, DCAELoadLatent, DCAEScaleLatent, DCAECompare, DCAEPreview]

@@ -6,6 +6,7 @@ import time
 
 from comfy_api.v0_0_2 import io
 
+from ..dcae_core import VARIANTS
 from ..dcae_core.sizes import MODES, Fit
 from .latents import remember, true_size
 from .schema import aliases
@@ -46,16 +47,26 @@ class DCAEEncode(io.ComfyNode):
                     "decoding. crop: keep the centre, as ComfyUI's VAE Encode does.",
                 ),
                 budget_input(),
+                io.Int.Input(
+                    "latent_channels",
+                    default=0,
+                    min=0,
+                    max=max(variant.latent_channels for variant in VARIANTS.values() if variant.adaptive),
+                    step=16,
+                    optional=True,
+                    tooltip="With DC-AE 1.5: how many of the latent's first channels to make, 16, 32, ... 112; 0 is "
+                    "all. Other variants make all.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="Raw latents (not scaled).")],
         )
 
     @classmethod
-    def execute(cls, pixels, vae, size_mode: str, budget_gib: float = 0.0) -> io.NodeOutput:
+    def execute(cls, pixels, vae, size_mode: str, budget_gib: float = 0.0, latent_channels: int = 0) -> io.NodeOutput:
         vae = require(vae)
         how = Fit(pixels.shape[1], pixels.shape[2], vae.dcae.spatial_ratio, size_mode)
         start = time.perf_counter()
-        latents = vae.encode(pixels, how, int(budget_gib * 2**30))
+        latents = vae.encode(pixels, how, int(budget_gib * 2**30), channels=latent_channels or None)
         return io.NodeOutput(remember({"samples": latents}, *how.true), ui=said(vae, start))
 
 

@@ -98,7 +98,7 @@ def codec_of(vae: comfy.sd.VAE, number: int) -> Codec:
         device=vae.device,
         dtype=vae.vae_dtype,
         weights=[*vae.first_stage_model.parameters(), *vae.first_stage_model.buffers()],
-        scaling_factor=vae.dcae.scaling_factor if ours else None,
+        scaling_factor=vae.dcae.variant.scaling_factor if ours else None,
     )
 
 

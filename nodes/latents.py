@@ -145,18 +145,30 @@ class DCAEScaleLatent(io.ComfyNode):
                     tooltip="raw to scaled multiplies by the variant's scaling factor; scaled to raw divides.",
                 ),
                 *variant_inputs(),
+                io.Float.Input(
+                    "factor",
+                    default=0.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.0001,
+                    round=0.000001,
+                    optional=True,
+                    tooltip="A scaling factor to use instead of the variant's. Needed where none is published; 0 is "
+                    "the variant's.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )
 
     @classmethod
-    def execute(cls, samples, direction: str, variant: str, vae=None) -> io.NodeOutput:
+    def execute(cls, samples, direction: str, variant: str, vae=None, factor: float = 0.0) -> io.NodeOutput:
         which = chosen_variant(vae, variant)
         z = samples["samples"]
-        if z.shape[1] != which.latent_channels:
+        if not which.takes(z.shape[1]):
             raise LatentError(
                 f"The latent has {z.shape[1]} channels, but {which.name} has {which.latent_channels}: its scaling "
                 "factor does not apply. Choose the variant that the latent was made with."
             )
-        scaled = z * which.scaling_factor if direction == "raw to scaled" else z / which.scaling_factor
+        factor = which.factor(factor or None)
+        scaled = z * factor if direction == "raw to scaled" else z / factor
         return io.NodeOutput({**samples, "samples": scaled})

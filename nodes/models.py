@@ -12,6 +12,7 @@ import folder_paths
 
 from ..dcae_core import DEMO, VARIANTS, CheckpointError, DownloadError, UnknownVariant, find, hub
 from ..dcae_core.checkpoint import Checkpoint, is_dcae, is_shard
+from ..dcae_core.errors import Undecided
 from ..dcae_core.variants import Variant
 
 __all__ = ["choices", "fingerprint", "locate", "look", "place_example", "problem"]
@@ -73,6 +74,7 @@ def locate(choice: str, allow_download: bool, progress: hub.Progress | None = No
 def look(choice: str, told: str | None = None) -> tuple[Variant, Checkpoint | None]:
     """The variant behind a choice, and its file if it is here; `told` is the variant that the caller says it is.
 
+    Of variants that only loading tells apart (see `measure`) it is the first: they differ in the scaling factor alone.
     Raises CheckpointError for what is not in the list.
     """
     if choice not in choices():
@@ -83,7 +85,10 @@ def look(choice: str, told: str | None = None) -> tuple[Variant, Checkpoint | No
     except DownloadError:
         return variant, None
     checkpoint = Checkpoint(path)
-    return checkpoint.choose(told or variant), checkpoint
+    try:
+        return checkpoint.choose(told or variant), checkpoint
+    except Undecided:
+        return checkpoint.fits[0], checkpoint
 
 
 def fingerprint(choice: str) -> str:

@@ -51,22 +51,30 @@ class DCAEVAE(comfy.sd.VAE):
             self._wanted("decode", *(side * dcae.spatial_ratio for side in shape[-2:]), shape[0]).peak_bytes
         )
 
-    def encode(self, pixel_samples: Tensor, how: Fit | None = None, budget: int = 0, firm: bool = True) -> Tensor:
+    def encode(
+        self,
+        pixel_samples: Tensor,
+        how: Fit | None = None,
+        budget: int = 0,
+        firm: bool = True,
+        channels: int | None = None,
+    ) -> Tensor:
         """IMAGE [B, H, W, C] in [0, 1] -> raw latents [B, c, h, w] fp32; sides are padded unless `how` says to crop.
 
         budget: bytes, weights included; 0 is what is free. Where it is too small: an error, or if it is not `firm` the
-        least that will do.
+        least that will do. channels: the first of the latent's, of DC-AE 1.5; None is all.
         """
+        channels = self.dcae.variant.channels(channels)
         x = images.from_host(pixel_samples)
         if how is not None:
             x = images.fit(x, how)
-        return self._run("encode", x, x.shape[2], x.shape[3], budget, firm).float()
+        return self._run("encode", x, x.shape[2], x.shape[3], channels, budget, firm).float()
 
     def decode(self, samples_in: Tensor, vae_options: dict | None = None, budget: int = 0, firm: bool = True) -> Tensor:
         """Raw latents -> IMAGE [B, H, W, 3] in [0, 1] fp32, at whole latent pixels. `budget` as for encode."""
         self.dcae.check_latent(samples_in)
         height, width = (side * self.dcae.spatial_ratio for side in samples_in.shape[2:])
-        return images.to_host(self._run("decode", samples_in, height, width, budget, firm))
+        return images.to_host(self._run("decode", samples_in, height, width, samples_in.shape[1], budget, firm))
 
     def encode_tiled(self, pixel_samples: Tensor, tile_x: int | None = None, *tiling, **more_tiling) -> Tensor:
         """As encode: tiles would change the latents, since attention sees the whole picture. What encoding a tile of
@@ -79,7 +87,15 @@ class DCAEVAE(comfy.sd.VAE):
         side = (tile_x or 16) * self.dcae.spatial_ratio
         return self.decode(samples, budget=self._tile_bytes("decode", side), firm=False)
 
-    def _wanted(self, direction: str, height: int, width: int, batch: int, limit: int | None = None) -> planning.Plan:
+    def _wanted(
+        self,
+        direction: str,
+        height: int,
+        width: int,
+        batch: int,
+        limit: int | None = None,
+        channels: int | None = None,
+    ) -> planning.Plan:
         """The best plan within `limit` bytes beside the weights (None: the whole device), or the smallest."""
         if limit is None:
             limit = management.get_total_memory(self.device) - self.model_size() - management.extra_reserved_memory()
@@ -87,24 +103,26 @@ class DCAEVAE(comfy.sd.VAE):
         # Room for fp16 to be done again in fp32.
         dtype = torch.float32 if self.vae_dtype == torch.float16 else self.vae_dtype
         try:
-            return planning.make(*args, max(1, limit), dtype)
+            return planning.make(*args, max(1, limit), dtype, channels=channels)
         except planning.BudgetError as error:
-            return planning.make(*args, error.needed, dtype)
+            return planning.make(*args, error.needed, dtype, channels=channels)
 
     def _tile_bytes(self, direction: str, side: int) -> int:
         """What a tile of `side` pixels by itself would take, weights included."""
         tile = planning.make(self.dcae.variant, direction, side, side, 1, None, self.vae_dtype)
         return self.model_size() + tile.peak_bytes
 
-    def _run(self, direction: str, x: Tensor, height: int, width: int, budget: int, firm: bool) -> Tensor:
-        """Loads the weights, finds out what is left, and runs within it."""
+    def _run(
+        self, direction: str, x: Tensor, height: int, width: int, channels: int, budget: int, firm: bool
+    ) -> Tensor:
+        """Loads the weights, finds out what is left, and runs within it. channels: of the latent."""
         asked = budget - self.model_size() if budget else None
         if budget and asked <= 0:
             raise planning.BudgetError(
                 f"The budget of {budget / 2**30:.3f} GiB includes the weights, which take "
                 f"{self.model_size() / 2**30:.3f} GiB: give more, or 0 for what is free."
             )
-        wanted = self._wanted(direction, height, width, len(x), asked)
+        wanted = self._wanted(direction, height, width, len(x), asked, channels)
         management.load_models_gpu(
             [self.patcher], memory_required=wanted.peak_bytes, force_full_load=self.disable_offload
         )
@@ -115,9 +133,11 @@ class DCAEVAE(comfy.sd.VAE):
             free = management.get_free_memory(self.device) - management.extra_reserved_memory()
             limit = max(1, free if asked is None else min(asked, free))
             if not (budget and firm):  # if even the least is more than this, try that
-                limit = self._wanted(direction, height, width, len(x), limit).peak_bytes
-            run = self.dcae.encode if direction == "encode" else self.dcae.decode
-            return run(x, budget=limit, progress=_progress(), output_device=self.output_device)
+                limit = self._wanted(direction, height, width, len(x), limit, channels).peak_bytes
+            how = {"budget": limit, "progress": _progress(), "output_device": self.output_device}
+            if direction == "encode":
+                return self.dcae.encode(x, latent_channels=channels, **how)
+            return self.dcae.decode(x, **how)
         except planning.BudgetError as error:
             if not error.needed:
                 raise

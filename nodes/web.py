@@ -40,7 +40,7 @@ def describe(choice: str) -> str:
     """What is behind a choice of the Loader, in one line. Raises DCAEError."""
     variant, checkpoint = models.look(choice)
     facts = [variant.name, f"{variant.spatial_ratio}x", f"{variant.latent_channels} channels"]
-    facts.append(f"factor {variant.scaling_factor}")
+    facts.append(f"factor {variant.scaling_factor}" if variant.scaling_factor else "no published factor")
     if checkpoint is None:
         return " · ".join([*facts, f"not here: about {_gigabytes(weights(variant, torch.float32))} to download"])
     return " · ".join([*facts, _gigabytes(checkpoint.bytes), f"{checkpoint.layout} keys"])

@@ -75,7 +75,8 @@ def job_of(options: Options, variant: Variant) -> Job:
     """The job in the destination: a new one, or the one that goes on there."""
     settings = {name: getattr(options, name) for name in ("fit", "kind", "store", "scaled", "flip", "most_pixels")}
     settings["size"] = list(options.size) if options.fit != "pad" else None
-    settings |= {"variant": variant.name, "scaling_factor": variant.scaling_factor}
+    factor = variant.factor() if options.scaled else variant.scaling_factor
+    settings |= {"variant": variant.name, "scaling_factor": factor}
     return Job(options.source, options.destination, settings, options.part_size)
 
 
@@ -156,7 +157,7 @@ def save_part(job: Job, part: Part, rows: list[Row], skipped: list[Unreadable], 
         "variant": settings["variant"],
         "dtype": settings["store"],
         "scale": "scaled" if settings["scaled"] else "raw",
-        "scaling_factor": str(settings["scaling_factor"]),
+        "scaling_factor": str(settings["scaling_factor"] or ""),
     }
     if rows:
         name = part.name + shards.endings(settings["kind"])

@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
+from ..errors import OptionError
 from . import sources
 from .encode import Batcher, Encoder, Options, geometry, in_order, save_part
 from .job import Done, Job
@@ -76,6 +77,13 @@ class _Workers:
 
     def __enter__(self) -> _Workers:
         self.pool = self._new()
+        try:
+            self.pool.submit(os.getpid).result()
+        except BrokenProcessPool as error:
+            raise OptionError(
+                "The processes that decode can't start; what they said is above. A script that calls this must do so "
+                "under if __name__ == '__main__':, since each of them imports it."
+            ) from error
         return self
 
     def __exit__(self, *error) -> None:

@@ -128,7 +128,7 @@ def of_dcae(ae: DCAE, budget: Budget = None, name: str | None = None) -> Codec:
         device=ae.device,
         dtype=ae.dtype,
         weights=list(ae.model.parameters()) + list(ae.model.buffers()),
-        scaling_factor=ae.scaling_factor,
+        scaling_factor=ae.variant.scaling_factor,
     )
 
 

@@ -43,12 +43,20 @@ class StreamedAutoencoderDC(AutoencoderDC):
     core: the DCAE behind it, whose weights are this module's own. budget: bytes beside the weights, as a number or as
     "4GiB"; None is what is free at each run. progress: called with (done, total) after each strip; what it raises stops
     the run. `enable_tiling` and `enable_slicing` are taken and change nothing: the budget decides, and no tile is ever
-    blended. `config` is that of the published variant, with its scaling factor.
+    blended. `config` is that of the published variant, with its scaling factor, or `scaling_factor` if that is given:
+    it must be where none is published, since pipelines work with it (else OptionError).
     """
 
-    def __init__(self, core: DCAE, budget: Budget = None, progress: Callable[[int, int], None] | None = None):
+    def __init__(
+        self,
+        core: DCAE,
+        budget: Budget = None,
+        progress: Callable[[int, int], None] | None = None,
+        scaling_factor: float | None = None,
+    ):
         super(AutoencoderDC, self).__init__()  # not AutoencoderDC's own, which builds a network
-        self.register_to_config(**{k: v for k, v in core.variant.diffusers_config().items() if not k.startswith("_")})
+        config = {**core.variant.diffusers_config(), "scaling_factor": core.variant.factor(scaling_factor)}
+        self.register_to_config(**{k: v for k, v in config.items() if not k.startswith("_")})
         self.core, self.budget, self.progress = core, budget, progress
         self.encoder, self.decoder = core.model.encoder, core.model.decoder
         self.spatial_compression_ratio, self.temporal_compression_ratio = core.spatial_ratio, 1
@@ -69,6 +77,7 @@ class StreamedAutoencoderDC(AutoencoderDC):
         device: str | torch.device = "cpu",
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
+        scaling_factor: float | None = None,
     ) -> StreamedAutoencoderDC:
         """From a folder or file in either key layout, or by the name of a variant or of its repository, which is
         downloaded if it is not here, to `cache_dir` (None: $DCAE_HOME or ~/.cache/dcae).
@@ -78,7 +87,7 @@ class StreamedAutoencoderDC(AutoencoderDC):
         if subfolder is not None:
             model = Path(model) / subfolder
         core = DCAE(model, device, torch_dtype or torch.float32, cache_dir, download=not local_files_only)
-        return cls(core, budget)
+        return cls(core, budget, scaling_factor=scaling_factor)
 
     @classmethod
     def from_single_file(
@@ -89,12 +98,14 @@ class StreamedAutoencoderDC(AutoencoderDC):
         torch_dtype: torch.dtype | None = None,
         budget: Budget = None,
         device: str | torch.device = "cpu",
+        scaling_factor: float | None = None,
     ) -> StreamedAutoencoderDC:
         """From a file (or folder) here; `variant` is needed only where nothing tells `in` from `mix`. Asks no hub.
 
         Raises CheckpointError.
         """
-        return cls(DCAE.from_file(path, variant, device, torch_dtype or torch.float32), budget)
+        core = DCAE.from_file(path, variant, device, torch_dtype or torch.float32)
+        return cls(core, budget, scaling_factor=scaling_factor)
 
     def limit(self) -> Budget:
         """The budget of a run, asked for before each."""

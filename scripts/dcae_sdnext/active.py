@@ -28,10 +28,11 @@ __all__ = [
 
 
 class HostedAutoencoderDC(StreamedAutoencoderDC):
-    """With the budget of SD.Next's settings, and stopped by its Stop button. `name` is that in the dropdown."""
+    """With the budget of SD.Next's settings, and stopped by its Stop button. `name` is that in the dropdown, `factor`
+    the scaling factor where none is published."""
 
-    def __init__(self, core: DCAE, name: str):
-        super().__init__(core, progress=stop_if_told)
+    def __init__(self, core: DCAE, name: str, factor: float | None = None):
+        super().__init__(core, progress=stop_if_told, scaling_factor=core.variant.scaling_factor or factor)
         self.name, self.origin, self.failure = name, None, None
         self.__dict__["checkpoint_vae"] = None  # not a part of this module, whose memory and moves are its own
 
@@ -90,8 +91,9 @@ def ours(pipe) -> HostedAutoencoderDC | None:
     return vae if isinstance(vae, HostedAutoencoderDC) else None
 
 
-def load(name: str, path: str) -> HostedAutoencoderDC:
-    """The DC-AE behind a name of the dropdown, on the CPU; downloaded if that is what the name says.
+def load(name: str, path: str, factor: float | None = None) -> HostedAutoencoderDC:
+    """The DC-AE behind a name of the dropdown, on the CPU; downloaded if that is what the name says. factor: the
+    model's own, for a variant that none is published for.
 
     Raises DCAEError.
     """
@@ -107,7 +109,7 @@ def load(name: str, path: str) -> HostedAutoencoderDC:
         name = Path(path).name
         sd_vae.refresh_vae_list()
     core = DCAE.from_file(path, variant, devices.cpu, settings.dtype())
-    return HostedAutoencoderDC(core, name)
+    return HostedAutoencoderDC(core, name, factor)
 
 
 def origin(path: str | Path) -> tuple:
@@ -148,9 +150,10 @@ def check(vae: HostedAutoencoderDC, pipe) -> None:
             f"{variant.latent_channels} channels at 1/{variant.spatial_ratio} of the size; the model was made for "
             f"{channels} at 1/{ratio}. The VAE stays as it was."
         )
-    if abs(before.scaling_factor - variant.scaling_factor) > 1e-3:
+    factor = vae.config.scaling_factor
+    if abs(before.scaling_factor - factor) > 1e-3:
         log.warning(
-            f"DC-AE: {vae.name} is {variant.name}, with the scaling factor {variant.scaling_factor}; the model's own "
+            f"DC-AE: {vae.name} is {variant.name}, with the scaling factor {factor}; the model's own "
             f"has {before.scaling_factor}. If it was trained on other latents, colours and shapes will be wrong."
         )
 

@@ -169,7 +169,7 @@ def choose(pipe, name: str, path: str | None) -> bool:
         active.restore(pipe)
     elif dcae:
         if not active.is_in_place(pipe, path):
-            active.put(pipe, active.load(name, path))
+            active.put(pipe, active.load(name, path, active.own(pipe).config.scaling_factor))
     elif not Path(path).exists():
         raise DCAEError(f"There is no VAE {name!r}: refresh the list and choose again. The VAE stays as it was.")
     else:

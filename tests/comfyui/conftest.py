@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from .server import Server, comfyui_of, default_env, python_of
+from .server import FP32, Server, comfyui_of, default_env, python_of
 
 
 @pytest.fixture(scope="session")
 def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A started ComfyUI with this pack in it, one for all tests: leave its queue empty behind you."""
+    """A started ComfyUI with this pack and a stand-in for Sana in it, and with previews while it samples; one for all
+    tests: leave its queue empty behind you."""
     env = default_env()
     if not python_of(env).exists() or not (comfyui_of(env) / "main.py").is_file():
         lacking = f"There is no ComfyUI in {comfyui_of(env)}, or no Python for it in {env}."
         pytest.fail(f"{lacking} This makes it: python3 tools/run.py test", pytrace=False)
-    with Server(env=env, environ={"HF_HOME": str(tmp_path_factory.mktemp("hf-home"))}) as server:
+    with Server(
+        env=env,
+        others=[Path(__file__).parent / "standin_sana"],
+        args=["--preview-method", "latent2rgb", *FP32],
+        environ={"HF_HOME": str(tmp_path_factory.mktemp("hf-home"))},
+    ) as server:
         yield server
 
 

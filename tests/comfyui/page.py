@@ -87,7 +87,7 @@ def open_template(page, name: str) -> None:
 
 
 def press(page, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).click()
+    page.get_by_role("button", name=name, exact=True).first.click()  # newer pages have a menu of that name beside it
 
 
 def dismiss(page) -> None:

@@ -6,11 +6,13 @@ Run as a program (`python3 tools/run.py comfyui`) it starts one to try by hand.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -22,8 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from PIL import Image
 
 PACK = Path(__file__).resolve().parents[2]
+# Tests expect the numbers of fp32, which "auto" is on most CPUs, but not on those with instructions for bf16.
+FP32 = ("--fp32-vae",)
+PREVIEW_IMAGE = 1  # what a binary message of ComfyUI's begins with
 
 
 class Rejected(Exception):
@@ -55,6 +61,7 @@ class Result:
 
     `outputs` maps node ids to what those nodes showed; `images` are the files among it, in the order of node ids.
     `events` are the server's messages while it ran, as (name, data): progress and the order of nodes are in there.
+    `previews` are the pictures that samplers showed meanwhile.
     """
 
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -62,14 +69,16 @@ class Result:
     error: NodeError | None = None
     interrupted: bool = False
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    previews: list[Image.Image] = field(default_factory=list)
 
 
 class Server:
     """One ComfyUI, from `start()` to `stop()` or as a context manager.
 
     The pack is linked into `custom_nodes` as `pack_name`: by default a name that is no Python identifier, as people
-    have them. `base` holds models, input, output, temp and user; without one a temporary folder does, and goes at
-    `stop()`. `args` are further arguments of ComfyUI's command line, `environ` further environment variables.
+    have them; `others` are more folders of custom nodes, each under its own name. `base` holds models, input, output,
+    temp and user; without one a temporary folder does, and goes at `stop()`. `args` are further arguments of ComfyUI's
+    command line, `environ` further environment variables.
     """
 
     def __init__(
@@ -79,6 +88,7 @@ class Server:
         base: Path | None = None,
         pack: Path | None = PACK,
         pack_name: str = "My-DCAE_pack",
+        others: Sequence[Path] = (),
         port: int = 0,
         args: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
@@ -86,7 +96,9 @@ class Server:
         self.env = env or default_env()
         self.keep = base is not None
         self.base = Path(base).resolve() if base else Path(tempfile.mkdtemp(prefix="comfyui-")).resolve()
-        self.pack, self.pack_name = pack, pack_name
+        self.packs = {pack_name: pack} if pack else {}
+        self.packs |= {path.name: path for path in others}
+        self.pack_name = pack_name
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.args, self.environ = list(args), dict(environ or {})
@@ -102,9 +114,10 @@ class Server:
                 raise RuntimeError(f"Something else listens on port {self.port}.")
         for folder in ("custom_nodes", "models/vae", "input", "output", "temp", "user"):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
-        link = self.base / "custom_nodes" / self.pack_name
-        if self.pack and not link.exists():
-            link.symlink_to(self.pack, target_is_directory=True)
+        for name, pack in self.packs.items():
+            link = self.base / "custom_nodes" / name
+            if not link.exists():
+                link.symlink_to(pack, target_is_directory=True)
         command = [python_of(self.env), comfyui_of(self.env) / "main.py", "--cpu", "--base-directory", self.base]
         command += ["--listen", "127.0.0.1", "--port", self.port, "--disable-auto-launch", "--disable-api-nodes"]
         command += ["--database-url", "sqlite:///:memory:", *self.args]
@@ -202,6 +215,8 @@ class Server:
             answer.raise_for_status()
             prompt_id = answer.json()["prompt_id"]
             for name, data in self._events(socket_, deadline):
+                if name == "preview":
+                    result.previews.append(data["picture"])
                 if data.get("prompt_id") != prompt_id:
                     continue
                 result.events.append((name, data))
@@ -230,7 +245,7 @@ class Server:
         return result
 
     def _events(self, socket_: Any, deadline: float):
-        """The server's messages, as they come; pictures of previews are left out."""
+        """The server's messages, as they come; a preview is ("preview", {"picture": ...})."""
         import websocket
 
         while True:
@@ -244,6 +259,9 @@ class Server:
             if isinstance(message, str) and message:
                 event = json.loads(message)
                 yield event["type"], event["data"]
+            elif isinstance(message, bytes) and struct.unpack_from(">I", message) == (PREVIEW_IMAGE,):
+                # Then the format (JPEG or PNG) as a number, then the file.
+                yield "preview", {"picture": Image.open(io.BytesIO(message[8:])).convert("RGB")}
             if self.process.poll() is not None:
                 raise RuntimeError(f"ComfyUI ended while it ran a workflow. {self._tail()}")
             if time.monotonic() > deadline:

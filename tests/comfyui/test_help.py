@@ -103,7 +103,7 @@ def test_inputs(nodes, pages):
                 assert re.findall(r"[\d.]+", values)[:2] == [told(options["min"]), told(options["max"])], where
             elif kind == "COMBO" and "default" in options and len(options["options"]) <= 4:
                 assert words(values) == options["options"], where
-            elif kind in ("IMAGE", "LATENT", "VAE"):
+            elif kind in ("IMAGE", "LATENT", "MODEL", "VAE"):
                 assert words(values) == [kind], where
 
 

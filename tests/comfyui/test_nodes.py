@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, checkpoint, hub, images, keys
+from dcae_core import DCAE, DEMO, VARIANTS, checkpoint, hub, images, keys, latents
 from dcae_core.metrics import psnr
 from dcae_core.model import Autoencoder
 
@@ -59,7 +59,7 @@ def message(comfyui, prompt: dict) -> str:
 def test_the_pack_starts_without_a_complaint(comfyui):
     assert "Traceback" not in comfyui.startup_log
     assert "Cannot import" not in comfyui.startup_log
-    for name in ("Loader", "Encode", "Decode", "EmptyLatent", "LoadLatent", "ScaleLatent"):
+    for name in ("Loader", "Encode", "Decode", "EmptyLatent", "LoadLatent", "ScaleLatent", "Preview"):
         info = comfyui.object_info(f"DCAE_{name}")
         assert info["category"] == "DC-AE"
         assert info["description"]
@@ -267,10 +267,7 @@ def test_empty_latents_have_the_variants_shape(comfyui):
     }
     result = comfyui.run(prompt)
     assert result.error is None, result.error
-    (file,) = (comfyui.base / "output").glob("empty_*.latent")
-    from safetensors.torch import load_file
-
-    z = load_file(file)["latent_tensor"]
+    z = saved(comfyui, "empty")
     assert z.shape == (2, 128, 5, 8)
     assert not z.any()
     assert Image.open(result.images[0]).size == (500, 300)
@@ -292,14 +289,64 @@ def test_scaling_there_and_back(comfyui, tmp_path):
         }
     )
     assert result.error is None, result.error
-    from safetensors.torch import load_file
-
-    raw, scaled, back = (
-        load_file(next((comfyui.base / "output").glob(f"{p}_*.latent")))["latent_tensor"]
-        for p in ("a-raw", "b-scaled", "c-back")
-    )
+    raw, scaled, back = (saved(comfyui, prefix) for prefix in ("a-raw", "b-scaled", "c-back"))
     assert torch.allclose(scaled, raw * VARIANTS[variant].scaling_factor)
     assert torch.allclose(back, raw, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def adaptive(comfyui):
+    """A DC-AE 1.5 in models/vae, by shape: its weights are zeros."""
+    expected = keys.expected(VARIANTS["dc-ae-f32c128-1.5"], "original")
+    file = comfyui.base / "models" / "vae" / "fifteen.safetensors"
+    save_file({k: torch.zeros(s, dtype=torch.float8_e5m2) for k, s in expected.items()}, file)
+    yield file.name
+    file.unlink()
+
+
+def test_the_first_channels_of_a_latent(comfyui, tmp_path, adaptive):
+    name, _ = photograph(comfyui, tmp_path, 50, 40, "first.png")
+    prompt = {
+        "1": node("LoadImage", image=name),
+        "2": loader(adaptive),
+        "3": node("DCAE_Encode", pixels=["1", 0], vae=["2", 0], size_mode="pad", latent_channels=48),
+        "4": node("DCAE_Decode", samples=["3", 0], vae=["2", 0]),
+        "5": node("SaveLatent", samples=["3", 0], filename_prefix="first"),
+        "6": save(["4", 0], "first"),
+        "7": node("DCAE_EmptyLatent", width=64, height=96, batch_size=1, variant="from vae", vae=["2", 0]),
+        "8": node("SaveLatent", samples=["7", 0], filename_prefix="all"),
+    }
+    result = comfyui.run(prompt)
+    assert result.error is None, result.error
+    assert saved(comfyui, "first").shape == (1, 48, 2, 2)
+    assert saved(comfyui, "all").shape == (1, 128, 3, 2)
+    assert Image.open(result.images[0]).size == (50, 40)
+    for choice, channels, says in (
+        (adaptive, 40, "can't run with 40 latent channels: it has 128, or its first 16, 32"),
+        (BUNDLED, 16, "can't run with 16 latent channels: it has 32 and takes no other number"),
+    ):
+        prompt["2"], prompt["3"]["inputs"]["latent_channels"] = loader(choice), channels
+        assert says in message(comfyui, prompt)
+
+
+def saved(comfyui, prefix: str) -> torch.Tensor:
+    """What SaveLatent wrote."""
+    (file,) = (comfyui.base / "output").glob(f"{prefix}_*.latent")
+    return load_file(file)["latent_tensor"]
+
+
+def test_a_scaling_factor_that_is_not_published(comfyui):
+    z, variant = torch.randn(1, 48, 2, 2), "dc-ae-f32c128-1.5"
+    latents.write(comfyui.base / "input" / "unscaled.safetensors", z, VARIANTS[variant], (64, 64))
+    prompt = {
+        "1": node("DCAE_LoadLatent", latent="unscaled.safetensors"),
+        "2": node("DCAE_ScaleLatent", samples=["1", 0], direction="raw to scaled", variant=variant),
+        "3": node("SaveLatent", samples=["2", 0], filename_prefix="own-factor"),
+    }
+    assert f"No scaling factor is published for {variant}" in message(comfyui, prompt)
+    prompt["2"]["inputs"]["factor"] = 0.25
+    assert comfyui.run(prompt).error is None
+    assert torch.allclose(saved(comfyui, "own-factor"), z / 4)
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +359,8 @@ def strangers(comfyui):
     (folder / "noise.safetensors").write_bytes(np.random.default_rng(0).bytes(4096))
     save_file({"decoder.conv_in.weight": torch.zeros(512, 4, 3, 3)}, folder / "sd.safetensors")
     in_or_mix = keys.expected(VARIANTS["dc-ae-f32c32-in-1.0"], "original")
-    save_file({k: torch.empty(s, dtype=torch.float8_e5m2) for k, s in in_or_mix.items()}, folder / "vae.safetensors")
+    # All zero, so that the size of its latents says nothing.
+    save_file({k: torch.zeros(s, dtype=torch.float8_e5m2) for k, s in in_or_mix.items()}, folder / "vae.safetensors")
     yield
     for name in ("old.pt", "cut.safetensors", "noise.safetensors", "sd.safetensors", "vae.safetensors"):
         (folder / name).unlink()
@@ -347,10 +395,10 @@ def test_files_that_are_not_dcae_are_refused_before_anything_runs(comfyui, stran
         assert part in told
 
 
-def test_in_or_mix_must_be_said(comfyui, strangers):
+def test_in_or_mix_must_be_said_where_the_latents_do_not(comfyui, strangers):
     told = message(comfyui, loaded("vae.safetensors"))
-    assert "dc-ae-f32c32-in-1.0 or dc-ae-f32c32-mix-1.0" in told
-    assert "0.3189, 0.4552" in told
+    assert "dc-ae-f32c32-in-1.0 (0.3189) or dc-ae-f32c32-mix-1.0 (0.4552)" in told
+    assert "does not tell them apart" in told
     told = message(comfyui, loaded("vae.safetensors", variant="dc-ae-f64c128-in-1.0"))
     assert "not dc-ae-f64c128-in-1.0" in told
 

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from dcae_core import DCAE, DEMO, BudgetError, hub, images, metrics, variants
 from dcae_core.cli import main
-from dcae_core.compare import codecs, compare, pictures, sheet, taesana
-from dcae_core.compare.run import measure, resized
+from dcae_core.compare import codecs, compare, pictures, run, sheet, taesana, text
+from dcae_core.compare.page import write_page
+from dcae_core.compare.run import Cell, Column, Comparison, Row, measure, resized
 from dcae_core.errors import CheckpointError, DCAEError
 
 from .conftest import randomised
@@ -513,6 +514,98 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.texts.setdefault(self._open, []).append(data)
+
+
+def made_up(encode, decode, weights: tuple = ()) -> codecs.Codec:
+    return codecs.Codec("made up", "none", 8, encode, decode, torch.device("cpu"), torch.float32, weights)
+
+
+def test_times_are_medians_after_a_run_that_is_not_timed(monkeypatch):
+    clock, durations = [0.0], {"encode": [100, 1, 9, 2], "decode": [200, 30, 20, 90]}
+    monkeypatch.setattr(run.time, "perf_counter", lambda: clock[0])
+
+    def taking(name: str, made):
+        def work(x):
+            clock[0] += durations[name].pop(0)
+            return made(x)
+
+        return work
+
+    codec = made_up(
+        taking("encode", lambda x: x[:, :1, ::8, ::8]), taking("decode", lambda z: z.new_zeros(1, 3, 64, 64))
+    )
+    cell, _ = measure(codec, photograph(64, 64), repeats=3)
+    assert (cell.encode_seconds, cell.decode_seconds) == (2, 30)
+
+
+def test_the_peak_counts_what_is_made_and_not_the_weights():
+    weight, extra = torch.zeros(1 << 20), 3 << 20
+
+    def peak(hold: int) -> int:
+        def encode(x):
+            held = torch.empty(hold, dtype=torch.uint8)
+            weight.view(1024, 1024)
+            return x[:, :1, ::8, ::8] + held[:0].sum()
+
+        codec = made_up(encode, lambda z: z.new_zeros(1, 3, 64, 64), (weight,))
+        return measure(codec, photograph(64, 64), 1)[0].peak_bytes
+
+    assert peak(2 * extra) - peak(extra) == extra
+    assert peak(0) < 1 << 20
+
+
+@pytest.fixture
+def one_result() -> Comparison:
+    """A picture and one result, and one more model that failed; names that HTML has to escape."""
+    picture = photograph(96, 200)
+    result = (picture + 0.03).clamp(0, 1)
+    kept = metrics.scores(picture, result)
+    cell = Cell(kept, 1.25, 2.5, 3 << 30, (32, 4, 7), 1792, 0.75, result=result)
+    failed = Column("<u>broken", error="it <i>broke")
+    return Comparison([Row("a", 200, 96, picture=picture)], [Column("<b>bold", cells=[cell]), failed], ["<s>note"])
+
+
+def test_the_sheet_shows_original_result_and_difference(one_result):
+    made = np.asarray(sheet.draw(one_result, amplify=5, cell=400)).astype(int)
+    (row,), (cell,) = one_result.rows, one_result.columns[0].cells
+
+    def there(picture: torch.Tensor, left: int, top: int) -> bool:
+        part = made[top : top + 96, left : left + 200]
+        return abs(part - (picture.numpy() * 255)).max() <= 1
+
+    gap, step = sheet.GAP, 200 + sheet.GAP
+    below = gap + 96 + 3 * sheet.LINE + sheet.GAP
+    assert there(row.picture, gap, gap) and there(cell.result, gap + step, gap)
+    assert there(sheet.difference(row.picture, cell.result, 5), gap + step, below)
+    words = made[gap + 96 + 2 : below, gap + step : gap + step + 200]
+    cell.scores = replace(cell.scores, psnr=12.34)
+    others = np.asarray(sheet.draw(one_result, amplify=5, cell=400)).astype(int)
+    assert (words != others[gap + 96 + 2 : below, gap + step : gap + step + 200]).any(), "the caption has the PSNR"
+
+
+def test_the_table_has_each_number_under_its_heading(one_result):
+    headings, line, failed = text.means(one_result)
+    numbers = dict(zip(headings, line, strict=True))
+    assert (numbers["encode s"], numbers["decode s"], numbers["peak GiB"]) == ("1.250", "2.500", "3.00")
+    assert (numbers["latent kB"], numbers["bit/px"], numbers["pictures"]) == ("1.8", "0.750", "1 of 1")
+    kept = one_result.columns[0].cells[0].scores
+    assert numbers["MAE"] == f"{kept.mae:.2f}" and numbers["PSNR dB"] == f"{kept.psnr:.2f}"
+    assert set(failed[1:-1]) == {"-"} and failed[-1] == "0 of 1"
+
+
+def test_equal_pictures_are_valid_json(one_result):
+    picture = one_result.rows[0].picture
+    one_result.columns[0].cells[0].scores = metrics.scores(picture, picture)
+    told = json.loads(json.dumps(text.as_json(one_result), allow_nan=False))
+    (cell,) = told["models"][0]["cells"]
+    assert cell["psnr"] is None and cell["mse"] == 0 and told["models"][0]["means"]["psnr"] is None
+    assert "inf" in text.table(one_result)
+
+
+def test_the_page_escapes_names_errors_and_notes(one_result, tmp_path):
+    html = write_page(tmp_path / "page.html", one_result).read_text()
+    for tag in ("<b>", "<u>", "<i>", "<s>"):
+        assert tag not in html and tag.replace("<", "&lt;").replace(">", "&gt;") in html
 
 
 @pytest.fixture

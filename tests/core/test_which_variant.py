@@ -1,12 +1,14 @@
 """A file's variant: from keys and shapes, then from what names it, then from the caller, else an error that lists."""
 
 import json
+import logging
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, UnknownVariant, checkpoint, find, keys
+from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, UnknownVariant, checkpoint, find, hub, keys, measure
 from dcae_core.checkpoint import Checkpoint
 
 IN, MIX = VARIANTS["dc-ae-f32c32-in-1.0"], VARIANTS["dc-ae-f32c32-mix-1.0"]
@@ -141,3 +143,59 @@ def test_batch_norm_counters_may_be_left_out():
     assert variant in fits
     state = checkpoint.complete({k: torch.empty(s, device="meta") for k, s in shapes.items()}, layout, variant)
     assert {k: tuple(t.shape) for k, t in state.items()} == keys.expected(variant, "diffusers")
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    """An `in` and a `mix` of the bundled model's architecture, with the published factors of f32c32."""
+    demo = VARIANTS[DEMO]
+    made = [replace(demo, name=f"dc-ae-f8c8-{d}-1.0", scaling_factor=f) for d, f in (("in", 0.3189), ("mix", 0.4552))]
+    monkeypatch.delitem(VARIANTS, DEMO)
+    for one in made:
+        monkeypatch.setitem(VARIANTS, one.name, one)
+    return made
+
+
+def with_factor(factor: float) -> dict[str, torch.Tensor]:
+    """The bundled model's weights, their latents scaled so that 1 / RMS over the bundled photographs is `factor`."""
+    state = Checkpoint(hub.bundled()).state(find(DEMO))
+    state = {key: tensor.float() for key, tensor in state.items()}
+    scale = measure.factor_of(DCAE.from_state_dict(state, DEMO, "cpu", "fp32")) / factor
+    average = torch.zeros_like(state["encoder.conv_out.weight"])  # the shortcut beside it: means of four channels
+    for i in range(32):
+        average[i, 4 * i : 4 * i + 4, 1, 1] = 0.25
+    state["encoder.conv_out.weight"] = scale * state["encoder.conv_out.weight"] + (scale - 1) * average
+    state["encoder.conv_out.bias"] = scale * state["encoder.conv_out.bias"]
+    return state
+
+
+def test_the_last_resort_is_the_size_of_the_latents(request, tmp_path, caplog):
+    states = {factor: with_factor(factor) for factor in (0.3189, 0.4552, 0.381, 1.0)}
+    request.getfixturevalue("pair")
+    for i, state in enumerate(states.values()):
+        save_file(state, tmp_path / f"{i}.safetensors")
+        with pytest.raises(CheckpointError, match="Say it"):
+            Checkpoint(tmp_path / f"{i}.safetensors").choose()  # not a thing that headers tell
+    with caplog.at_level(logging.WARNING):
+        ae = DCAE.from_file(tmp_path / "0.safetensors", None, "cpu", "fp32")
+        assert ae.variant.name == "dc-ae-f8c8-in-1.0" and ae.scaling_factor == 0.3189
+        assert DCAE.from_state_dict(states[0.4552], None, "cpu", "fp32").variant.name == "dc-ae-f8c8-mix-1.0"
+    assert "nothing names it" in caplog.text and "0.3189" in caplog.text and "Sure to 99" in caplog.text
+    for middle_or_neither in ("2", "3"):
+        with pytest.raises(CheckpointError, match=r"does not tell them apart.*Say it"):
+            DCAE.from_file(tmp_path / f"{middle_or_neither}.safetensors", None, "cpu", "fp32")
+    assert DCAE.from_file(tmp_path / "2.safetensors", "dc-ae-f8c8-mix-1.0", "cpu", "fp32").scaling_factor == 0.4552
+
+
+def test_every_pair_is_told_apart_by_its_published_factors():
+    for one in VARIANTS.values():
+        fits = [v for v in VARIANTS.values() if v.architecture == one.architecture]
+        if len({v.scaling_factor for v in fits}) > 1:
+            finding = measure.weigh(one.scaling_factor * 1.05, fits)
+            assert finding.variant == one and finding.sure
+
+
+def test_the_bundled_photographs_give_the_bundled_models_factor():
+    ae = DCAE(DEMO, "cpu", "fp32")
+    assert len(measure.photographs()) == 7
+    assert measure.factor_of(ae) == pytest.approx(ae.scaling_factor, rel=0.03)

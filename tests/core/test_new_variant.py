@@ -1,0 +1,158 @@
+"""A variant is one entry in the table, and nothing else: made-up ones are added, and all that the others do works."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderDC
+from PIL import Image
+from safetensors.torch import save_file
+
+from dcae_core import DCAE, VARIANTS, CheckpointError, DownloadError, find, hub, images, keys, latents, names
+from dcae_core.checkpoint import Checkpoint
+from dcae_core.cli import main
+from dcae_core.compare import codecs
+from dcae_core.variants import Coder, Stage, Variant
+
+from .conftest import randomised, streamed
+from .test_plan_and_stream import counted, least, plan, relative_error
+
+CPU = ["--device", "cpu", "--dtype", "fp32"]
+
+# What would be written into `variants._table` for each.
+SMALL = Variant(
+    "dc-ae-f16c16-made-up-2.0",
+    16,
+    0.71,
+    Coder((Stage(16, 1), Stage(32, 1), Stage(32, 2), Stage(64, 1, "vit", (5,)), Stage(64, 1, "vit")), "conv"),
+    Coder((Stage(32, 0), Stage(32, 1, norm="batch", act="relu"), *[Stage(32, 1)] * 2, Stage(64, 1, "vit")), "shuffle"),
+    ("someone/dc-ae-f16c16-made-up-2.0-diffusers", "someone/made-up"),
+)
+FEWER = Variant(
+    "dc-ae-f8c64-made-up-2.5",
+    64,
+    None,
+    Coder(tuple(Stage(32, n) for n in (0, 1, 2, 1)), "unshuffle", shortcut=False),
+    Coder(tuple(Stage(32, n) for n in (1, 1, 2, 1)), "interpolate", shortcut=False, out_act="silu"),
+    adaptive=(8, 32),
+)
+TWIN = dataclasses.replace(SMALL, name="dc-ae-f16c16-other-2.0", scaling_factor=0.6)
+
+
+@pytest.fixture(params=[SMALL, FEWER], ids=lambda variant: variant.name)
+def variant(request, monkeypatch) -> Variant:
+    monkeypatch.setitem(VARIANTS, request.param.name, request.param)
+    return request.param
+
+
+@pytest.fixture
+def oracle(variant) -> AutoencoderDC:
+    config = {k: v for k, v in variant.diffusers_config().items() if not k.startswith("_")}
+    return randomised(lambda: AutoencoderDC(**config))
+
+
+@pytest.fixture
+def files(variant, oracle, tmp_path) -> dict[str, Path]:
+    """In each layout a file whose name and metadata say nothing."""
+    state = {"diffusers": oracle.state_dict(), "original": keys.to_original(oracle.state_dict(), variant)}
+    for layout in keys.LAYOUTS:
+        save_file({k: t.contiguous() for k, t in state[layout].items()}, tmp_path / f"{layout}.safetensors")
+    return {layout: tmp_path / f"{layout}.safetensors" for layout in keys.LAYOUTS}
+
+
+@pytest.mark.parametrize("layout", keys.LAYOUTS)
+def test_it_is_known_by_its_file_and_does_what_diffusers_does(variant, oracle, files, layout):
+    ae = DCAE.from_file(files[layout], device="cpu", dtype="fp32")
+    assert (ae.variant, ae.layout) == (variant, layout)
+    x = torch.rand(1, 3, 6 * ae.spatial_ratio, 4 * ae.spatial_ratio) * 2 - 1
+    with torch.inference_mode():
+        z = oracle.encode(x).latent
+        y = oracle.decode(z).sample
+    assert z.shape == (1, variant.latent_channels, 6, 4)
+    for got, wanted in ((ae.encode(x), z), (ae.decode(z), y)):
+        assert relative_error(got, wanted) <= 1e-5
+    for got, wanted in ((streamed(ae, "encode", x), z), (streamed(ae, "decode", z), y)):
+        assert relative_error(got, wanted) <= 1e-5
+    for channels in variant.adaptive:
+        few = ae.encode(x, latent_channels=channels)
+        assert torch.allclose(few, z[:, :channels], atol=1e-5)
+        zeros = z.new_zeros(1, variant.latent_channels - channels, *z.shape[2:])
+        assert relative_error(ae.decode(few), ae.decode(torch.cat([few, zeros], dim=1))) <= 1e-5
+
+
+@pytest.mark.parametrize("direction", plan.DIRECTIONS)
+def test_its_memory_is_planned(variant, direction):
+    ae = DCAE.empty(variant, device="meta", dtype="bf16")
+    for channels in (None, *variant.adaptive):
+        low = least(variant, direction, 96, 80, ae.dtype, channels=channels)
+        for budget in (None, low, 2 * low):
+            made = plan.make(variant, direction, 96, 80, 1, budget, ae.dtype, channels=channels)
+            assert 0.85 * made.peak_bytes <= counted(ae, made) <= made.peak_bytes <= (budget or made.peak_bytes)
+
+
+def test_its_name_is_known_everywhere(variant, tmp_path, capsys):
+    assert variant.name in names()
+    assert find(f"Someone/{variant.name.upper()}-diffusers") is variant
+    assert main(["plan", "--variant", variant.name, "--size", "96x96", "--budget", "1GiB"]) == 0
+    assert f"{variant.name}, 96x96" in capsys.readouterr().out
+    assert main(["variants", "--cache-dir", str(tmp_path)]) == 0
+    assert variant.name in capsys.readouterr().out
+    if not variant.repos:
+        return
+    assert find("someone/made-up") is variant
+    with pytest.raises(DownloadError, match=f"dcae download {variant.name}"):
+        DCAE(variant.name, cache_dir=tmp_path)
+    (tmp_path / f"{variant.name}.safetensors").touch()
+    assert hub.find(variant, tmp_path) == tmp_path / f"{variant.name}.safetensors"
+
+
+def test_the_command_line(variant, files, tmp_path, capsys):
+    assert main(["info", str(files["original"])]) == 0
+    said = capsys.readouterr().out
+    for part in (variant.name, "original", f"scaling factor  {variant.scaling_factor or 'not published'}"):
+        assert part in said
+    assert main(["convert", str(files["original"]), str(tmp_path / "out"), "--to", "diffusers"]) == 0
+    assert Checkpoint(tmp_path / "out").choose() is variant
+    picture, weights = tmp_path / "bird.png", ["--model", str(files["diffusers"])]
+    Image.open(hub.bundled().with_name("example.jpg")).crop((400, 80, 450, 120)).save(picture)
+    for channels in (None, *variant.adaptive):
+        fewer = [] if channels is None else ["--latent-channels", str(channels)]
+        assert main(["encode", str(picture), *fewer, *weights, *CPU]) == 0
+        found = latents.read(tmp_path / "bird.safetensors")
+        assert (found.variant, found.size) == (variant, (40, 50))
+        assert found.raw.shape[1] == (channels or variant.latent_channels)
+        assert main(["decode", str(tmp_path / "bird.safetensors"), *weights, *CPU]) == 0
+        assert images.read(tmp_path / "bird-dcae.png").shape == (1, 40, 50, 3)
+    assert main(["encode", str(picture), "--latent-channels", "7", *weights, *CPU]) == 1
+    assert f"{variant.name} can't run with 7 latent channels" in capsys.readouterr().err
+    assert main(["roundtrip", str(picture), *weights, *CPU]) == 0
+    assert codecs.load(str(files["original"]), "cpu", "fp32").scaling_factor == variant.scaling_factor
+
+
+def test_scaled_latents(variant, files, tmp_path, capsys):
+    picture, target = hub.bundled().with_name("example.jpg"), tmp_path / "z.safetensors"
+    encode = ["encode", str(picture), "-o", str(target), "--model", str(files["original"]), "--scaled", *CPU]
+    if variant.scaling_factor is None:
+        assert main(encode) == 1
+        assert f"No scaling factor is published for {variant.name}" in capsys.readouterr().err
+        assert not target.exists()
+    assert main([*encode, "--scaling-factor", "0.25"]) == 0
+    raw = latents.read(target).raw
+    ae = DCAE.from_file(files["original"], device="cpu", dtype="fp32")
+    assert relative_error(raw, ae.encode(images.from_host(images.read(picture)))) <= 1e-5
+
+
+def test_one_with_the_keys_and_shapes_of_another_is_told_by_its_name(monkeypatch, tmp_path):
+    for one in (SMALL, TWIN):
+        monkeypatch.setitem(VARIANTS, one.name, one)
+    state = {k: torch.zeros(s) for k, s in keys.expected(TWIN, "original").items()}
+    for name in (SMALL.name, TWIN.name, "unnamed"):
+        save_file(state, tmp_path / f"{name}.safetensors")
+        found = Checkpoint(tmp_path / f"{name}.safetensors")
+        assert found.fits == [SMALL, TWIN]
+        if name == "unnamed":
+            with pytest.raises(CheckpointError, match=rf"{SMALL.name} or {TWIN.name}.*\(0\.71, 0\.6\)"):
+                found.choose()
+        else:
+            assert found.choose().name == name

@@ -1,0 +1,153 @@
+"""Fit a variant's latent preview to photographs, and put it into dcae_core/assets/previews.json.
+
+    python tools/fit_preview.py MODEL PHOTO_OR_FOLDER... [--hold-out NAME ...] [--variant V] [--download]
+    python tools/fit_preview.py dc-ae-f32c32-sana-1.1 photos/ --hold-out one two three --download
+
+MODEL is what DCAE takes: a variant's name, a file or a folder. The map is one for each latent space: that of sana-1.1
+is also that of sana-1.0 and of the lite variant. A photograph is made smaller until its longer side is 32 latent
+pixels. Thirty photographs of all kinds are plenty: a map has 3 (c + 1) numbers.
+
+Printed, and kept in the table, is the PSNR between the previews and the photographs made f times smaller: a mean over
+those it was fitted to, one over those held out, and of these what a single colour gives (the mean colour of each).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from dcae_core import DCAE, DCAEError, images, preview
+from dcae_core.autoencoder import is_path
+from dcae_core.metrics import psnr
+from dcae_core.preview import RIDGE, TABLE, Pair, Preview
+
+SIDE = 32  # latent pixels along a photograph's longer side, at most
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
+DIGITS = 5
+
+
+def main() -> None:
+    args = arguments()
+    try:
+        ae = load(args)
+        fitted, held_out = photographs(args.photos, args.hold_out)
+        pairs = {path.stem: pair(ae, path) for path in [*fitted, *held_out]}
+        kept, others = ([pairs[path.stem] for path in paths] for paths in (fitted, held_out))
+        made = rounded(preview.fit(kept, args.ridge))
+        entry = {
+            "variant": ae.variant.name,
+            "fitted_to": [path.stem for path in fitted],
+            "latent_pixels": sum(z[0, 0].numel() for z, _ in kept),
+            "ridge": args.ridge,
+            "psnr": score(made, kept),
+        }
+        if others:
+            entry["held_out"] = [path.stem for path in held_out]
+            entry["psnr_held_out"] = score(made, others)
+            entry["psnr_held_out_of_one_colour"] = round(mean(decibels(flat(y), y) for _, y in others), 2)
+        report(made, entry, [(path.stem, pairs[path.stem]) for path in held_out])
+        entry |= {"factors": values(made.factors), "bias": values(made.bias)}
+        record(args.table, ae.variant.latent_space, entry)
+        print(f"{args.table}: {ae.variant.latent_space}")
+    except DCAEError as error:
+        sys.exit(str(error))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER")
+    parser.add_argument("--hold-out", nargs="+", default=[], metavar="NAME", help="photographs to judge it by")
+    parser.add_argument("--ridge", type=float, default=RIDGE, help="see dcae_core/preview.py (default: %(default)s)")
+    parser.add_argument("--variant", help="for a file that could be `in` or `mix`: which it is")
+    parser.add_argument("--download", action="store_true", help="fetch the variant if it is not here")
+    parser.add_argument("--device", help="default: the accelerator, else the CPU")
+    parser.add_argument("--dtype", help="fp32, bf16 or fp16 (default: what is fast)")
+    parser.add_argument("--table", type=Path, default=TABLE, metavar="FILE", help="default: that of the package")
+    return parser.parse_args()
+
+
+def load(args: argparse.Namespace) -> DCAE:
+    if is_path(args.model):
+        return DCAE.from_file(args.model, args.variant, args.device, args.dtype)
+    return DCAE(args.model, args.device, args.dtype, download=args.download)
+
+
+def photographs(given: list[Path], hold_out: list[str]) -> tuple[list[Path], list[Path]]:
+    """The files to fit to, and those to judge by."""
+    files = [f for path in given for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    files = [f for f in files if f.suffix.lower() in ENDINGS or f in given]
+    if unknown := set(hold_out) - {f.stem for f in files}:
+        sys.exit(f"--hold-out: there is no photograph called {', '.join(sorted(unknown))}.")
+    fitted = [f for f in files if f.stem not in hold_out]
+    if not fitted:
+        sys.exit(f"There are no photographs to fit to in {', '.join(map(str, given))} ({', '.join(sorted(ENDINGS))}).")
+    return fitted, [f for f in files if f.stem in hold_out]
+
+
+def pair(ae: DCAE, path: Path) -> Pair:
+    x = images.from_host(images.read(path))
+    scale = SIDE * ae.spatial_ratio / max(x.shape[2:])
+    if scale < 1:
+        size = [max(ae.spatial_ratio, round(side * scale)) for side in x.shape[2:]]
+        x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1, 1)
+    return preview.pair(ae.variant, ae.encode, x)
+
+
+def values(x: Tensor) -> list:
+    """Its numbers, as short as they print."""
+    return [values(row) if row.ndim else round(row.item(), DIGITS) for row in x]
+
+
+def rounded(made: Preview) -> Preview:
+    """As the table holds it."""
+    return Preview(made.factors.new_tensor(values(made.factors)), made.bias.new_tensor(values(made.bias)))
+
+
+def decibels(x: Tensor, y: Tensor) -> float:
+    return psnr(images.to_host(x)[0], images.to_host(y)[0])
+
+
+def flat(y: Tensor) -> Tensor:
+    return y.mean((2, 3), keepdim=True).expand_as(y)
+
+
+def score(made: Preview, pairs: list[Pair]) -> float:
+    """Mean PSNR in dB."""
+    return round(mean(decibels(made(z), y) for z, y in pairs), 2)
+
+
+def report(made: Preview, entry: Mapping, held_out: list[tuple[str, Pair]]) -> None:
+    print(f"{entry['variant']}: {entry['latent_pixels']} latent pixels of {len(entry['fitted_to'])} photographs")
+    print(f"{'fitted to, mean':24} {entry['psnr']:6.2f} dB")
+    for name, (z, y) in held_out:
+        print(f"{name:24} {decibels(made(z), y):6.2f} dB   one colour {decibels(flat(y), y):6.2f} dB")
+    if held_out:
+        one = entry["psnr_held_out_of_one_colour"]
+        print(f"{'held out, mean':24} {entry['psnr_held_out']:6.2f} dB   one colour {one:6.2f} dB")
+
+
+def record(path: Path, key: str, entry: Mapping) -> None:
+    """Puts an entry into the table, in the place of an earlier one; written beside and renamed."""
+    table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    text = json.dumps(dict(sorted((table | {key: entry}).items())), indent=1)
+    # A row of factors, a bias or a list of names in one line.
+    text = re.sub(r"\[([^\[\]]*)\]", lambda found: "[" + re.sub(r"\s*\n\s*", " ", found[1]).strip() + "]", text)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    main()

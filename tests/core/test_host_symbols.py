@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -20,7 +21,7 @@ LIBRARIES = Path(diffusers.__file__).parents[1]
 
 sys.path.insert(0, str(TOOL.parent))
 from host_uses.sources import Gone, Sources  # noqa: E402
-from host_uses.uses import LIST, find  # noqa: E402
+from host_uses.uses import LIST, PYTHON, ROOTS, find  # noqa: E402
 
 
 def ask(*arguments: object, tool: Path = TOOL) -> tuple[int, str]:
@@ -102,6 +103,21 @@ def test_it_sees_each_way_of_using_a_host():
     assert found["comfy_api.v0_0_2.io.NodeReplace"].optional and not found["comfy.sd.VAE.decode"].optional
     assert found["comfy.model_management.load_models_gpu"].keywords == {"memory_required", "force_full_load"}
     assert not [name for name in found if "dcae" in name.lower()]  # those are ours
+
+
+def test_no_host_is_overlooked():
+    ours = {"dcae_core", "dcae_sdnext"}
+    others = {"aiohttp", "gradio", "torch", "PIL", "numpy"}  # of which what is used has been the same for years
+    for pattern in PYTHON:
+        for file in ROOT.glob(pattern):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Import):
+                    roots = {alias.name.split(".")[0] for alias in node.names}
+                else:
+                    roots = (
+                        {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) and not node.level else set()
+                    )
+                assert roots <= {*sys.stdlib_module_names, *ROOTS, *ours, *others}, f"{file}: add it to ROOTS"
 
 
 def test_sdnext_is_asked_for_all_that_is_used_of_it_and_nothing_else():

@@ -31,6 +31,7 @@ FROM_STRINGS = {
 }
 # What is used without being named in a way that can be found: {name: (host, our file)}. Names such as
 # `module: "text"` are strings that must be in that module of the host.
+MODEL = "comfy.model_patcher.ModelPatcher"
 REQUEST = "modules.processing_class.StableDiffusionProcessing"
 UNSEEN = {
     'nodes: "comfy_entrypoint"': ("ComfyUI", "__init__.py"),
@@ -38,6 +39,12 @@ UNSEEN = {
     'app.custom_node_manager: "locales"': ("ComfyUI", "locales"),
     'app.custom_node_manager: "example_workflows"': ("ComfyUI", "example_workflows"),
     'comfy.sd: "pixel_space_vae"': ("ComfyUI", "nodes/vae.py"),
+    f"{MODEL}.add_wrapper_with_key": ("ComfyUI", "nodes/preview.py"),
+    f"{MODEL}.clone": ("ComfyUI", "nodes/preview.py"),
+    f"{MODEL}.get_model_object": ("ComfyUI", "nodes/preview.py"),
+    f"{MODEL}.load_device": ("ComfyUI", "nodes/preview.py"),
+    f"{MODEL}.remove_wrappers_with_key": ("ComfyUI", "nodes/preview.py"),
+    "comfy.latent_formats.LatentFormat.process_out": ("ComfyUI", "nodes/preview.py"),
     "node.Reroute": ("page", "web/plan.js"),
     "comfy.sd.VAE.patcher.offload_device": ("ComfyUI", "nodes/vae.py"),
     f"{REQUEST}.override_settings": ("SD.Next", "scripts/dcae_sdnext/hooks.py"),
@@ -87,6 +94,7 @@ IO = "comfy_api.v0_0_2.io"
 WHY = {
     'app.custom_node_manager: "example_workflows"': "folder of the templates",
     'app.custom_node_manager: "locales"': "folder of the translations",
+    "comfy.latent_formats": "colours of a preview",
     "comfy.model_management": "where and how weights are held",
     "comfy.model_management.args": "the user's choice of precision",
     "comfy.model_management.extra_reserved_memory": "memory left for others, in the budget of a run",
@@ -97,7 +105,13 @@ WHY = {
     "comfy.model_management.load_models_gpu": "weights on the device, others off it",
     "comfy.model_management.throw_exception_if_processing_interrupted": "Cancel, between strips and while downloading",
     "comfy.model_management.vae_dtype": "the default precision",
-    "comfy.model_patcher.ModelPatcher": "memory management moves the weights",
+    MODEL: "memory management moves the weights",
+    f"{MODEL}.add_wrapper_with_key": "previews while a model samples",
+    f"{MODEL}.clone": "the model that shows previews",
+    f"{MODEL}.get_model_object": "the latents of a model",
+    f"{MODEL}.load_device": "where a model samples",
+    f"{MODEL}.remove_wrappers_with_key": "previews while a model samples",
+    "comfy.patcher_extension": "previews while a model samples",
     VAE: "our VAE is one, so that every node takes it; Compare takes any",
     f"{VAE}.decode": "VAE Decode",
     f"{VAE}.decode_tiled": "VAE Decode (Tiled): streams",
@@ -133,6 +147,7 @@ WHY = {
     f"{IO}.NodeOutput": "results, and the line on the node",
     f"{IO}.Schema": "what a node is; `search_aliases` too where it is known (0.11 and newer)",
     "folder_paths": "input, temp and models/vae",
+    "latent_preview": "previews while a model samples",
     "nodes": "how ComfyUI finds a pack's nodes and scripts",
     "server.PromptServer": "the line on a node while a download runs",
     "server.PromptServer.instance.routes": "the two routes that the page asks",

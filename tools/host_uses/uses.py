@@ -105,9 +105,9 @@ class Finder(ast.NodeVisitor):
             case ast.Name():
                 return next((scope[node.id] for scope in reversed(self.scopes) if node.id in scope), None)
             case ast.Attribute():
-                return self.attribute(self.value(node.value), node.attr, self.is_own(node.value))
+                return self.attribute(self.value(node.value), node.attr, is_own(node.value))
             case ast.Call(func=ast.Name("getattr"), args=[what, ast.Constant(str(name)), *_]):
-                return self.attribute(self.value(what), name, self.is_own(what))
+                return self.attribute(self.value(what), name, is_own(what))
             case ast.Call(func=ast.Name("super")):
                 return self.value(ast.Name("super"))
             case ast.Call():
@@ -126,9 +126,6 @@ class Finder(ast.NodeVisitor):
         if name in OURS and base in self.classes.values():
             return None
         return base if name in ENDS else f"{base}.{name}"
-
-    def is_own(self, node: ast.expr) -> bool:
-        return isinstance(node, ast.Name) and node.id in ("self", "cls")
 
     def bind(self, target: ast.expr, value: ast.expr | None) -> None:
         match target, value:
@@ -201,9 +198,7 @@ class Finder(ast.NodeVisitor):
         outer, self.of_ours = self.of_ours, set()
         if base:
             methods = [part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
-            names = {
-                part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute) and self.is_own(part.value)
-            }
+            names = {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute) and is_own(part.value)}
             self.of_ours = {method.name for method in methods} | {name for name in names if re.match("_[^_]", name)}
             for method in methods if direct else ():
                 if method.name not in OURS and re.match("[^_]|__call__", method.name):
@@ -247,7 +242,7 @@ class Finder(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         match node:
             case ast.Call(func=ast.Name("getattr" | "hasattr" as how), args=[what, ast.Constant(str(name)), *rest]):
-                found = self.attribute(self.value(what), name, self.is_own(what))
+                found = self.attribute(self.value(what), name, is_own(what))
                 if found:
                     self.add(found, optional=bool(rest) or how == "hasattr")
                     return
@@ -275,6 +270,10 @@ class Finder(ast.NodeVisitor):
             if isinstance(part, ast.FunctionDef) and part.args.args and part.args.args[0].arg == "plain":
                 self.replacing[part.name] = part
         self.generic_visit(node)
+
+
+def is_own(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
 
 
 def parameters(args: ast.arguments) -> Iterator[ast.arg]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import variants
 from .errors import LatentError
+from .files import beside
 from .variants import Variant
 
 __all__ = ["LatentFile", "read", "write"]
@@ -39,7 +40,6 @@ def write(
     Written beside and renamed. Raises LatentError if it can't be.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
     metadata = {
         "format": "dcae-latents-1",
         "variant": variant.name,
@@ -49,10 +49,9 @@ def write(
         "scaling_factor": str(variant.scaling_factor),
     }
     try:
-        save_file({KEY: (raw * variant.scaling_factor if scaled else raw).contiguous().cpu()}, part, metadata)
-        os.replace(part, path)
+        with beside(path) as part:
+            save_file({KEY: (raw * variant.scaling_factor if scaled else raw).contiguous().cpu()}, part, metadata)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise LatentError(f"{path} can't be written: {error}.") from error
     return path
 

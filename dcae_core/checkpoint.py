@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import keys, variants
 from .errors import CheckpointError, Undecided, UnknownVariant
+from .files import beside
 from .variants import Variant
 
 __all__ = ["Checkpoint", "choose", "is_dcae", "is_shard", "save"]
@@ -159,15 +160,12 @@ def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant,
         metadata["scaling_factor"] = str(variant.scaling_factor)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(file.name + ".part")
-        try:
+        with beside(file) as part:
             save_file({k: t.contiguous() for k, t in state.items()}, part, metadata)
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
         if file is not path:
             config = variant.diffusers_config() if layout == "diffusers" else {"model_name": variant.name}
-            (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            with beside(path / "config.json") as part:
+                part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} can't be written: {error}.") from error
     return file

@@ -14,6 +14,7 @@ from pathlib import Path
 from . import variants
 from .batch import commands as batch
 from .errors import DCAEError
+from .files import beside
 
 __all__ = ["main"]
 
@@ -29,14 +30,28 @@ def main(argv: list[str] | None = None) -> int:
     except (DCAEError, OSError) as error:
         print(f"dcae: {error}", file=sys.stderr)
         return 1
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error).lower():
+    except (RuntimeError, MemoryError) as error:
+        said = _machine(error)
+        if said is None:
             raise
-        print("dcae: out of memory: use a smaller picture, --dtype bf16, or --device cpu.", file=sys.stderr)
+        print(f"dcae: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("dcae: stopped", file=sys.stderr)
         return 130
+
+
+def _machine(error: Exception) -> str | None:
+    """What to do where the machine is to blame, and not this program."""
+    from .devices import has_failed
+    from .plan import is_out_of_memory
+
+    if is_out_of_memory(error):
+        return "out of memory: use a smaller picture, --dtype bf16, or --device cpu."
+    if has_failed(error):
+        first_line = next(iter(str(error).strip().splitlines()), "no details").rstrip(".")
+        return f"the device failed: {first_line}. What was written before is whole. Run it again, or with --device cpu."
+    return None
 
 
 def info(arguments: argparse.Namespace) -> None:
@@ -235,9 +250,8 @@ def _bar(total: int):
 
 
 def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with beside(path) as part:
+        part.write_text(text, encoding="utf-8")
     print(path)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import ImageError
+from .files import beside
 from .sizes import Fit
 
 __all__ = ["crop", "fit", "from_bytes", "from_host", "of_pil", "read", "to_bytes", "to_host", "write"]
@@ -112,10 +113,8 @@ def write(path: str | os.PathLike, image: Tensor) -> None:
     if path.suffix.lower() not in formats:
         raise ImageError(f"{path} does not end in a picture format: use .png, .jpg or .webp.")
     array = np.rint(image.detach().float().cpu().clamp(0, 1).numpy() * 255).astype("uint8")
-    part = path.with_name(path.name + ".part")
     try:
-        Image.fromarray(array).save(part, format=formats[path.suffix.lower()])
-        os.replace(part, path)
+        with beside(path) as part:
+            Image.fromarray(array).save(part, format=formats[path.suffix.lower()])
     except (OSError, ValueError) as error:
-        part.unlink(missing_ok=True)
         raise ImageError(f"{path} can't be written: {error}.") from error

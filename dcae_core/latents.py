@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import variants
 from .errors import LatentError
+from .files import beside
 from .variants import Variant
 
 __all__ = ["LatentFile", "read", "write"]
@@ -47,7 +48,6 @@ def write(
     """
     factor = variant.factor(scaling_factor) if scaled else variant.scaling_factor
     path = Path(path)
-    part = path.with_name(path.name + ".part")
     metadata = {
         "format": "dcae-latents-1",
         "variant": variant.name,
@@ -58,10 +58,9 @@ def write(
     if factor is not None:
         metadata["scaling_factor"] = str(factor)
     try:
-        save_file({KEY: (raw * factor if scaled else raw).contiguous().cpu()}, part, metadata)
-        os.replace(part, path)
+        with beside(path) as part:
+            save_file({KEY: (raw * factor if scaled else raw).contiguous().cpu()}, part, metadata)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise LatentError(f"{path} can't be written: {error}.") from error
     return path
 

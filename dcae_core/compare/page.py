@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from .. import images
 from ..errors import ImageError
+from ..files import beside
 from .run import Comparison
 from .sheet import difference
 from .text import caption, means, problems
@@ -67,9 +68,8 @@ def write_page(path: str | os.PathLike, comparison: Comparison, amplify: float =
         figures = [
             _figure(comparison, i, folder, amplify) for i, row in enumerate(comparison.rows) if row.picture is not None
         ]
-        part = path.with_name(path.name + ".part")
-        part.write_text(_html(comparison, figures, amplify), encoding="utf-8")
-        os.replace(part, path)
+        with beside(path) as part:
+            part.write_text(_html(comparison, figures, amplify), encoding="utf-8")
     except OSError as error:
         raise ImageError(f"{path} can't be written: {error}.") from error
     return path

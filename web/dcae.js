@@ -38,6 +38,9 @@ app.registerExtension({
       const starts = find(detail);
       everyNode(app.graph, (node) => release(node, node === starts));
     });
+    api.addEventListener("execution_cached", ({ detail }) => {
+      for (const node of detail.nodes.map(find)) if (node?.dcae) release(node, true); // never "executing"
+    });
     window.addEventListener("drop", takeDrop, true);
     setInterval(() => document.hidden || everyNode(app.graph, foresee), 700);
   },

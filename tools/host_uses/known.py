@@ -70,6 +70,14 @@ prints what is gone, and what takes other arguments than ours, and ends with sta
 *Overridden*: a method that a class of ours replaces; *replaced*: a function in whose place ours is put, which calls it.
 `.github/workflows/hosts.yml` does this each week with the newest of all of them. After a change of ours:
 `python3 tools/host_symbols.py --page docs/host-symbols.md`.
+
+| ComfyUI | names | tests |
+|---|---|---|
+| 0.3.67 and older | no `comfy.sd.VAE.model_size` and `size`; `comfy_api.v0_0_2` came with 0.3.48 | not run |
+| 0.3.68 (4 November 2025, `265adad8`) | all | `tests/comfyui` but for those in a browser, November 2026 |
+| 0.3.75 (26 November 2025) | all | all, at each change |
+| each release to 0.33.0 | all; node replacement from 0.14.0 on | not run |
+| 0.33.0 (22 August 2026, `783545f6`) | all | `tests/comfyui`, in a browser with its own page, November 2026 |
 """
 HOSTS = {
     "ComfyUI": ("ComfyUI", "Python, `nodes/` and the pack's `__init__.py`."),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import variants
 from .batch import commands as batch
-from .errors import DCAEError
+from .errors import DCAEError, OptionError
 from .files import beside
 
 __all__ = ["main"]
@@ -89,7 +89,6 @@ def list_variants(arguments: argparse.Namespace) -> None:
 def plan(arguments: argparse.Namespace) -> None:
     from . import plan as planning
     from .devices import best_device, best_dtype, parse_dtype
-    from .errors import OptionError
 
     variant = variants.find(arguments.variant)
     try:
@@ -186,7 +185,13 @@ def compare(arguments: argparse.Namespace) -> None:
 
     from . import metrics
     from .compare import codecs, page, run, sheet, text
+    from .devices import parse_device
+    from .plan import parse_bytes
 
+    _can_be_written([arguments.output], [arguments.html, arguments.json])
+    if arguments.repeats < 1 or arguments.rows < 1 or not 0 < arguments.amplify < 1e6:
+        raise OptionError("--repeats and --rows must be 1 or more, and --amplify more than 0.")
+    parse_device(arguments.device), parse_bytes(arguments.budget)  # said here, not once for each model
     names = arguments.models or codecs.local(arguments.cache_dir)
     pictures = list(run.pictures(arguments.images, _sides(arguments.size)))
     options = (arguments.device, arguments.dtype, arguments.budget, arguments.cache_dir, arguments.download)
@@ -201,25 +206,49 @@ def compare(arguments: argparse.Namespace) -> None:
         except DCAEError as error:
             notes.append(str(error))
     bar = _bar(len(names) * len(pictures))
-    made = run.compare(opened, pictures, repeats=arguments.repeats, keep=arguments.rows, progress=bar, **had)
+    keep = arguments.rows if arguments.html or arguments.output else 0
+    made = run.compare(opened, pictures, repeats=arguments.repeats, keep=keep, progress=bar, **had)
     made.notes += notes
     print(text.table(made))
-    if arguments.json:
-        _write_text(Path(arguments.json), json.dumps(text.as_json(made), indent=1) + "\n")
-    if arguments.html:
-        print(page.write_page(arguments.html, made, arguments.amplify))
-    if arguments.output:
-        from . import images
-
-        images.write(arguments.output, images.of_pil(sheet.draw(made, arguments.amplify)))
-        print(arguments.output)
+    outputs = (
+        (arguments.json, lambda path: _write_text(Path(path), json.dumps(text.as_json(made), indent=1) + "\n")),
+        (arguments.html, lambda path: print(page.write_page(path, made, arguments.amplify))),
+        (arguments.output, lambda path: _write_picture(path, sheet.draw(made, arguments.amplify))),
+    )
+    failed = []
+    for path, write in outputs:
+        try:
+            if path:
+                write(path)
+        except (DCAEError, OSError) as error:  # the others are not lost with it
+            failed.append(str(error))
+    if failed:
+        raise DCAEError(" ".join(failed))
     if not any(cell.scores for column in made.columns for cell in column.cells):
         raise DCAEError("No autoencoder made anything of any picture: see above.")
 
 
+def _can_be_written(pictures: list[str | None], others: list[str | None]) -> None:
+    """Raises OptionError before hours of work for a path that is in no folder, or a picture of no known ending."""
+    from PIL import Image
+
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
+    for path in filter(None, [*pictures, *others]):
+        if not Path(path).absolute().parent.is_dir():
+            raise OptionError(f"{path} can't be written: there is no folder {Path(path).parent}.")
+        if path in pictures and Path(path).suffix.lower() not in endings:
+            raise OptionError(f"{path} does not end in a picture format: use .png, .jpg or .webp.")
+
+
+def _write_picture(path: str, picture) -> None:
+    from . import images
+
+    images.write(path, images.of_pil(picture))
+    print(path)
+
+
 def _sides(size: str | None) -> tuple[int, int] | None:
     """(height, width) of "512" or "768x512" (width first)."""
-    from .errors import OptionError
 
     if size is None:
         return None

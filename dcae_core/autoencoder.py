@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import fast, hub, images, keys, measure, rewrite, stream, variants
+from . import fast, finite, hub, images, keys, measure, rewrite, stream, variants
 from . import plan as planning
 from .checkpoint import Checkpoint, choose, complete
 from .devices import best_dtype, parse_device, parse_dtype
@@ -297,22 +297,26 @@ class DCAE:
     ) -> Tensor:
         """Plans and streams; `size` is the padded picture's, `channels` are the latent's. Plans again for less where
         memory runs out all the same, and in fp32 where fp16 overflows. One run at a time: the redo changes the weights'
-        dtype under way."""
+        dtype under way. A result that is not finite is an error, with its cause."""
         half = self._half(direction)
+
+        def once(dtype: torch.dtype) -> Tensor:
+            plan = self.plan(direction, *size, len(x), budget, channels)
+            wanted = torch.uint8 if as_uint8 else dtype
+            return finite.checked(self._within(half, plan, x, progress, output_device, wanted))
+
         with self._turn:
             dtype = stream.weight(half).dtype
-            plan = self.plan(direction, *size, len(x), budget, channels)
-            if dtype != torch.float16:
-                return self._within(half, plan, x, progress, output_device, torch.uint8 if as_uint8 else dtype)
-            y = self._within(half, plan, x, progress, output_device, dtype)  # in uint8 an overflow could not be seen
-            if torch.linalg.vector_norm(y, float("inf")).isfinite():
-                return images.to_bytes(y) if as_uint8 else y
+            try:
+                return once(dtype)
+            except finite.NotFinite:
+                finite.blame(half, x)
+                if dtype != torch.float16:
+                    raise
             log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", self.variant.name)
-            del y
             try:
                 half.float()  # fp16 weights survive the way to fp32 and back unchanged
-                plan = self.plan(direction, *size, len(x), budget, channels)
-                return self._within(half, plan, x, progress, output_device, torch.uint8 if as_uint8 else torch.float32)
+                return once(torch.float32)
             finally:
                 half.to(dtype)
 

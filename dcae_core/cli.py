@@ -121,6 +121,7 @@ def download(arguments: argparse.Namespace) -> None:
 def convert(arguments: argparse.Namespace) -> None:
     from . import checkpoint
     from .devices import parse_dtype
+    from .finite import is_finite
 
     source = checkpoint.Checkpoint(arguments.source)
     chosen = source.choose(arguments.variant)
@@ -128,6 +129,9 @@ def convert(arguments: argparse.Namespace) -> None:
     state = source.state(chosen)
     if dtype is not None:
         state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in state.items()}
+        for key, tensor in state.items():
+            if not is_finite(tensor):
+                raise DCAEError(f"{source.path}: {key} holds numbers that {arguments.dtype} can't: use bf16 or fp32.")
     written = checkpoint.save(arguments.target, state, chosen, arguments.to)
     print(f"{written} ({chosen.name}, {arguments.to} layout, {_size(written.stat().st_size)})")
 
@@ -149,6 +153,7 @@ def encode(arguments: argparse.Namespace) -> None:
 
 def decode(arguments: argparse.Namespace) -> None:
     from . import images, latents
+    from .errors import LatentError
 
     ae = None
     for source, target in _pairs(arguments, "-dcae.png"):
@@ -159,7 +164,7 @@ def decode(arguments: argparse.Namespace) -> None:
             arguments.model = arguments.model or file.variant.name
             ae = _load(arguments)
         if file.variant is not None and file.variant.latent_space != ae.variant.latent_space:
-            raise DCAEError(
+            raise LatentError(
                 f"{source} was made with {file.variant.name}, but {ae.variant.name} is loaded and does not read its "
                 f"latents: use --model {file.variant.name}."
             )

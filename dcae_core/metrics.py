@@ -52,8 +52,9 @@ def scores(original: Tensor, result: Tensor, perceptual: Perceptual | None = Non
     returned.
 
     SSIM (Wang et al. 2004) with its Gaussian window of 11 pixels and sigma 1.5, MS-SSIM (Wang et al. 2003) with its
-    five scales, of the middle whose sides are multiples of 16 (pytorch-msssim halves odd sides with a row of zeros, which
-    on photographs changes the third digit); both are means over the channels. Raises ImageError for pictures of two sizes.
+    five scales, of the middle whose sides are multiples of 16 (pytorch-msssim halves odd sides with a row of zeros,
+    which on photographs changes the third digit); both are means over the channels. Raises ImageError for pictures of
+    two sizes.
     """
     try:
         from pytorch_msssim import ms_ssim, ssim
@@ -143,7 +144,8 @@ def frechet(download: bool = False) -> Callable[[], Frechet]:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as error:
         raise OptionError(
-            f"rFID needs torch-fidelity and torchvision, which can't be imported ({error}): pip install 'dcae[compare]'."
+            f"rFID needs torch-fidelity and torchvision, which can't be imported ({error}): "
+            "pip install 'dcae[compare]'."
         ) from error
     path = _weights("rFID", URL_INCEPTION_V3, download)
     with _reading("rFID", path):
@@ -159,7 +161,8 @@ def _weights(what: str, url: str, download: bool) -> Path:
     if not path.is_file():
         if not download:
             raise OptionError(
-                f"{what} needs {path.name}, which is not in {path.parent}: allow downloads (--download), or get it from {url}."
+                f"{what} needs {path.name}, which is not in {path.parent}: allow downloads (--download), or get it "
+                f"from {url}."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

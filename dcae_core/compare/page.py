@@ -102,7 +102,8 @@ def _each(comparison: Comparison) -> str:
         return ""
     rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
     heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    return f'<details><summary>Each picture</summary><div class="wide"><table><tr>{heads}</tr>{rows}</table></div></details>'
+    table = f'<div class="wide"><table><tr>{heads}</tr>{rows}</table></div>'
+    return f"<details><summary>Each picture</summary>{table}</details>"
 
 
 def _figure(comparison: Comparison, index: int, folder: Path, amplify: float) -> str:

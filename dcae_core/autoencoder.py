@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import fast, hub, images, keys, measure, rewrite, stream, variants
+from . import fast, finite, hub, images, keys, measure, rewrite, stream, variants
 from . import plan as planning
 from .checkpoint import Checkpoint, choose, complete
 from .devices import best_dtype, parse_device, parse_dtype
@@ -295,22 +297,26 @@ class DCAE:
     ) -> Tensor:
         """Plans and streams; `size` is the padded picture's, `channels` are the latent's. Plans again for less where
         memory runs out all the same, and in fp32 where fp16 overflows. One run at a time: the redo changes the weights'
-        dtype under way."""
+        dtype under way. A result that is not finite is an error, with its cause."""
         half = self._half(direction)
+
+        def once(dtype: torch.dtype) -> Tensor:
+            plan = self.plan(direction, *size, len(x), budget, channels)
+            wanted = torch.uint8 if as_uint8 else dtype
+            return finite.checked(self._within(half, plan, x, progress, output_device, wanted))
+
         with self._turn:
             dtype = stream.weight(half).dtype
-            plan = self.plan(direction, *size, len(x), budget, channels)
-            if dtype != torch.float16:
-                return self._within(half, plan, x, progress, output_device, torch.uint8 if as_uint8 else dtype)
-            y = self._within(half, plan, x, progress, output_device, dtype)  # in uint8 an overflow could not be seen
-            if torch.linalg.vector_norm(y, float("inf")).isfinite():
-                return images.to_bytes(y) if as_uint8 else y
+            try:
+                return once(dtype)
+            except finite.NotFinite:
+                finite.blame(half, x)
+                if dtype != torch.float16:
+                    raise
             log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", self.variant.name)
-            del y
             try:
                 half.float()  # fp16 weights survive the way to fp32 and back unchanged
-                plan = self.plan(direction, *size, len(x), budget, channels)
-                return self._within(half, plan, x, progress, output_device, torch.uint8 if as_uint8 else torch.float32)
+                return once(torch.float32)
             finally:
                 half.to(dtype)
 
@@ -323,28 +329,36 @@ class DCAE:
         output_device: Device,
         output_dtype: torch.dtype,
     ) -> Tensor:
+        run = _here
         for tries in range(1, RETRIES + 1):
             try:
-                with without_autocast(stream.weight(half).device):
-                    made = self._stream(half, plan, x, progress, output_device, output_dtype)
+                made = run(self._stream, half, plan, x, progress, output_device, output_dtype)
                 self.last_plan = plan
                 return made
             except (RuntimeError, MemoryError) as error:
                 if not planning.is_out_of_memory(error):
                     raise
                 log.warning("Out of memory in: %s. Trying again with less.", plan)
+                run = _apart if planning.is_onednns(error) else run
             planning.release(stream.weight(half).device)
-            if tries == RETRIES:
+            less = plan.peak_bytes // 2 if tries + 1 < RETRIES else 1  # the last time with the least there is
+            smaller = self._smaller(plan, less) if tries < RETRIES else None
+            if smaller is None:
                 break
-            try:
-                less = plan.peak_bytes // 2
-                plan = self.plan(plan.direction, plan.height, plan.width, plan.batch, less, plan.channels)
-            except planning.BudgetError:
-                break
+            plan = smaller
+        elsewhere = "" if self.device.type == "cpu" else ", or run it on the CPU"
         raise planning.BudgetError(
-            f"Memory ran out {tries} times on {self.device}, the last time in: {plan}. Close other programs, use a "
-            "smaller picture, or run it on the CPU."
+            f"Memory ran out {tries} times on {self.device}, the last time in: {plan}. Close other programs, or use a "
+            f"smaller picture{elsewhere}."
         )
+
+    def _smaller(self, plan: planning.Plan, limit: int) -> planning.Plan | None:
+        """The same run within `limit` bytes, or if that can't be within the least; None where it takes that already."""
+        run = (plan.direction, plan.height, plan.width, plan.batch)
+        try:
+            return self.plan(*run, limit, plan.channels)
+        except planning.BudgetError as error:
+            return self.plan(*run, error.needed, plan.channels) if error.needed < plan.peak_bytes else None
 
     def _stream(
         self,
@@ -423,6 +437,23 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def _here(run: Callable[..., Tensor], half: torch.nn.Module, *arguments) -> Tensor:
+    with torch.no_grad(), without_autocast(stream.weight(half).device):
+        return run(half, *arguments)
+
+
+def _apart(*arguments) -> Tensor:
+    """In a thread of its own, since oneDNN can do no more in this one: see `planning.is_onednns`."""
+    mode = torch.is_inference_mode_enabled()
+
+    def work() -> Tensor:
+        with torch.inference_mode(mode):
+            return _here(*arguments)
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(contextvars.copy_context().run, work).result()
 
 
 def _describe(x: Tensor) -> str:

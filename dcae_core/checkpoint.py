@@ -13,15 +13,18 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import keys, variants
+from . import finite, keys, variants
 from .errors import CheckpointError, Undecided, UnknownVariant
+from .files import beside
+from .strangers import is_file, open_safetensors, read_json, shown
 from .variants import Variant
 
 __all__ = ["Checkpoint", "choose", "is_dcae", "is_shard", "save"]
@@ -30,7 +33,9 @@ log = logging.getLogger(__name__)
 
 SINGLE_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX_FILES = ("diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json")
-MAX_JSON_BYTES = 16 << 20
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+LONGEST_NAME = 200  # characters of what may name a variant: patterns take time that grows with the square of it
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 # How the full name, or the part of it that tells variants of one architecture apart, appears in file and folder names.
 NAME_PARTS = (
     (re.compile(r"f\d+c\d+[-_ .]in(?![a-z0-9])"), "-in-1.0"),
@@ -54,19 +59,28 @@ class Checkpoint:
         self.path = Path(path)
         self.files = _files(self.path)
         self.metadata: dict[str, str] = {}
-        self.dtypes: set[str] = set()
-        self._open = [_open(file) for file in self.files]
-        self._where: dict[str, object] = {}
+        self._where: dict[str, tuple[Path, object]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
-        for handle in self._open:
-            self.metadata = self.metadata or dict(handle.metadata() or {})
-            for key in handle.keys():  # noqa: SIM118 - a safe_open handle is not a mapping
-                piece = handle.get_slice(key)
-                shapes[key], self._where[key] = tuple(piece.get_shape()), handle
-                self.dtypes.add(str(piece.get_dtype()))
+        dtypes: dict[str, str] = {}
+        for file in self.files:
+            with _reading(file):
+                handle = open_safetensors(file)
+                self.metadata = self.metadata or dict(handle.metadata() or {})
+                for key in handle.keys():  # noqa: SIM118 - a safe_open handle is not a mapping
+                    piece = handle.get_slice(key)
+                    shapes[key], dtypes[key] = tuple(piece.get_shape()), str(piece.get_dtype())
+                    self._where[key] = file, handle
+        self.dtypes = set(dtypes.values())
         self.prefix = keys.strip_prefix(shapes)
         inner = {k.removeprefix(self.prefix): s for k, s in shapes.items() if k.startswith(self.prefix)}
         self.layout, self.fits = keys.candidates(inner, str(self.path))
+        for key in inner:
+            dtype = dtypes[self.prefix + key]
+            if dtype not in FLOATS and not key.endswith(keys.OPTIONAL):
+                raise CheckpointError(
+                    f"{self.path} holds {key} as {shown(dtype)}: needed are floating-point numbers. Quantised files "
+                    "are not supported; get the weights in fp32, bf16 or fp16."
+                )
         self.config = _config(self.files)
 
     @property
@@ -80,23 +94,27 @@ class Checkpoint:
         return choose(self.fits, variant, hints, str(self.path))
 
     def state(self, variant: Variant) -> dict[str, Tensor]:
-        """The tensors as `model` wants them: diffusers layout, no prefix, memory-mapped on the CPU."""
-        state = {
-            key.removeprefix(self.prefix): handle.get_tensor(key)
-            for key, handle in self._where.items()
-            if key.startswith(self.prefix)
-        }
+        """The tensors as `model` wants them: diffusers layout, no prefix, memory-mapped on the CPU. Raises
+        CheckpointError, also for weights that are not finite."""
+        state = {}
+        for key, (file, handle) in self._where.items():
+            if key.startswith(self.prefix):
+                with _reading(file):
+                    state[key.removeprefix(self.prefix)] = handle.get_tensor(key)
+        finite.check_weights(state, str(self.path))
         return complete(state, self.layout, variant)
 
 
 def complete(state: dict[str, Tensor], layout: str, variant: Variant) -> dict[str, Tensor]:
-    """`state` in the diffusers layout, with the batch-norm counters that some tools drop put back."""
+    """`state` in the diffusers layout, with the batch-norm counters that some tools drop put back, and no others."""
     if layout == "original":
         state = keys.from_original(state, variant)
-    for key in keys.expected(variant, "diffusers"):
-        if key.endswith(keys.OPTIONAL) and key not in state:
-            state[key] = torch.zeros((), dtype=torch.int64)
-    return state
+    counters = [key for key in keys.expected(variant, "diffusers") if key.endswith(keys.OPTIONAL)]
+    whole = {key: tensor for key, tensor in state.items() if not key.endswith(keys.OPTIONAL)}
+    for key in counters:
+        there = key in state and state[key].ndim == 0
+        whole[key] = state[key] if there else torch.zeros((), dtype=torch.int64)
+    return whole
 
 
 def choose(
@@ -159,15 +177,12 @@ def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant,
         metadata["scaling_factor"] = str(variant.scaling_factor)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(file.name + ".part")
-        try:
+        with beside(file) as part:
             save_file({k: t.contiguous() for k, t in state.items()}, part, metadata)
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
         if file is not path:
             config = variant.diffusers_config() if layout == "diffusers" else {"model_name": variant.name}
-            (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            with beside(path / "config.json") as part:
+                part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} can't be written: {error}.") from error
     return file
@@ -194,54 +209,74 @@ def _opens(path: str, file: str, size: int, changed: int) -> bool:
 
 def is_shard(path: Path) -> bool:
     """Is this the name of one of several files?"""
-    return re.search(r"-\d{5}-of-\d{5}\.safetensors$", path.name) is not None
+    return re.search(r"-[0-9]{5}-of-[0-9]{5}\.safetensors$", path.name) is not None
 
 
 def _files(path: Path) -> list[Path]:
     """The safetensors files that make up what `path` names."""
-    if path.is_dir():
+    if os.path.isdir(path):
         for folder in (path, path / "vae"):
             for name in INDEX_FILES:
-                if (folder / name).is_file():
+                if is_file(folder / name):
                     return _shards(folder / name)
             for name in SINGLE_FILES:
-                if (folder / name).is_file():
+                if is_file(folder / name):
                     return [folder / name]
-            found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+            found = _some(folder)
             if len(found) == 1:
                 return found
         raise CheckpointError(
             f"The folder {path} holds no DC-AE: needed is {' or '.join(SINGLE_FILES)}, or exactly one .safetensors."
         )
-    if not path.is_file():
+    if not is_file(path):
+        if os.path.lexists(path):
+            raise CheckpointError(f"{path} is neither a file nor a folder, or a link to nothing. Name the file itself.")
         raise CheckpointError(f"There is no file or folder {path}. Check the path, or download a variant first.")
     if is_shard(path):
         for name in INDEX_FILES:
-            if (path.parent / name).is_file():
+            if is_file(path.parent / name):
                 return _shards(path.parent / name)
     return [path]
 
 
+def _some(folder: Path) -> list[Path]:
+    """Up to two safetensors files of a folder: who asks wants to know if there is one."""
+    try:
+        return list(islice(filter(is_file, folder.glob("*.safetensors")), 2))
+    except OSError:
+        return []
+
+
 def _shards(index: Path) -> list[Path]:
-    content = _json(index)
+    """The files that an index names. Only plain names count, so that it can't lead out of its folder; links in the
+    folder are followed, since the hub's cache is made of them."""
+    try:
+        content = read_json(index)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{index} can't be read as JSON: {shown(error)}.") from error
     try:
         names = sorted(set(content["weight_map"].values()))
-        inside = bool(names) and all(isinstance(n, str) and Path(n).name == n for n in names)
+        inside = bool(names) and all(Path(n).name == n and n.endswith(".safetensors") for n in names)
     except (KeyError, TypeError, AttributeError):
         inside = False
     if not inside:
         raise CheckpointError(f"{index} is not an index of shards: its weight_map must name files of the same folder.")
-    missing = [n for n in names if not (index.parent / n).is_file()]
+    missing = [shown(n) for n in names if not is_file(index.parent / n)]
     if missing:
-        raise CheckpointError(f"{index} lists {len(names)} files, of which {', '.join(missing)} are not there.")
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise CheckpointError(
+            f"{index} lists {len(names)} files, of which {', '.join(missing[:3])}{more} are not there."
+        )
     return [index.parent / n for n in names]
 
 
-def _open(file: Path):
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """What opening and reading safetensors raises, as a CheckpointError that says what is there instead."""
     try:
-        handle = safe_open(str(file), framework="pt")
-        handle.keys()
-        return handle
+        yield
+    except MemoryError as error:
+        raise CheckpointError(f"{file} can't be opened: there is not enough memory for it ({error}).") from error
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(_not_safetensors(file, error)) from error
 
@@ -251,13 +286,14 @@ def _not_safetensors(file: Path, error: Exception) -> str:
         with open(file, "rb") as opened:
             head = opened.read(64)
     except OSError as unreadable:
-        return f"{file} can't be read: {unreadable.strerror}."
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return f"{file} can't be read: {unreadable.strerror or unreadable}."
+    if head.startswith(PICKLES):
+        name = file.name if re.fullmatch(r"[\w. -]+", file.name) else "FILE.pt"  # it goes into a command line
         return (
             f"{file} is a PyTorch pickle, which can run code when it is opened, so it is refused. Get the .safetensors "
             'file, or convert it: python -c "import torch, safetensors.torch as s; '
-            f"d = torch.load('{file.name}', weights_only=True); s.save_file(d.get('state_dict', d), "
-            f"'{file.with_suffix('.safetensors').name}')\""
+            f"d = torch.load('{name}', weights_only=True); s.save_file(d.get('state_dict', d), "
+            f"'{Path(name).with_suffix('.safetensors')}')\""
         )
     if not head:
         return f"{file} is empty: download it again."
@@ -265,16 +301,9 @@ def _not_safetensors(file: Path, error: Exception) -> str:
         return f"{file} is a Git LFS pointer, not the weights: run 'git lfs pull', or download it from its repository."
     if head.lstrip()[:1] == b"<":
         return f"{file} is a web page, not weights: the download was answered with one. Download it again."
-    return f"{file} is not a readable safetensors file ({error}): it is something else, cut short or damaged."
-
-
-def _json(path: Path) -> object:
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError("larger than 16 MiB")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} can't be read as JSON: {error}.") from error
+    return (
+        f"{file} is not a readable safetensors file ({shown(error, 200)}): it is something else, cut short or damaged."
+    )
 
 
 def _config(files: list[Path]) -> dict:
@@ -283,13 +312,13 @@ def _config(files: list[Path]) -> dict:
     It is theirs where the files have the names that repositories use, or nothing else is in the folder.
     """
     path = files[0].parent / "config.json"
-    theirs = len(files) > 1 or files[0].name in SINGLE_FILES or len(list(path.parent.glob("*.safetensors"))) == 1
-    if not theirs or not path.is_file():
+    theirs = len(files) > 1 or files[0].name in SINGLE_FILES or len(_some(path.parent)) == 1
+    if not theirs or not is_file(path):
         return {}
     try:
-        config = _json(path)
-    except CheckpointError as error:
-        log.warning("%s It is ignored.", error)
+        config = read_json(path)
+    except (OSError, ValueError) as error:
+        log.warning("%s can't be read as JSON: %s. It is ignored.", path, shown(error))
         return {}
     if isinstance(config, dict) and (config.get("_class_name") == "AutoencoderDC" or "model_name" in config):
         return config
@@ -300,9 +329,9 @@ def _hints(config: dict, metadata: Mapping[str, str], file: Path) -> Iterator[tu
     """(source, variant or scaling factor) from config.json, the file's metadata, and file and folder names."""
     for source, facts in (("config.json", config), ("the file's metadata", metadata)):
         for name in ("variant", "model_name", "_name_or_path"):
-            if name in facts:
-                yield from _named(source, str(facts[name]))
-        with contextlib.suppress(KeyError, TypeError, ValueError):
+            if isinstance(facts.get(name), str):
+                yield from _named(source, facts[name])
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             yield source, float(facts["scaling_factor"])
     # The nearest name that says anything counts: the file's, its folder's, and in hub caches that of
     # models--mit-han-lab--NAME/snapshots/COMMIT/FILE. Folders further up belong to other things.
@@ -316,6 +345,8 @@ def _hints(config: dict, metadata: Mapping[str, str], file: Path) -> Iterator[tu
 
 
 def _named(source: str, text: str) -> Iterator[tuple[str, Variant]]:
+    if len(text) > LONGEST_NAME:
+        return
     try:
         yield source, variants.find(text)
         return

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from . import variants
 from .batch import commands as batch
-from .errors import DCAEError
+from .errors import DCAEError, OptionError
+from .files import beside
 
 __all__ = ["main"]
 
@@ -29,14 +30,28 @@ def main(argv: list[str] | None = None) -> int:
     except (DCAEError, OSError) as error:
         print(f"dcae: {error}", file=sys.stderr)
         return 1
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error).lower():
+    except (RuntimeError, MemoryError) as error:
+        said = _machine(error)
+        if said is None:
             raise
-        print("dcae: out of memory: use a smaller picture, --dtype bf16, or --device cpu.", file=sys.stderr)
+        print(f"dcae: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("dcae: stopped", file=sys.stderr)
         return 130
+
+
+def _machine(error: Exception) -> str | None:
+    """What to do where the machine is to blame, and not this program."""
+    from .devices import has_failed
+    from .plan import is_out_of_memory
+
+    if is_out_of_memory(error):
+        return "out of memory: use a smaller picture, --dtype bf16, or --device cpu."
+    if has_failed(error):
+        first_line = next(iter(str(error).strip().splitlines()), "no details").rstrip(".")
+        return f"the device failed: {first_line}. What was written before is whole. Run it again, or with --device cpu."
+    return None
 
 
 def info(arguments: argparse.Namespace) -> None:
@@ -74,7 +89,6 @@ def list_variants(arguments: argparse.Namespace) -> None:
 def plan(arguments: argparse.Namespace) -> None:
     from . import plan as planning
     from .devices import best_device, best_dtype, parse_dtype
-    from .errors import OptionError
 
     variant = variants.find(arguments.variant)
     try:
@@ -107,6 +121,7 @@ def download(arguments: argparse.Namespace) -> None:
 def convert(arguments: argparse.Namespace) -> None:
     from . import checkpoint
     from .devices import parse_dtype
+    from .finite import is_finite
 
     source = checkpoint.Checkpoint(arguments.source)
     chosen = source.choose(arguments.variant)
@@ -114,6 +129,9 @@ def convert(arguments: argparse.Namespace) -> None:
     state = source.state(chosen)
     if dtype is not None:
         state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in state.items()}
+        for key, tensor in state.items():
+            if not is_finite(tensor):
+                raise DCAEError(f"{source.path}: {key} holds numbers that {arguments.dtype} can't: use bf16 or fp32.")
     written = checkpoint.save(arguments.target, state, chosen, arguments.to)
     print(f"{written} ({chosen.name}, {arguments.to} layout, {_size(written.stat().st_size)})")
 
@@ -135,6 +153,7 @@ def encode(arguments: argparse.Namespace) -> None:
 
 def decode(arguments: argparse.Namespace) -> None:
     from . import images, latents
+    from .errors import LatentError
 
     ae = None
     for source, target in _pairs(arguments, "-dcae.png"):
@@ -145,7 +164,7 @@ def decode(arguments: argparse.Namespace) -> None:
             arguments.model = arguments.model or file.variant.name
             ae = _load(arguments)
         if file.variant is not None and file.variant.latent_space != ae.variant.latent_space:
-            raise DCAEError(
+            raise LatentError(
                 f"{source} was made with {file.variant.name}, but {ae.variant.name} is loaded and does not read its "
                 f"latents: use --model {file.variant.name}."
             )
@@ -171,7 +190,13 @@ def compare(arguments: argparse.Namespace) -> None:
 
     from . import metrics
     from .compare import codecs, page, run, sheet, text
+    from .devices import parse_device
+    from .plan import parse_bytes
 
+    _can_be_written([arguments.output], [arguments.html, arguments.json])
+    if arguments.repeats < 1 or arguments.rows < 1 or not 0 < arguments.amplify < 1e6:
+        raise OptionError("--repeats and --rows must be 1 or more, and --amplify more than 0.")
+    parse_device(arguments.device), parse_bytes(arguments.budget)  # said here, not once for each model
     names = arguments.models or codecs.local(arguments.cache_dir)
     pictures = list(run.pictures(arguments.images, _sides(arguments.size)))
     options = (arguments.device, arguments.dtype, arguments.budget, arguments.cache_dir, arguments.download)
@@ -186,25 +211,49 @@ def compare(arguments: argparse.Namespace) -> None:
         except DCAEError as error:
             notes.append(str(error))
     bar = _bar(len(names) * len(pictures))
-    made = run.compare(opened, pictures, repeats=arguments.repeats, keep=arguments.rows, progress=bar, **had)
+    keep = arguments.rows if arguments.html or arguments.output else 0
+    made = run.compare(opened, pictures, repeats=arguments.repeats, keep=keep, progress=bar, **had)
     made.notes += notes
     print(text.table(made))
-    if arguments.json:
-        _write_text(Path(arguments.json), json.dumps(text.as_json(made), indent=1) + "\n")
-    if arguments.html:
-        print(page.write_page(arguments.html, made, arguments.amplify))
-    if arguments.output:
-        from . import images
-
-        images.write(arguments.output, images.of_pil(sheet.draw(made, arguments.amplify)))
-        print(arguments.output)
+    outputs = (
+        (arguments.json, lambda path: _write_text(Path(path), json.dumps(text.as_json(made), indent=1) + "\n")),
+        (arguments.html, lambda path: print(page.write_page(path, made, arguments.amplify))),
+        (arguments.output, lambda path: _write_picture(path, sheet.draw(made, arguments.amplify))),
+    )
+    failed = []
+    for path, write in outputs:
+        try:
+            if path:
+                write(path)
+        except (DCAEError, OSError) as error:  # the others are not lost with it
+            failed.append(str(error))
+    if failed:
+        raise DCAEError(" ".join(failed))
     if not any(cell.scores for column in made.columns for cell in column.cells):
         raise DCAEError("No autoencoder made anything of any picture: see above.")
 
 
+def _can_be_written(pictures: list[str | None], others: list[str | None]) -> None:
+    """Raises OptionError before hours of work for a path that is in no folder, or a picture of no known ending."""
+    from PIL import Image
+
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
+    for path in filter(None, [*pictures, *others]):
+        if not Path(path).absolute().parent.is_dir():
+            raise OptionError(f"{path} can't be written: there is no folder {Path(path).parent}.")
+        if path in pictures and Path(path).suffix.lower() not in endings:
+            raise OptionError(f"{path} does not end in a picture format: use .png, .jpg or .webp.")
+
+
+def _write_picture(path: str, picture) -> None:
+    from . import images
+
+    images.write(path, images.of_pil(picture))
+    print(path)
+
+
 def _sides(size: str | None) -> tuple[int, int] | None:
     """(height, width) of "512" or "768x512" (width first)."""
-    from .errors import OptionError
 
     if size is None:
         return None
@@ -235,9 +284,8 @@ def _bar(total: int):
 
 
 def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with beside(path) as part:
+        part.write_text(text, encoding="utf-8")
     print(path)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from .errors import OptionError
 
-__all__ = ["best_device", "best_dtype", "parse_device", "parse_dtype"]
+__all__ = ["best_device", "best_dtype", "has_failed", "parse_device", "parse_dtype"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,6 +61,14 @@ def best_dtype(device: torch.device) -> torch.dtype:
         tensor_cores = torch.cuda.get_device_capability(device) >= (7, 0)
         return torch.float16 if tensor_cores and "GTX 16" not in torch.cuda.get_device_name(device) else torch.float32
     return torch.bfloat16 if device.type == "xpu" else torch.float32
+
+
+def has_failed(error: BaseException) -> bool:
+    """Is this how torch says that a device is gone, hangs or was reset? Nothing more can be done with it then in this
+    process."""
+    kind = getattr(torch, "AcceleratorError", None)  # since torch 2.8
+    known = re.search(r"\b(CUDA|HIP|XPU|MPS|device) (driver )?error\b|DEVICE_LOST", str(error))
+    return (kind is not None and isinstance(error, kind)) or (isinstance(error, RuntimeError) and known is not None)
 
 
 def _cpu_has_fast_bf16() -> bool:

@@ -13,7 +13,16 @@ __all__ = [
 
 
 class DCAEError(Exception):
-    """Anything a user can put right. The command line prints it as one line and exits with 1."""
+    """Anything a user can put right. The command line prints it as one line and exits with 1.
+
+    Its text is one line whatever was put into it: names from files may hold line ends, or what drives a terminal.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if text.isprintable():
+            return text
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class OptionError(DCAEError, ValueError):

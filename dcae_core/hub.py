@@ -5,19 +5,25 @@ huggingface_hub does the transfer, so HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import variants
+from . import transfer, variants
 from .errors import DownloadError
+from .files import beside
 from .variants import DEMO, Variant
 
 __all__ = ["bundled", "default_folder", "download", "find"]
 
+log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 
 
@@ -89,8 +95,9 @@ def download(
         raise DownloadError(
             f"HF_HUB_OFFLINE forbids downloading {variant.name}. Unset it, or put the file from {repo} at {target}."
         )
-    name, headers = repo_file(repo), build_hf_headers(token=token)
+    name, headers = repo_file(repo), {}
     try:
+        headers = build_hf_headers(token=token)
         known = hf.get_hf_file_metadata(hf.hf_hub_url(repo, name, revision=revision), token=token)
         if not known.size or not known.commit_hash or not re.fullmatch(r"[0-9a-f]{64}", known.etag or ""):
             raise DownloadError(
@@ -98,13 +105,16 @@ def download(
                 "not be checked. Use another endpoint (HF_ENDPOINT), or fetch the file by hand."
             )
         sha256, total = known.etag, known.size
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (target.is_file() and target.stat().st_size == total and _sha256(target) == sha256):
+        if not _is(target, total, sha256):
+            folder.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}.{sha256[:12]}.part")
-            url = hf.hf_hub_url(repo, name, revision=known.commit_hash)
-            _fetch(url, part, total, headers, progress)
-            _check(part, total, sha256, f"{repo}/{name}")
-            os.replace(part, target)
+            with _shown(progress, total, variant.name) as tick, _one_at_a_time(target, lambda: tick(_size(part))):
+                if not _is(target, total, sha256):
+                    _room(part, total)
+                    url = hf.hf_hub_url(repo, name, revision=known.commit_hash)
+                    transfer.fetch(url, part, total, headers, tick)
+                    _check(part, sha256, f"{repo}/{name}")
+                    os.replace(part, target)
         source = {"repo": repo, "file": name, "revision": revision, "commit": known.commit_hash}
         _record(target, {**source, "size": total, "sha256": sha256})
     except (DownloadError, KeyboardInterrupt):
@@ -112,60 +122,82 @@ def download(
     except _Stopped as stopped:
         raise stopped.cause from None
     except Exception as error:  # requests' and httpx's errors have no common base across huggingface_hub's versions
-        raise DownloadError(_explain(error, repo, revision, target)) from error
+        raise DownloadError(_explain(error, repo, revision, target, headers)) from error
     return target
 
 
 class _Stopped(BaseException):
-    """Carries what a progress callback raised past the retries of the transfer."""
+    """Carries what a progress callback raised past those who handle the transfer's own errors."""
 
     def __init__(self, cause: BaseException):
         self.cause = cause
 
 
-class _Counted:
-    """A binary file that reports how much it holds after each write."""
+@contextlib.contextmanager
+def _shown(progress: Progress | None, total: int, name: str) -> Iterator[Callable[[int], None]]:
+    """A callback for the bytes that are here: for `progress`, or for a bar of huggingface_hub's where there is none."""
+    from huggingface_hub.utils import tqdm
 
-    def __init__(self, file, total: int, progress: Progress):
-        self._file, self._total, self._progress = file, total, progress
+    if progress is None:
+        with tqdm(total=total, unit="B", unit_scale=True, desc=name) as bar:
+            yield lambda done: bar.update(done - bar.n)
+        return
 
-    def write(self, data: bytes) -> int:
-        written = self._file.write(data)
+    def tick(done: int) -> None:
         try:
-            self._progress(self._file.tell(), self._total)
+            progress(done, total)
         except BaseException as error:
             raise _Stopped(error) from None
-        return written
 
-    def __getattr__(self, name: str):
-        return getattr(self._file, name)
+    yield tick
 
 
-def _fetch(url: str, part: Path, total: int, headers: dict, progress: Progress | None) -> None:
-    from huggingface_hub.file_download import http_get
+@contextlib.contextmanager
+def _one_at_a_time(target: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Threads and processes that want the same file: one fetches it while the others are `waiting`."""
+    from filelock import FileLock, Timeout
 
-    done = part.stat().st_size if part.is_file() else 0
-    if done == total:
-        return  # asking for nothing more is an error to some servers
-    if done > total:
-        part.unlink()
-        done = 0
-    with open(part, "r+b" if done else "wb") as file:
-        file.seek(done)
-        sink = _Counted(file, total, progress) if progress else file
-        http_get(url, sink, resume_size=done, headers=headers, expected_size=total)
+    lock = FileLock(f"{target}.lock")
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=transfer.TICK)
+        except Timeout:
+            waiting()
+        except NotImplementedError:  # a network folder without locks
+            break
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
-def _check(part: Path, total: int, sha256: str, what: str) -> None:
-    size = part.stat().st_size
-    if size != total:
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
+
+
+def _is(file: Path, size: int, sha256: str) -> bool:
+    return _size(file) == size and _sha256(file) == sha256
+
+
+def _room(part: Path, total: int) -> None:
+    missing, free = total - _size(part), shutil.disk_usage(part.parent).free
+    if missing > free:
         raise DownloadError(
-            f"{what} arrived with {size} bytes instead of {total}. Run it again: it goes on from there."
+            f"{part.parent} has {free / 1e6:.0f} MB free, and {missing / 1e6:.0f} MB are missing of "
+            f"{part.name.partition('.safetensors')[0]}: free some, or {ANOTHER_FOLDER}."
         )
+
+
+def _check(part: Path, sha256: str, what: str) -> None:
     found = _sha256(part)
     if found != sha256:
         part.unlink()
-        raise DownloadError(f"{what} arrived damaged: its sha256 is {found}, announced was {sha256}. Try again.")
+        raise DownloadError(
+            f"{what} arrived damaged: its sha256 is {found}, announced was {sha256}. It was thrown away. Try again; if "
+            "it happens again, use another endpoint (HF_ENDPOINT)."
+        )
 
 
 def _sha256(path: Path) -> str:
@@ -179,27 +211,67 @@ def _sha256(path: Path) -> str:
 
 
 def _record(target: Path, source: dict) -> None:
-    record = target.with_name(target.name + ".json")
-    part = record.with_name(record.name + ".part")
-    part.write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, record)
+    record, text = target.with_name(target.name + ".json"), json.dumps(source, indent=2) + "\n"
+    try:
+        if not record.is_file() or record.read_text(encoding="utf-8") != text:
+            with beside(record) as part:
+                part.write_text(text, encoding="utf-8")
+    except OSError as error:  # the weights are there and right
+        log.warning("Where %s is from could not be recorded beside it: %s", target, error)
 
 
+ELSEWHERE = "use another endpoint (HF_ENDPOINT)"
 REASONS = {  # by name, since huggingface_hub has moved these classes about; the more special first
     "GatedRepoError": "its owner must grant you access first: open its page, accept the terms, and set HF_TOKEN",
     "RepositoryNotFoundError": "there is no such repository, or it is private: check the name, or set HF_TOKEN",
     "RevisionNotFoundError": "it has no such revision: leave the revision out to get the newest",
     "EntryNotFoundError": "it has no such file at this revision",
+    "UnsupportedProtocol": f"the server points to an address that is neither http nor https: {ELSEWHERE}",
+    "InvalidSchema": f"the server points to an address that is neither http nor https: {ELSEWHERE}",  # of requests
+    "WrongSize": f"the server has {{says}}: {ELSEWHERE}",
+    "TooSlow": f"the server is too slow, {{says}}: try again later, or {ELSEWHERE}",
+    "Ended": "{says}, several times: try again",
+    "TimeoutException": "the server does not answer ({says}): try again later, or check the network",
+    "Timeout": "the server does not answer ({says}): try again later, or check the network",
+    "TimeoutError": "the server does not answer ({says}): try again later, or check the network",
+    "ConnectError": "no connection to {endpoint} ({says}): check the network, the proxy and HF_ENDPOINT",
+    "ConnectionError": "no connection to {endpoint} ({says}): check the network, the proxy and HF_ENDPOINT",
+    "TransportError": "the connection failed ({says}): try again",
+}
+STATUSES = {
+    401: "the token was not accepted: check HF_TOKEN, or unset it",
+    403: "this token, or none, has no access to it: set HF_TOKEN to one that has",
+    404: "it is not there: check HF_ENDPOINT",
+    429: "too many requests from here: {again}; with HF_TOKEN set the limit is higher",
+}
+ANOTHER_FOLDER = "choose another folder (on the command line with --cache-dir, or DCAE_HOME)"
+DISK = {
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): f"the disk is full ({{error}}): free some, or {ANOTHER_FOLDER}",
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST): "{folder} can't be written ({error}): make "
+    f"it writable, or {ANOTHER_FOLDER}",
 }
 
 
-def _explain(error: Exception, repo: str, revision: str, target: Path) -> str:
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    first_line = next(iter(str(error).strip().splitlines()), "no details")
-    reason = next((REASONS[kind] for kind in REASONS if kind in kinds), f"{type(error).__name__}: {first_line}")
-    kept = list(target.parent.glob(f"{target.name}.*.part")) if target.parent.is_dir() else []
-    again = " What has arrived is kept: a new try goes on from there." if kept else ""
-    return (
-        f"{repo} (revision {revision}) could not be downloaded: {reason}.{again} Or fetch the file by hand and put it "
-        f"at {target}."
+def _explain(error: Exception, repo: str, revision: str, target: Path, headers: dict) -> str:
+    from huggingface_hub import constants
+
+    kinds, status = {kind.__name__ for kind in type(error).__mro__}, transfer.status_of(error)
+    place = str(getattr(error, "filename", None) or target)
+    number = error.errno if isinstance(error, OSError) and place.startswith(str(target.parent)) else None
+    disk = next((words for numbers, words in DISK.items() if number in numbers), None)
+    other = f"the server has a fault ({status}): {{again}}" if status else "{says}"
+    reason = disk or next((REASONS[kind] for kind in REASONS if kind in kinds), STATUSES.get(status, other))
+    wait, says = transfer.asked_to_wait(error), transfer.first_line(error)
+    reason = reason.format(
+        says=says,
+        again="try again later" if wait is None else f"it asks for {wait:.0f} s of waiting, then try again",
+        endpoint=constants.ENDPOINT,
+        folder=target.parent,
+        error=getattr(error, "strerror", None),
     )
+    token = headers.get("authorization", "").removeprefix("Bearer ")
+    reason = reason.replace(token, "(the token)") if token else reason
+    kept = target.parent.is_dir() and any(target.parent.glob(f"{target.name}.*.part"))
+    going_on = " What has arrived is kept: a new try goes on from there." if kept else ""
+    by_hand = "" if disk else f" Or fetch the file by hand and put it at {target}."
+    return f"{repo} (revision {revision}) could not be downloaded: {reason}.{going_on}{by_hand}"

@@ -13,7 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import ImageError
+from .files import beside
+from .finite import checked
 from .sizes import Fit
+from .strangers import open_picture, shown
 
 __all__ = ["crop", "fit", "from_bytes", "from_host", "of_pil", "read", "to_bytes", "to_host", "write"]
 
@@ -52,8 +55,9 @@ def from_bytes(x: Tensor) -> Tensor:
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """[..., H, W] in [-1, 1], clamped -> uint8, rounded to the nearest."""
+    """[..., H, W] in [-1, 1], clamped -> uint8, rounded to the nearest. Raises NotFinite, which bytes would hide."""
     made = torch.empty_like(x, dtype=torch.uint8)
+    checked(x)
     for part, place in zip(x.split(256, -2), made.split(256, -2), strict=True):  # fp32 of some rows at a time
         place.copy_(part.float().add(1).mul_(127.5).clamp_(0, 255).round_())
     return made
@@ -78,23 +82,29 @@ def crop(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def read(path: str | os.PathLike) -> Tensor:
     """A picture file as [1, H, W, 3] in [0, 1] fp32, upright by its EXIF orientation. Raises ImageError."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
 
+    if not os.path.lexists(path):
+        raise ImageError(f"There is no picture at {path}.")
     try:
-        with Image.open(path) as file:
-            return of_pil(ImageOps.exif_transpose(file))[None]
-    except FileNotFoundError:
-        raise ImageError(f"There is no picture at {path}.") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path} can't be read as a picture: {error}.") from error
+        with open_picture(path) as file:
+            picture = of_pil(ImageOps.exif_transpose(file))[None]
+    except Exception as error:  # decoders raise of every kind on damaged files
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise ImageError(f"{path} can't be read as a picture: {kind}{shown(error, 300)}.") from error
+    if not picture.numel():
+        raise ImageError(f"{path} is a picture without pixels.")
+    return picture
 
 
 def of_pil(picture) -> Tensor:
-    """A Pillow image as [H, W, 3] in [0, 1] fp32."""
+    """A Pillow image as [H, W, 3] in [0, 1] fp32. Raises ValueError for floating-point pixels, of no known range."""
     import numpy as np
 
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of no known range")
     if picture.mode.startswith("I"):  # 16-bit grey; Pillow has no 16-bit RGB
-        grey = np.asarray(picture).astype("float32") / 65535
+        grey = (np.asarray(picture).astype("float32") / 65535).clip(0, 1)
         return torch.from_numpy(np.repeat(grey[..., None], 3, axis=2))
     return torch.from_numpy(np.asarray(picture.convert("RGB")).astype("float32") / 255)
 
@@ -112,10 +122,8 @@ def write(path: str | os.PathLike, image: Tensor) -> None:
     if path.suffix.lower() not in formats:
         raise ImageError(f"{path} does not end in a picture format: use .png, .jpg or .webp.")
     array = np.rint(image.detach().float().cpu().clamp(0, 1).numpy() * 255).astype("uint8")
-    part = path.with_name(path.name + ".part")
     try:
-        Image.fromarray(array).save(part, format=formats[path.suffix.lower()])
-        os.replace(part, path)
+        with beside(path) as part:
+            Image.fromarray(array).save(part, format=formats[path.suffix.lower()])
     except (OSError, ValueError) as error:
-        part.unlink(missing_ok=True)
         raise ImageError(f"{path} can't be written: {error}.") from error

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from . import variants
+from .checkpoint import FLOATS
 from .errors import LatentError
+from .files import beside
+from .finite import is_finite, which
+from .sizes import Fit
+from .strangers import is_file, open_safetensors, shown
 from .variants import Variant
 
-__all__ = ["LatentFile", "read", "write"]
+__all__ = ["LatentFile", "belongs", "facts", "read", "write"]
 
+MOST_NUMBERS = 1 << 28  # 1 GiB: of one picture with 92681 pixels along each side
 KEY = "latents"
 COMFYUI_KEY = "latent_tensor"  # SaveLatent's; always raw, and without the true size
 
@@ -47,7 +56,6 @@ def write(
     """
     factor = variant.factor(scaling_factor) if scaled else variant.scaling_factor
     path = Path(path)
-    part = path.with_name(path.name + ".part")
     metadata = {
         "format": "dcae-latents-1",
         "variant": variant.name,
@@ -58,37 +66,82 @@ def write(
     if factor is not None:
         metadata["scaling_factor"] = str(factor)
     try:
-        save_file({KEY: (raw * factor if scaled else raw).contiguous().cpu()}, part, metadata)
-        os.replace(part, path)
+        with beside(path) as part:
+            save_file({KEY: (raw * factor if scaled else raw).contiguous().cpu()}, part, metadata)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise LatentError(f"{path} can't be written: {error}.") from error
     return path
 
 
 def read(path: str | os.PathLike) -> LatentFile:
-    """A file that `write` or ComfyUI's SaveLatent made. Raises LatentError."""
-    if not Path(path).is_file():
+    """A file that `write` or ComfyUI's SaveLatent made. Raises LatentError, which names it: also for latents that are
+    not finite, and for metadata that does not fit them."""
+    if not is_file(path):
         raise LatentError(f"There is no latent file at {path}.")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            names, metadata = list(file.keys()), file.metadata() or {}
+        with open_safetensors(path) as file:
+            names, told = list(file.keys()), file.metadata() or {}
             key = next((k for k in (KEY, COMFYUI_KEY) if k in names), None)
             if key is None:
+                sample = ", ".join(map(shown, names[:3])) or "nothing"
                 raise LatentError(
-                    f"{path} is not a latent file: it holds {', '.join(names[:3]) or 'nothing'}, and neither {KEY!r} "
-                    f"(dcae encode) nor {COMFYUI_KEY!r} (ComfyUI's SaveLatent)."
+                    f"{path} is not a latent file: it holds {sample}, and neither {KEY!r} (dcae encode) nor "
+                    f"{COMFYUI_KEY!r} (ComfyUI's SaveLatent)."
                 )
-            tensor = file.get_tensor(key).float()
-        variant = variants.find(metadata["variant"]) if "variant" in metadata else None
-        size = (int(metadata["height"]), int(metadata["width"])) if "height" in metadata else None
-        if size is not None and min(size) < 1:
-            raise ValueError(f"a picture of {size[1]}x{size[0]}")
-        factor = float(metadata["scaling_factor"]) if metadata.get("scale") == "scaled" else 1.0
-    except (SafetensorError, OSError) as error:
-        raise LatentError(f"{path} is not a readable latent file ({error}): cut short, or something else.") from error
-    except (KeyError, ValueError) as error:
+            piece = file.get_slice(key)
+            variant, size, factor = facts(told)
+            belongs(piece.get_shape(), variant, size)
+            if (dtype := str(piece.get_dtype())) not in FLOATS:
+                raise ValueError(f"its numbers are {shown(dtype)}, not floating-point")
+            raw = file.get_tensor(key).float() / factor
+        if not is_finite(raw):
+            raise ValueError(f"its numbers are not finite: {which(raw)}")
+    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
+        raise LatentError(
+            f"{path} is not a readable latent file ({shown(error, 200)}): cut short, or something else."
+        ) from error
+    except ValueError as error:
         if isinstance(error, LatentError):
             raise
-        raise LatentError(f"{path} has metadata that makes no sense: {error}.") from error
-    return LatentFile(tensor / factor, variant, size)
+        raise LatentError(f"{path} is not a latent file that can be used: {shown(error, 500)}.") from error
+    return LatentFile(raw, variant, size)
+
+
+def facts(told: Mapping[str, str]) -> tuple[Variant | None, tuple[int, int] | None, float]:
+    """(variant, size of the pictures, what to divide by) of a file's metadata. Raises ValueError."""
+    variant = size = None
+    factor = 1.0
+    if "variant" in told:
+        variant = variants.find(shown(told["variant"]))
+    if "height" in told or "width" in told:
+        size = tuple(_whole(side, told.get(side)) for side in ("height", "width"))
+    if (scale := told.get("scale", "raw")) not in ("raw", "scaled"):
+        raise ValueError(f"scale {shown(scale)!r} is neither raw nor scaled")
+    if scale == "scaled":
+        text = shown(told.get("scaling_factor"))
+        try:
+            factor = float(text)
+        except ValueError:
+            factor = math.nan
+        if not 1e-6 < factor < 1e6:
+            raise ValueError(f"scaling_factor {text!r} is no factor")
+    return variant, size, factor
+
+
+def _whole(name: str, text: str | None) -> int:
+    if text is None or not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
+        raise ValueError(f"{name} {shown(text)!r} is no number of pixels")
+    return int(text)
+
+
+def belongs(shape: Sequence[int], variant: Variant | None, size: tuple[int, int] | None) -> None:
+    """Raises ValueError if latents [B, c, h, w] of this shape can't be of `variant`, or of pictures of this size."""
+    text = shown(list(shape))
+    if len(shape) != 4 or not 0 < math.prod(shape) <= MOST_NUMBERS:
+        raise ValueError(f"latents of shape {text}, where [batch, channels, height, width] is needed")
+    if variant is None:
+        return
+    if not variant.takes(shape[1]):
+        raise ValueError(f"latents of shape {text}, but {variant.name} has {variant.latent_channels} channels")
+    if size is not None and Fit(*size, variant.spatial_ratio).latent != tuple(shape[2:]):
+        raise ValueError(f"latents of shape {text}, which a picture of {size[1]}x{size[0]} does not have")

@@ -23,7 +23,8 @@ from .errors import ImageError, OptionError
 
 __all__ = ["Frechet", "Scores", "frechet", "lpips", "psnr", "scores"]
 
-LEAST_SSIM, LEAST_MS_SSIM, LEAST_LPIPS = 11, 161, 32  # shorter side, in pixels
+LEAST_SSIM, LEAST_MS_SSIM, LEAST_LPIPS = 11, 176, 32  # shorter side, in pixels
+HALVED = 16  # MS-SSIM halves a picture four times
 Perceptual = Callable[[Tensor, Tensor], float]
 
 
@@ -51,7 +52,9 @@ def scores(original: Tensor, result: Tensor, perceptual: Perceptual | None = Non
     returned.
 
     SSIM (Wang et al. 2004) with its Gaussian window of 11 pixels and sigma 1.5, MS-SSIM (Wang et al. 2003) with its
-    five scales; both are means over the channels. Raises ImageError for pictures of two sizes.
+    five scales, of the middle whose sides are multiples of 16 (pytorch-msssim halves odd sides with a row of zeros,
+    which on photographs changes the third digit); both are means over the channels. Raises ImageError for pictures of
+    two sizes.
     """
     try:
         from pytorch_msssim import ms_ssim, ssim
@@ -66,7 +69,7 @@ def scores(original: Tensor, result: Tensor, perceptual: Perceptual | None = Non
     return Scores(
         psnr=_decibels(mse),
         ssim=ssim(a, b, data_range=255).item() if shortest >= LEAST_SSIM else None,
-        ms_ssim=ms_ssim(a, b, data_range=255).item() if shortest >= LEAST_MS_SSIM else None,
+        ms_ssim=ms_ssim(_middle(a), _middle(b), data_range=255).item() if shortest >= LEAST_MS_SSIM else None,
         mse=mse,
         mae=difference.abs().mean().item(),
         lpips=perceptual(original, result) if perceptual and shortest >= LEAST_LPIPS else None,
@@ -83,7 +86,9 @@ def lpips(download: bool = False) -> Perceptual:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
         from torchvision.models import AlexNet_Weights
     except (ImportError, RuntimeError) as error:  # RuntimeError: a build for another torch
-        raise OptionError(f"LPIPS needs torchmetrics and torchvision, which can't be imported: {error}.") from error
+        raise OptionError(
+            f"LPIPS needs torchmetrics and torchvision, which can't be imported ({error}): pip install 'dcae[compare]'."
+        ) from error
     path = _weights("LPIPS", AlexNet_Weights.DEFAULT.url, download)
     with _reading("LPIPS", path):
         network = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
@@ -138,7 +143,10 @@ def frechet(download: bool = False) -> Callable[[], Frechet]:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as error:
-        raise OptionError(f"rFID needs torch-fidelity and torchvision, which can't be imported: {error}.") from error
+        raise OptionError(
+            f"rFID needs torch-fidelity and torchvision, which can't be imported ({error}): "
+            "pip install 'dcae[compare]'."
+        ) from error
     path = _weights("rFID", URL_INCEPTION_V3, download)
     with _reading("rFID", path):
         whole = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
@@ -152,7 +160,10 @@ def _weights(what: str, url: str, download: bool) -> Path:
     path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
     if not path.is_file():
         if not download:
-            raise OptionError(f"{what} needs {path.name}, which is not in {path.parent}: get it from {url}.")
+            raise OptionError(
+                f"{what} needs {path.name}, which is not in {path.parent}: allow downloads (--download), or get it "
+                f"from {url}."
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             # The name ends in the first digits of the file's sha256, which is checked.
@@ -183,6 +194,13 @@ def _reading(what: str, path: Path) -> Iterator[None]:
 def _bytes(picture: Tensor) -> Tensor:
     """[0, 1] -> uint8, rounded to the nearest."""
     return (picture.detach().cpu().float() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _middle(x: Tensor) -> Tensor:
+    """[B, C, H, W] without the fewest rows and columns that leave multiples of HALVED."""
+    over = [side % HALVED for side in x.shape[2:]]
+    top, left = (side // 2 for side in over)
+    return x[:, :, top : x.shape[2] - over[0] + top, left : x.shape[3] - over[1] + left]
 
 
 def _steps(a: Tensor, b: Tensor) -> Tensor:

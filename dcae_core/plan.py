@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -17,10 +20,25 @@ from .stream.layers import Attend, Sums
 from .stream.program import Sweep, sweeps
 from .variants import VARIANTS, Variant
 
-__all__ = ["Budget", "BudgetError", "Plan", "free_bytes", "is_out_of_memory", "make", "parse_bytes", "release"]
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "Plan",
+    "free_bytes",
+    "is_onednns",
+    "is_out_of_memory",
+    "make",
+    "parse_bytes",
+    "release",
+]
 
 Budget = str | int | float | None
 DIRECTIONS = ("encode", "decode")
+# CUDA, ROCm, MPS, XPU; torch's allocator on Linux, on Windows; cuBLAS and cuDNN (..._STATUS_ALLOC_FAILED)
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
+CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+CGROUP_V2 = "memory.max", "memory.current", "inactive_file"
+CGROUP_V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
@@ -180,17 +198,43 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cpu":
         try:
             with open("/proc/meminfo", encoding="ascii") as file:
-                return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+                free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
         except (OSError, StopIteration):
             return None
+        return max(0, min([free, *_container()]))
     return None
 
 
+def _container() -> Iterator[int]:
+    """What the limits of control groups leave this process, such as a container's: beyond them it is killed. Cached
+    files that nothing uses are not counted. Files as in Linux's admin-guide/cgroup-v2 and cgroup-v1/memory."""
+    told, root = CGROUPS
+    lines = told.read_text(encoding="utf-8").splitlines() if told.is_file() else []
+    for _, kinds, path in (line.split(":", 2) for line in lines):
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        top = root / "memory" if kinds else root
+        limit, used, cached = CGROUP_V1 if kinds else CGROUP_V2
+        here = top / path.strip("/")
+        for folder in (here, *here.parents):
+            with contextlib.suppress(OSError, ValueError, StopIteration):  # not there, or "max"
+                free = int((folder / limit).read_text()) - int((folder / used).read_text())
+                stat = (folder / "memory.stat").read_text().splitlines()
+                yield free + next(int(line.split()[1]) for line in stat if line.startswith(f"{cached} "))
+            if folder == top:
+                break
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Is this how torch says that a device, or the machine, has no memory left?"""
-    text = str(error).lower()
+    """Is this how torch, or a library under it, says that a device or the machine has no memory left?"""
     kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, kinds) or any(words in str(error).lower() for words in OUT_OF_MEMORY) or is_onednns(error)
+
+
+def is_onednns(error: BaseException) -> bool:
+    """Is this oneDNN's, which gives no reason? From then on it can't make anything new in the same thread, however much
+    memory there is: Xbyak, which writes its code, keeps the error, for each thread."""
+    return str(error).strip() in ("could not create a primitive", "could not execute a primitive")
 
 
 def release(device: torch.device) -> None:

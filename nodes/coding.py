@@ -8,7 +8,7 @@ from comfy_api.v0_0_2 import io
 
 from ..dcae_core import VARIANTS
 from ..dcae_core.sizes import MODES, Fit
-from .latents import remember, true_size
+from .latents import check_variant, remember, true_size
 from .schema import aliases
 from .vae import require
 from .web import line
@@ -67,7 +67,7 @@ class DCAEEncode(io.ComfyNode):
         how = Fit(pixels.shape[1], pixels.shape[2], vae.dcae.spatial_ratio, size_mode)
         start = time.perf_counter()
         latents = vae.encode(pixels, how, int(budget_gib * 2**30), channels=latent_channels or None)
-        return io.NodeOutput(remember({"samples": latents}, *how.true), ui=said(vae, start))
+        return io.NodeOutput(remember({"samples": latents}, how.true, vae.dcae.variant), ui=said(vae, start))
 
 
 class DCAEDecode(io.ComfyNode):
@@ -90,6 +90,7 @@ class DCAEDecode(io.ComfyNode):
     @classmethod
     def execute(cls, samples, vae, budget_gib: float = 0.0) -> io.NodeOutput:
         vae = require(vae)
+        check_variant(samples, vae.dcae.variant)
         height, width = true_size(samples, vae.dcae.spatial_ratio)
         start = time.perf_counter()
         picture = vae.decode(samples["samples"], budget=int(budget_gib * 2**30))

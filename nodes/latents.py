@@ -12,18 +12,30 @@ from comfy_api.v0_0_2 import io
 from ..dcae_core import DCAEError, LatentError, Variant, find, names
 from ..dcae_core.latents import read
 from ..dcae_core.sizes import Fit
+from ..dcae_core.strangers import inside
 from .schema import aliases
 from .vae import DCAEVAE, require
 
-__all__ = ["DCAEEmptyLatent", "DCAELoadLatent", "DCAEScaleLatent", "remember", "true_size"]
+__all__ = ["DCAEEmptyLatent", "DCAELoadLatent", "DCAEScaleLatent", "check_variant", "remember", "true_size"]
 
 SIZE = "dcae_size"  # a LATENT's key for the (height, width) of its picture before padding
+VARIANT = "dcae_variant"  # and for the name of the variant that it was made with
 FROM_VAE = "from vae"
 
 
-def remember(latent: dict, height: int, width: int) -> dict:
-    """`latent` with the true size of its picture, for `true_size`."""
-    return {**latent, SIZE: (height, width)}
+def remember(latent: dict, size: tuple[int, int] | None, variant: Variant | None = None) -> dict:
+    """`latent` with the true (height, width) of its picture, for `true_size`, and its variant, for `check_variant`."""
+    facts = {SIZE: size, VARIANT: variant and variant.name}
+    return {**latent, **{name: fact for name, fact in facts.items() if fact is not None}}
+
+
+def check_variant(latent: dict, variant: Variant) -> None:
+    """Raises LatentError if it is remembered that the latent is of another variant: its shape may be the same."""
+    told = latent.get(VARIANT)
+    if told is not None and find(told).latent_space != variant.latent_space:
+        raise LatentError(
+            f"The latent was made with {told}, but {variant.name} is given here and does not read it: use {told}."
+        )
 
 
 def true_size(latent: dict, ratio: int) -> tuple[int, int]:
@@ -78,7 +90,7 @@ class DCAEEmptyLatent(io.ComfyNode):
         which = chosen_variant(vae, variant)
         shape = (batch_size, which.latent_channels, *Fit(height, width, which.spatial_ratio).latent)
         empty = torch.zeros(shape, device=management.intermediate_device())
-        return io.NodeOutput(remember({"samples": empty}, height, width))
+        return io.NodeOutput(remember({"samples": empty}, (height, width)))
 
 
 class DCAELoadLatent(io.ComfyNode):
@@ -102,22 +114,29 @@ class DCAELoadLatent(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, latent: str | None) -> bool | str:
-        if latent is None or folder_paths.exists_annotated_filepath(latent):
+        if latent is None or path_of(latent):
             return True
         return f"There is no {latent!r} in the input folder. Put the file there, or drop it on the graph."
 
     @classmethod
     def fingerprint_inputs(cls, latent: str | None) -> str:
-        if latent is None or not folder_paths.exists_annotated_filepath(latent):
+        path = latent and path_of(latent)
+        if not path:
             return ""
-        stat = os.stat(folder_paths.get_annotated_filepath(latent))
+        stat = os.stat(path)
         return f"{stat.st_size}:{stat.st_mtime_ns}"
 
     @classmethod
     def execute(cls, latent: str) -> io.NodeOutput:
-        file = read(folder_paths.get_annotated_filepath(latent))
-        made = {"samples": file.raw}
-        return io.NodeOutput(remember(made, *file.size) if file.size else made)
+        file = read(path_of(latent) or latent)
+        return io.NodeOutput(remember({"samples": file.raw}, file.size, file.variant))
+
+
+def path_of(name: str) -> str | None:
+    """The file of that name in ComfyUI's input folder, or in the one that its ending, such as [output], says; None
+    where there is none. Workflows come from anywhere: a name that leads out of the folder is none."""
+    plain, folder = folder_paths.annotated_filepath(name)
+    return inside(folder or folder_paths.get_input_directory(), plain)
 
 
 def latent_files() -> list[str]:
@@ -169,6 +188,7 @@ class DCAEScaleLatent(io.ComfyNode):
                 f"The latent has {z.shape[1]} channels, but {which.name} has {which.latent_channels}: its scaling "
                 "factor does not apply. Choose the variant that the latent was made with."
             )
+        check_variant(samples, which)
         factor = which.factor(factor or None)
         scaled = z * factor if direction == "raw to scaled" else z / factor
         return io.NodeOutput({**samples, "samples": scaled})

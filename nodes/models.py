@@ -13,6 +13,7 @@ import folder_paths
 from ..dcae_core import DEMO, VARIANTS, CheckpointError, DownloadError, UnknownVariant, find, hub
 from ..dcae_core.checkpoint import Checkpoint, is_dcae, is_shard
 from ..dcae_core.errors import Undecided
+from ..dcae_core.files import beside
 from ..dcae_core.variants import Variant
 
 __all__ = ["choices", "fingerprint", "locate", "look", "place_example", "problem"]
@@ -106,11 +107,10 @@ def place_example() -> None:
     target = Path(folder_paths.get_input_directory()) / EXAMPLE
     if target.exists():
         return
-    part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(Path(hub.__file__).parent / "assets" / "example.jpg", part)
-        os.replace(part, target)
+        with beside(target) as part:
+            shutil.copyfile(Path(hub.__file__).parent / "assets" / "example.jpg", part)
     except OSError as error:
         log.warning("DC-AE: the example photograph could not be put at %s: %s", target, error)
 

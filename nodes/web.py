@@ -66,6 +66,8 @@ def foresee(asked: dict[str, str]) -> str:
     try:
         width, height, batch = (int(asked[name]) for name in ("width", "height", "batch"))
         budget = float(asked.get("budget_gib") or 0)
+        if not budget < 1 << 20:  # nor NaN
+            raise ValueError("budget_gib is too large")
     except (KeyError, ValueError) as error:
         raise OptionError(f"width, height, batch and budget_gib must be numbers: {error}.") from None
     if not (1 <= width <= MOST and 1 <= height <= MOST and 1 <= batch <= 4096):

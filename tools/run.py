@@ -63,12 +63,24 @@ VISION = ("torchvision==0.28.0", "torch-fidelity==0.4.0")
 NO_DEPS = ("torchvision==0.28.0", "timm==1.0.27", "opencv-python-headless==4.12.0.88")
 NO_DEPS += ("gradio==3.43.2", "gradio-client==0.5.0", "compel==2.4.0")
 SETUPTOOLS = "setuptools==69.5.1"  # last, and older than torch says it needs
-# torchvision's own operators are not built for this torch: two that it looks for at its import stand in for them.
-OPERATORS = """import torch
+# torchvision's own operators are not built for this torch: two that it looks for at its import stand in for them. They
+# are made when it is looked for, since this runs at the start of every Python there, and torch takes seconds to import.
+OPERATORS = """import sys
 
-library = torch.library.Library("torchvision", "DEF")
-for name in ("nms", "qnms"):
-    library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            import torch
+
+            Finder.library = torch.library.Library("torchvision", "DEF")
+            for operator in ("nms", "qnms"):
+                self.library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return None
+
+
+sys.meta_path.insert(0, Finder())
 """
 
 

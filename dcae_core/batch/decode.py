@@ -12,10 +12,11 @@ import torch
 
 from .. import images, variants
 from ..autoencoder import DCAE, is_path
-from ..errors import DCAEError, OptionError
+from ..errors import LatentError, OptionError
+from ..strangers import shown
 from . import shards
 from .job import Done, Summary
-from .place import Place
+from .place import Place, plain_name
 from .shards import Row
 from .sources import Unreadable
 
@@ -68,7 +69,9 @@ def decode(options: DecodeOptions, told: Callable[[Done], None] = lambda done: N
             if part in done:
                 continue
             rows = list(shards.read(source, name))
-            ae = ae or _model(options, rows[0][1]["variant"])
+            if rows:
+                ae = ae or _model(options, rows[0][1]["variant"])
+                _check(ae, rows, source.path(name))
             finished = _part(options, ae, part, rows, target, writers)
             target.write_text(f"decoded/{part}.json", finished.as_text())
             made.add(finished)
@@ -79,15 +82,22 @@ def decode(options: DecodeOptions, told: Callable[[Done], None] = lambda done: N
 def _model(options: DecodeOptions, told: str) -> DCAE:
     name = options.model or told
     if is_path(name):
-        ae = DCAE.from_file(name, None, options.device, options.dtype)
-    else:
-        ae = DCAE(name, options.device, options.dtype, options.cache_dir)
-    if variants.find(told).latent_space != ae.variant.latent_space:
-        raise DCAEError(f"These latents are of {told}, which {ae.variant.name} does not read: use that model.")
-    return ae
+        return DCAE.from_file(name, None, options.device, options.dtype)
+    return DCAE(name, options.device, options.dtype, options.cache_dir)
 
 
-def _part(options: DecodeOptions, ae: DCAE, name: str, rows, target: Place, writers: ThreadPoolExecutor) -> Done:
+def _check(ae: DCAE, rows: list[tuple[Row, dict[str, str]]], file: str) -> None:
+    """Raises LatentError if `ae` does not read the latents of one of the rows: shapes alone would not show it."""
+    for row, common in rows:
+        told = variants.find(common["variant"])
+        if told.latent_space != ae.variant.latent_space:
+            raise LatentError(
+                f"{file}: the latents of {shown(row.key)!r} are of {told.name}, but {ae.variant.name} is loaded and "
+                f"does not read them: use {told.name}."
+            )
+
+
+def _part(options: DecodeOptions, ae: DCAE | None, name: str, rows, target: Place, writers: ThreadPoolExecutor) -> Done:
     by_shape: dict[tuple[int, ...], list[tuple[Row, float]]] = {}
     for row, common in rows:
         factor = float(common["scaling_factor"]) if common["scale"] == "scaled" else 1.0
@@ -101,18 +111,18 @@ def _part(options: DecodeOptions, ae: DCAE, name: str, rows, target: Place, writ
             pictures = ae.decode(z, budget=options.budget, as_uint8=True).cpu()
             seconds += time.perf_counter() - start
             for (row, _), picture in zip(some, pictures, strict=True):
-                jobs.append(
-                    writers.submit(_save, target, f"{row.key}.{options.ending}", images.crop(picture[None], row.size))
-                )
+                picture = images.crop(picture[None], row.size)
+                jobs.append(writers.submit(_save, target, row.key, options.ending, picture))
     for job in jobs:
         job.result()
     skipped: tuple[Unreadable, ...] = ()
     return Done(name, len(rows), sum(row.size[0] * row.size[1] for row, _ in rows), seconds, skipped)
 
 
-def _save(target: Place, key: str, picture: torch.Tensor) -> None:
+def _save(target: Place, key: str, ending: str, picture: torch.Tensor) -> None:
     """[1, 3, H, W] uint8 to the file of its key; keys are names from strangers, and stay below `target`."""
-    name = "/".join(part for part in key.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+    parts = [plain_name(part) for part in key.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    name = f"{'/'.join(parts) or '_'}.{ending}"
     target.write(name, lambda path: _write(path, picture, Path(name).suffix))
 
 

@@ -17,11 +17,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import OptionError
+from ..strangers import parsed, shown
 from . import sources
 from .place import Place
 from .sources import Part, Unreadable
 
 __all__ = ["Done", "Job", "Summary"]
+
+LISTING = "Put it back from a copy, or begin again in another folder."
+DONE = "Remove it, and its part is done again."
 
 
 @dataclass(frozen=True)
@@ -72,15 +76,22 @@ class Job:
                 raise OptionError(f"{destination} is not empty, and holds no job of this kind: name another folder.")
             self.place.write_text("job.json", json.dumps(asked, indent=1) + "\n")
             return
-        before = json.loads(self.place.read_text("job.json"))
+        before = self._read("job.json", "Put it back from a copy, or name another folder.")
         names = [name for name in {**before, **asked} if before.get(name) != asked.get(name)]
         if names:
-            other = "; ".join(f"{name}: {before.get(name)!r}, now {asked.get(name)!r}" for name in names)
+            other = "; ".join(
+                f"{shown(name)}: {shown(repr(before.get(name)))}, now {asked.get(name)!r}" for name in names[:10]
+            )
             raise OptionError(f"{destination} holds a job with other settings ({other}): name another folder.")
 
     def parts(self) -> list[Part]:
-        """All parts, listed anew: those of earlier listings stay as they are, what is new follows them."""
+        """All parts, listed anew: those of earlier listings stay as they are, what is new follows them. Raises
+        OptionError where a listing is damaged or lost: what is numbered anew would take the place of what is done."""
         listed = [part for name in self.place.names("parts") for part in self._listing(name)]
+        if [part.number for part in listed] != list(range(len(listed))):
+            raise self._damaged("parts", "a listing is missing, or not whole", LISTING)
+        if lost := sorted(set(self.finished()) - {part.name for part in listed}):
+            raise self._damaged("parts", f"{shown(lost[0])} is done, but not listed", LISTING)
         known = frozenset((path, part.group) for part in listed for path in part.paths)
         new = list(sources.parts(self.source, self.size, known, len(listed)))
         if new:
@@ -89,8 +100,28 @@ class Job:
         return listed + new
 
     def _listing(self, name: str) -> Iterator[Part]:
-        for line in self.place.read_text(f"parts/{name}").splitlines():
-            yield Part.of(json.loads(line))
+        """The parts in a file of parts/."""
+        try:
+            text = self.place.read_bytes(f"parts/{name}")
+            if not text.endswith(b"\n"):
+                raise ValueError("its last line is cut")
+            for line in text.splitlines():
+                yield Part.of(parsed(line))
+        except (OSError, ValueError) as error:
+            raise self._damaged(f"parts/{name}", error, LISTING) from error
+
+    def _read(self, name: str, what_now: str) -> dict[str, Any]:
+        """The object that a JSON file of the job holds."""
+        try:
+            made = parsed(self.place.read_bytes(name))
+            if not isinstance(made, dict):
+                raise ValueError("it is no object")
+            return made
+        except (OSError, ValueError) as error:
+            raise self._damaged(name, error, what_now) from error
+
+    def _damaged(self, name: str, error: object, what_now: str) -> OptionError:
+        return OptionError(f"{self.place.path(name)} is damaged: {shown(error, 200)}. {what_now} Nothing was changed.")
 
     def finished(self) -> list[str]:
         """The names of the parts that are done."""
@@ -101,12 +132,18 @@ class Job:
         self.place.write_text(f"done/{done.part}.json", done.as_text())
 
     def summary(self) -> Summary:
-        """Read from what is done."""
+        """Read from what is done. Raises OptionError for a file that is damaged."""
         made = Summary()
         for name in self.place.names("done"):
-            told = json.loads(self.place.read_text(f"done/{name}"))
-            skipped = tuple(Unreadable(one["key"], one["reason"]) for one in told["skipped"])
-            made.add(Done(told["part"], told["images"], told["pixels"], told["seconds"], skipped))
+            told = self._read(f"done/{name}", DONE)
+            try:
+                skipped = tuple(Unreadable(str(one["key"]), str(one["reason"])) for one in told["skipped"])
+                counts = [told[count] for count in ("images", "pixels", "seconds")]
+                if not all(isinstance(count, (int, float)) and 0 <= count < 1e18 for count in counts):
+                    raise ValueError(f"it counts {shown(counts)}")
+                made.add(Done(name.removesuffix(".json"), *counts, skipped))
+            except (KeyError, TypeError, ValueError) as error:
+                raise self._damaged(f"done/{name}", f"{type(error).__name__}: {error}", DONE) from error
         return made
 
     def report(self, summary: Summary) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -133,7 +134,9 @@ class _Workers:
 
 
 def _end_with_parent() -> None:
-    """In a worker: where the process that gives it work is killed, it must not be left waiting."""
+    """In a worker: where the process that gives it work is killed, it must not be left waiting. Ctrl-C is that
+    process's business, which ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:
         multiprocessing.parent_process().join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import DCAEError, OptionError
+from ..strangers import is_file
 
-__all__ = ["Place"]
+__all__ = ["Place", "plain_name"]
 
 
 class Place:
@@ -45,11 +47,17 @@ class Place:
         return self.fs.exists(self.path(name))
 
     def open(self, name: str) -> BinaryIO:
+        """Raises OSError, also for what is no file: a pipe would keep its reader waiting."""
+        if self.local and not is_file(self.path(name)):
+            raise OSError(f"{name} is no file")
         return self.fs.open(self.path(name), "rb")
 
-    def read_text(self, name: str) -> str:
+    def size(self, name: str) -> int:
+        return self.fs.size(self.path(name)) or 0
+
+    def read_bytes(self, name: str) -> bytes:
         with self.open(name) as file:
-            return file.read().decode()
+            return file.read()
 
     def write_text(self, name: str, text: str) -> None:
         self.write(name, lambda path: path.write_text(text, encoding="utf-8"))
@@ -57,12 +65,12 @@ class Place:
     def write(self, name: str, make: Callable[[Path], object]) -> None:
         """`make` writes a file, or a folder of files, at the path it is given; then that takes its name here, in the
         place of what had it."""
-        with self._aside(name) as part:
-            try:
+        try:
+            with self._aside(name) as part:
                 make(part)
                 self._settle(part, name)
-            except OSError as error:
-                raise DCAEError(f"{self.path(name)} can't be written: {error}") from error
+        except OSError as error:
+            raise DCAEError(f"{self.path(name)} can't be written: {error}") from error
 
     @contextlib.contextmanager
     def _aside(self, name: str) -> Iterator[Path]:
@@ -93,6 +101,15 @@ class Place:
             with part.open("rb") as file:
                 os.fsync(file.fileno())
         os.replace(part, target)
+
+
+def plain_name(text: str) -> str:
+    """A name from a stranger as one that every disk takes: printable, and not too long; different ones stay different
+    where they are cut."""
+    made = "".join(c if c.isprintable() and (c != ":" or os.name != "nt") else "_" for c in text)
+    if len(made.encode()) <= 150:
+        return made
+    return f"{made[:30]}~{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:16]}"
 
 
 def _remove(path: Path) -> None:

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import LatentError
-from .place import Place
+from ..finite import is_finite, which
+from ..latents import belongs, facts
+from ..strangers import MAX_HEADER_BYTES, parsed, shown
+from .place import Place, plain_name
 
 __all__ = ["FORMATS", "Row", "endings", "read", "write"]
 
 FORMATS = ("parquet", "webdataset", "safetensors")
 ENDINGS = {"parquet": ".parquet", "webdataset": ".tar", "safetensors": ""}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+COMMON = ("variant", "dtype", "scale", "scaling_factor")
+LONGEST_KEY = 1024  # characters
+LEAST_ROW = 4096  # bytes that a row takes here, however small it is in its file
+BEYOND = 1 << 28  # bytes that rows may take more than 16 times their file: equal rows are kept once in Parquet
 
 
 @dataclass(frozen=True)
@@ -47,20 +56,50 @@ def write(path: Path, kind: str, rows: list[Row], common: dict[str, str]) -> Non
 
 
 def read(place: Place, name: str) -> Iterator[tuple[Row, dict[str, str]]]:
-    """(row, common) of a file or folder that `write` made. Raises LatentError."""
-    try:
-        if name.endswith(".parquet"):
-            yield from _read_parquet(place, name)
-        elif name.endswith(".tar"):
-            yield from _read_tar(place, name)
-        else:
-            for file in place.names(name):
-                with place.open(f"{name}/{file}") as opened:
-                    yield _of_safetensors(opened.read())
-    except (OSError, ValueError, KeyError, tarfile.TarError) as error:
-        if isinstance(error, LatentError):
-            raise
-        raise LatentError(f"{place.path(name)} is not a readable file of latents: {error}") from error
+    """(row, common) of a file or folder that `write` made, each looked at: sizes, shapes and numbers are those that
+    encoding gives. Raises LatentError, which names the file."""
+    if name.endswith(".parquet"):
+        pieces = [(name, _read_parquet)]
+    elif name.endswith(".tar"):
+        pieces = [(name, _read_tar)]
+    else:
+        pieces = [(f"{name}/{file}", _read_file) for file in place.names(name)]
+    for path, reader in pieces:
+        try:
+            room = BEYOND + 16 * place.size(path)
+            for row, told in reader(place, path):
+                room -= max(LEAST_ROW, sum(z.nbytes for z in (row.latents, row.flipped) if z is not None))
+                if room < 0:
+                    raise ValueError("its rows are far larger than the file")
+                yield row, checked(row, told)
+        except Exception as error:  # damaged files make their readers raise of every kind
+            kind = "" if isinstance(error, (OSError, ValueError, tarfile.TarError)) else f"{type(error).__name__}: "
+            raise LatentError(
+                f"{place.path(path)} is not a readable file of latents: {kind}{shown(error, 500)}. Encode its part "
+                "again."
+            ) from error
+
+
+def checked(row: Row, common: Mapping[str, str]) -> dict[str, str]:
+    """What of `common` all rows share. Raises ValueError for a row that encoding does not give."""
+    told = {name: common.get(name) for name in COMMON}
+    if not all(isinstance(value, str) for value in told.values()):
+        raise ValueError(f"it says {shown(told)}, where all of these are needed")
+    if not isinstance(row.key, str) or not 0 < len(row.key) <= LONGEST_KEY:
+        raise ValueError(f"the key {shown(row.key)!r} is none")
+    for name, numbers, count in (("size", row.size, 2), ("source_size", row.source_size, 2), ("crop", row.crop, 4)):
+        kind = float if name == "crop" else int
+        sound = len(numbers) == count and all(isinstance(n, (int, kind)) and math.isfinite(n) for n in numbers)
+        if not sound or (kind is int and min(numbers) < 1):
+            raise ValueError(f"{shown(row.key)!r} has the {name} {shown(numbers)}")
+    variant, _, _ = facts(told)
+    for z in (row.latents,) if row.flipped is None else (row.latents, row.flipped):
+        if not isinstance(z, Tensor) or z.dtype not in DTYPES.values():
+            raise ValueError(f"{shown(row.key)!r} has latents that are neither bf16 nor fp16")
+        belongs((1, *z.shape), variant, row.size)
+        if not is_finite(z):
+            raise ValueError(f"{shown(row.key)!r} has latents that are not finite: {which(z)}")
+    return told
 
 
 def _schema(common: dict[str, str]):
@@ -93,19 +132,20 @@ def _write_parquet(path: Path, rows: list[Row], common: dict[str, str]) -> None:
     pq.write_table(table, path, compression="NONE")  # latents don't compress
 
 
-def _read_parquet(place: Place, name: str) -> Iterator[tuple[Row, dict[str, str]]]:
+Found = Iterator[tuple[Row, dict[str, Any]]]  # (row, all that is said beside it)
+
+
+def _read_parquet(place: Place, name: str) -> Found:
     from pyarrow.parquet import ParquetFile
 
     with place.open(name) as file:
         opened = ParquetFile(file)
-        common = {
-            k.decode(): v.decode() for k, v in (opened.schema_arrow.metadata or {}).items() if k != b"ARROW:schema"
-        }
-        for batch in opened.iter_batches(256):
+        told = {k.decode(): v.decode() for k, v in (opened.schema_arrow.metadata or {}).items()}
+        for batch in opened.iter_batches(4):  # few: what a row takes is known once it is there
             for one in batch.to_pylist():
                 latents, flipped = (_tensor(one[c], one["dtype"], one["shape"]) for c in ("latents", "latents_flipped"))
                 sizes = tuple(one["size"]), tuple(one["source_size"]), tuple(one["crop"])
-                yield Row(one["key"], latents, flipped, *sizes, one["sha256"]), common
+                yield Row(one["key"], latents, flipped, *sizes, one["sha256"]), told
 
 
 def _bytes(z: Tensor) -> bytes:
@@ -126,9 +166,11 @@ def _to_safetensors(row: Row, common: dict[str, str]) -> bytes:
     return save({name: z.contiguous() for name, z in tensors.items()}, {**common, **own, "format": "dcae-latents-1"})
 
 
-def _of_safetensors(data: bytes) -> tuple[Row, dict[str, str]]:
+def _of_safetensors(data: bytes) -> tuple[Row, dict[str, Any]]:
     length = int.from_bytes(data[:8], "little")
-    told = json.loads(data[8 : 8 + length])["__metadata__"]
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header claims {length} bytes")
+    told = parsed(data[8 : 8 + length])["__metadata__"]
     tensors = load(data)
     flipped = tensors.get("latents_flipped")
     row = Row(
@@ -136,11 +178,11 @@ def _of_safetensors(data: bytes) -> tuple[Row, dict[str, str]]:
         tensors["latents"][0],
         None if flipped is None else flipped[0],
         (int(told["height"]), int(told["width"])),
-        tuple(json.loads(told["source_size"])),
-        tuple(json.loads(told["crop"])),
+        tuple(parsed(told["source_size"].encode())),
+        tuple(parsed(told["crop"].encode())),
         told["sha256"],
     )
-    return row, {name: told[name] for name in ("variant", "dtype", "scale", "scaling_factor")}
+    return row, told
 
 
 def _names(rows: list[Row]) -> list[str]:
@@ -148,6 +190,7 @@ def _names(rows: list[Row]) -> list[str]:
     taken: set[str] = set()
     for row in rows:
         plain = row.key.replace("/", "--").replace("\\", "--").replace(".", "_").replace(":", "_")
+        plain = plain_name(plain)
         name, n = plain, 1
         while name in taken:
             n += 1
@@ -170,10 +213,13 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(member, io.BytesIO(data))
 
 
-def _read_tar(place: Place, name: str) -> Iterator[tuple[Row, dict[str, str]]]:
-    with place.open(name) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+def _read_tar(place: Place, name: str) -> Found:
+    # "r|" and not "r|*": what is compressed may hide any size, as may holes.
+    with place.open(name) as file, tarfile.open(fileobj=file, mode="r|") as archive:
         for member in archive:
             if member.name.endswith(".safetensors"):
+                if not member.isreg() or member.issparse():
+                    raise ValueError(f"{shown(member.name)!r} in it is no file")
                 yield _of_safetensors(archive.extractfile(member).read())
 
 
@@ -181,3 +227,8 @@ def _write_folder(path: Path, rows: list[Row], common: dict[str, str]) -> None:
     path.mkdir()
     for name, row in zip(_names(rows), rows, strict=True):
         (path / f"{name}.safetensors").write_bytes(_to_safetensors(row, common))
+
+
+def _read_file(place: Place, path: str) -> Found:
+    with place.open(path) as opened:
+        yield _of_safetensors(opened.read())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import OptionError
+from ..strangers import is_file, shown
 from .place import Place, _fsspec
 
 __all__ = ["Item", "Part", "Unreadable", "items", "open_bytes", "parts"]
@@ -18,6 +20,8 @@ __all__ = ["Item", "Part", "Unreadable", "items", "open_bytes", "parts"]
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".jfif", ".ppm")
 COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes")  # names that a column of pictures has in Parquet files
 KEYS = ("key", "__key__", "id", "name")
+KINDS = ("files", "tar", "parquet")
+MOST_BYTES = 1 << 30  # of a picture file
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,19 @@ class Part:
         return dataclasses.asdict(self)
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> Part:
-        return cls(**{**fields, "paths": tuple(fields["paths"]), "keys": tuple(fields["keys"])})
+    def of(cls, fields: object) -> Part:
+        """The part of which `fields` is what `as_dict` gave. Raises ValueError for what it did not give."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(fields, dict) or fields.keys() != names:
+            raise ValueError(f"a part has {', '.join(sorted(names))}")
+        number, kind, paths, keys, group = (fields[name] for name in ("number", "kind", "paths", "keys", "group"))
+        texts = all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in (paths, keys))
+        counts = all(type(count) is int and count >= 0 for count in (number, group))
+        if not (texts and counts and paths and kind in KINDS and len(keys) == (len(paths) if kind == "files" else 0)):
+            raise ValueError("a part is none that was listed")
+        if kind != "files" and len(paths) != 1:
+            raise ValueError("a part has several files")
+        return cls(number, kind, tuple(paths), tuple(keys), group)
 
 
 @dataclass(frozen=True)
@@ -113,9 +128,9 @@ def _groups(place: Place, path: str) -> int:
     from pyarrow.parquet import ParquetFile
 
     try:
-        with place.fs.open(path, "rb") as file:
+        with _opened(place, path) as file:
             return ParquetFile(file).num_row_groups
-    except (OSError, ValueError):
+    except Exception:  # damaged files make it raise of many kinds
         return 1  # can't be read: said when its turn comes
 
 
@@ -126,18 +141,28 @@ def items(part: Part, source: str) -> Iterator[Item | Unreadable]:
         yield from (Item(key, path=path) for key, path in zip(part.keys, part.paths, strict=True))
         return
     (path,) = part.paths
-    fs = Place(source).fs
     try:
-        with fs.open(path, "rb") as file:
-            yield from _of_tar(file, path) if part.kind == "tar" else _of_parquet(file, part, path)
-    except (OSError, ValueError, EOFError, KeyError, tarfile.TarError) as error:
-        yield Unreadable(f"{posixpath.basename(path)} (from here on)", f"can't be read: {error}")
+        with _opened(Place(source), path) as file:
+            yield from _of_tar(file) if part.kind == "tar" else _of_parquet(file, part, path)
+    except Exception as error:  # damaged files make their readers raise of every kind
+        yield Unreadable(f"{posixpath.basename(path)} (from here on)", f"can't be read: {shown(error, 300)}")
 
 
-def _of_tar(file, path: str) -> Iterator[Item | Unreadable]:
-    with tarfile.open(fileobj=file, mode="r|*") as archive:
+def _opened(place: Place, path: str) -> BinaryIO:
+    """A file of `place` by its address there. Raises OSError for what is no file: a pipe keeps its reader waiting."""
+    if place.local and not is_file(path):
+        raise OSError(f"{path} is no file")
+    return place.fs.open(path, "rb")
+
+
+def _of_tar(file: BinaryIO) -> Iterator[Item | Unreadable]:
+    with tarfile.open(fileobj=file, mode="r|") as archive:  # not "r|*": what is compressed may hide any size
         for member in archive:
-            if member.isfile() and member.name.lower().endswith(IMAGES):
+            if not member.isfile() or not member.name.lower().endswith(IMAGES):
+                continue
+            if member.issparse() or member.size > MOST_BYTES:  # holes may have any size
+                yield Unreadable(member.name, f"huge: {member.size} bytes")
+            else:
                 yield Item(member.name, archive.extractfile(member).read())
 
 
@@ -151,7 +176,7 @@ def _of_parquet(file, part: Part, path: str) -> Iterator[Item | Unreadable]:
         raise ValueError(f"it has no column named {', '.join(COLUMNS)}, only {', '.join(names)}")
     key = next((name for name in KEYS if name in names), None)
     row = 0
-    for batch in opened.iter_batches(64, row_groups=[part.group], columns=[column, *([key] if key else [])]):
+    for batch in opened.iter_batches(16, row_groups=[part.group], columns=[column, *([key] if key else [])]):
         for value in batch.to_pylist():
             own = str(value[key]) if key else f"{posixpath.basename(path)}:{part.group}:{row}"
             data = value[column]
@@ -165,6 +190,8 @@ def open_bytes(path: str, source: str) -> bytes:
     """The bytes of a picture file of `source`."""
     _, _, protocol = source.rpartition("://")
     if protocol == source:  # a path of this machine
+        if not is_file(path) or os.path.getsize(path) > MOST_BYTES:
+            raise OSError(f"it is no file of up to {MOST_BYTES} bytes")
         with open(path, "rb") as file:
             return file.read()
     fs, _ = _fsspec().core.url_to_fs(source)

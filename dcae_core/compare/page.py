@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 from .. import images
 from ..errors import ImageError
+from ..files import beside
 from .run import Comparison
 from .sheet import difference
-from .text import caption, means, problems
+from .text import caption, each, means, problems
 
 __all__ = ["write_page"]
 
@@ -21,6 +22,7 @@ body { max-width: 1200px; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; font-size: .9em; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
 td, th { padding: .25em .5em; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; padding-left: 0; }
+h2 { overflow-wrap: anywhere; } details { margin: 1em 0; } summary { cursor: pointer; }
 figure { margin: 2em 0; } figcaption { margin-bottom: .5em; }
 .pair { position: relative; width: fit-content; max-width: 100%; --cut: 50%; }
 .pair img { display: block; max-width: 100%; height: auto; }
@@ -67,9 +69,8 @@ def write_page(path: str | os.PathLike, comparison: Comparison, amplify: float =
         figures = [
             _figure(comparison, i, folder, amplify) for i, row in enumerate(comparison.rows) if row.picture is not None
         ]
-        part = path.with_name(path.name + ".part")
-        part.write_text(_html(comparison, figures, amplify), encoding="utf-8")
-        os.replace(part, path)
+        with beside(path) as part:
+            part.write_text(_html(comparison, figures, amplify), encoding="utf-8")
     except OSError as error:
         raise ImageError(f"{path} can't be written: {error}.") from error
     return path
@@ -81,15 +82,28 @@ def _html(comparison: Comparison, figures: list[str], amplify: float) -> str:
         lines.append("<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>")
     said = "".join(f'<p class="problem">{escape(text)}</p>' for text in problems(comparison))
     said += "".join(f"<p>{escape(text)}</p>" for text in comparison.notes)
+    left = sum(row.picture is None and row.error is None for row in comparison.rows)
+    hidden = f"<p>{left} more pictures are in the scores, and not shown here.</p>" if left else ""
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Autoencoders side by side</title><style>{STYLE}</style><h1>Autoencoders side by side</h1>"
         f"<p>Means over the pictures; of times, the median. Differences are shown {amplify:g} times.</p>"
         f'<div class="wide"><table>{"".join(lines)}</table></div>'
-        f"{said}{''.join(figures)}"
+        f"{said}{_each(comparison)}{hidden}{''.join(figures)}"
         f"<script>{SCRIPT}</script></html>\n"
     )
+
+
+def _each(comparison: Comparison) -> str:
+    """The scores of each picture, folded away."""
+    head, *lines = each(comparison)
+    if not lines:
+        return ""
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    table = f'<div class="wide"><table><tr>{heads}</tr>{rows}</table></div>'
+    return f"<details><summary>Each picture</summary>{table}</details>"
 
 
 def _figure(comparison: Comparison, index: int, folder: Path, amplify: float) -> str:

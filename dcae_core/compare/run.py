@@ -7,6 +7,7 @@ import gc
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,19 @@ __all__ = ["Cell", "Column", "Comparison", "Row", "compare", "pictures", "resize
 # What a network goes wrong with. Not every Exception: hosts stop a run with one of their own.
 FAILURES = (DCAEError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError)
 FAILURES += (RuntimeError, TypeError, ValueError)
+NO_PICTURES = {
+    ".pdf",
+    ".mpg",
+    ".mpeg",
+    ".h5",
+    ".hdf",
+    ".bufr",
+    ".grib",
+    ".wmf",
+    ".emf",
+    ".eps",
+    ".ps",
+}  # to Pillow only
 LATENT_BITS = 16  # a latent's number is counted as fp16 or bf16, which is how they are kept
 
 
@@ -194,10 +208,10 @@ def measure(codec: Codec, picture: Tensor, repeats: int = 3) -> tuple[Cell, Tens
     for _ in range(max(1, repeats)):
         z = _timed(codec, lambda: codec.encode(x), seconds["encode"])
         y = _timed(codec, lambda z=z: codec.decode(z), seconds["decode"])
-    result = images.to_host(images.crop(y, (height, width)))[0].cpu()
-    if not result.isfinite().all():
+    if not torch.isfinite(y).all():  # before it is clamped, which would hide what is infinite
         why = "try bf16 or fp32" if codec.dtype == torch.float16 else "its weights may be damaged"
         raise ImageError(f"The result is not finite: {why}.")
+    result = images.to_host(images.crop(y, (height, width)))[0].cpu()
     cell = Cell(
         encode_seconds=statistics.median(seconds["encode"]),
         decode_seconds=statistics.median(seconds["decode"]),
@@ -246,12 +260,17 @@ class _Peak:
 
 
 def _timed(codec: Codec, work: Callable[[], Tensor], into: list[float]) -> Tensor:
+    _wait_for(codec)
     start = time.perf_counter()
     made = work()
-    if codec.device.type != "cpu":
-        torch.accelerator.synchronize(codec.device)
+    _wait_for(codec)
     into.append(time.perf_counter() - start)
     return made
+
+
+def _wait_for(codec: Codec) -> None:
+    if codec.device.type != "cpu":
+        torch.accelerator.synchronize(codec.device)
 
 
 def _reason(error: BaseException) -> str:
@@ -260,25 +279,31 @@ def _reason(error: BaseException) -> str:
 
 
 def pictures(paths: Iterable[str], size: tuple[int, int] | None = None) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """(name, what reads it) of picture files and of the picture files in folders, for `compare`.
+    """(name, what reads it) of picture files and of the picture files in folders (not in their folders, and none that
+    are hidden), for `compare`. A name is the file's, or where two have the same one its path.
 
     size: (height, width) to bring each picture to (see `resized`); None leaves it. Raises ImageError for what is
     neither a file nor a folder, and for a folder without pictures.
     """
     from PIL import Image
 
-    endings = tuple(Image.registered_extensions())
+    endings = tuple(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    endings, files = tuple(set(endings) - NO_PICTURES), []
     for given in map(Path, paths):
         if given.is_dir():
-            found = sorted(file for file in given.iterdir() if file.suffix.lower() in endings and file.is_file())
+            shown = (file for file in given.iterdir() if not file.name.startswith("."))
+            found = sorted(file for file in shown if file.suffix.lower() in endings and file.is_file())
             if not found:
                 raise ImageError(f"There is no picture in the folder {given}.")
         elif given.is_file():
             found = [given]
         else:
             raise ImageError(f"There is no file or folder {given}.")
-        for file in found:
-            yield file.name, lambda file=file: resized(images.read(file)[0], size)
+        files += found
+    times = Counter(file.name for file in files)
+    for file in files:
+        name = file.name if times[file.name] == 1 else str(file)
+        yield name, lambda file=file: resized(images.read(file)[0], size)
 
 
 def resized(picture: Tensor, size: tuple[int, int] | None) -> Tensor:

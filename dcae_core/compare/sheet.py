@@ -12,6 +12,7 @@ from .text import caption
 __all__ = ["difference", "draw"]
 
 GAP, LINE = 12, 18
+FAILED = 8  # pictures that could not be read, shown with their reasons
 INK, FAINT, PAPER, ALARM = "#e8e8e8", "#9a9a9a", "#1c1c1e", "#ff8a7a"
 
 
@@ -23,7 +24,12 @@ def difference(original: Tensor, result: Tensor, amplify: float = 5) -> Tensor:
 def draw(comparison: Comparison, amplify: float = 5, cell: int = 360, across: int = 5) -> Image.Image:
     """A row for each picture that was kept: the original, what each autoencoder made of it, and below that the
     difference, amplified. `cell`: pixels along the longer side of a picture, at most; `across`: cells in a line."""
-    bands = [_band(comparison, i, row, amplify, cell, across) for i, row in enumerate(comparison.rows) if _shown(row)]
+    kept = [(i, row) for i, row in enumerate(comparison.rows) if row.picture is not None]
+    failed = [(i, row) for i, row in enumerate(comparison.rows) if row.error is not None]
+    rows = sorted(kept + failed[:FAILED])
+    bands = [_band(comparison, i, row, amplify, cell, across) for i, row in rows]
+    if len(failed) > FAILED:
+        bands.append(_message(f"... and {len(failed) - FAILED} more that can't be read", cell * 2))
     if not bands:
         bands = [Image.new("RGB", (cell, LINE * 2), PAPER)]
     sheet = Image.new("RGB", (max(b.width for b in bands) + 2 * GAP, sum(b.height + GAP for b in bands) + GAP), PAPER)
@@ -32,10 +38,6 @@ def draw(comparison: Comparison, amplify: float = 5, cell: int = 360, across: in
         sheet.paste(band, (GAP, top))
         top += band.height + GAP
     return sheet
-
-
-def _shown(row: Row) -> bool:
-    return row.picture is not None or row.error is not None
 
 
 def _band(comparison: Comparison, index: int, row: Row, amplify: float, cell: int, across: int) -> Image.Image:
@@ -77,6 +79,7 @@ def _entry(band, pen, left: int, top: int, size, width: int, row: Row, column: C
 
 def _write(pen: ImageDraw.ImageDraw, left: int, top: int, lines: list[tuple[str, str]], width: int) -> None:
     for number, (text, colour) in enumerate(lines):
+        text = "".join(c if c.isprintable() else "?" for c in text)  # a line break would be drawn as one
         while len(text) > 4 and pen.textlength(text, font=_font()) > width:
             text = "…" + text[2:] if number == 0 else text[:-2] + "…"  # a name's end tells more than its start
         pen.text((left, top + number * LINE), text, fill=colour, font=_font())

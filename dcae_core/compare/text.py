@@ -7,7 +7,7 @@ import math
 
 from .run import Cell, Column, Comparison
 
-__all__ = ["as_json", "caption", "means", "problems", "table"]
+__all__ = ["as_json", "caption", "each", "means", "problems", "table"]
 
 # (heading, what of the means, how it is written)
 COLUMNS = (
@@ -64,6 +64,19 @@ def _line(column: Column, pictures: int) -> list[str]:
     cells = [_number(form, means[name], UNITS.get(name, 1)) for _, name, form in COLUMNS]
     done = sum(cell.scores is not None for cell in column.cells)
     return [column.name, *cells, _number("{:.3f}", column.rfid), f"{done} of {pictures}"]
+
+
+def each(comparison: Comparison) -> list[list[str]]:
+    """Headings, and a line for each picture and autoencoder with its scores and costs: "-" for what there is not."""
+    lines = [["picture", "", *(heading for heading, _, _ in COLUMNS)]]
+    for column in comparison.columns:
+        for row, cell in zip(comparison.rows, column.cells, strict=False):
+            if cell.scores:
+                values = {**vars(cell), **dataclasses.asdict(cell.scores)}
+                numbers = [_number(form, values[name], UNITS.get(name, 1)) for _, name, form in COLUMNS]
+                lines.append([row.name, column.name, *numbers])
+    kept = [i for i in range(len(lines[0])) if i < 2 or any(line[i] != "-" for line in lines[1:])]
+    return [[line[i] for i in kept] for line in lines]
 
 
 def problems(comparison: Comparison) -> list[str]:

@@ -62,6 +62,10 @@ def compared(picture, names: list[str]):
             raise gradio.Error("Stopped.")
 
     rows = [("picture", lambda: images.of_pil(picture))]
-    made = compare([(n, lambda n=n: opened(n)) for n in names], rows, repeats=1, progress=progress)
-    devices.torch_gc()
+    task = shared.state.begin("DC-AE compare")  # forgets that an earlier run was stopped
+    try:
+        made = compare([(n, lambda n=n: opened(n)) for n in names], rows, repeats=1, progress=progress)
+    finally:
+        shared.state.end(task)
+        devices.torch_gc()
     return draw(made), f"<pre>{html.escape(table(made))}</pre>"

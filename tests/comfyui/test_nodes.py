@@ -275,7 +275,7 @@ def test_empty_latents_have_the_variants_shape(comfyui):
 
 def test_scaling_there_and_back(comfyui, tmp_path):
     name, _ = photograph(comfyui, tmp_path, 64, 64, "scale.png")
-    variant = "dc-ae-f32c32-in-1.0"
+    variant = DEMO
     result = comfyui.run(
         {
             "1": node("LoadImage", image=name),
@@ -424,6 +424,54 @@ def test_latents_of_other_models(comfyui, kind, channels, decoder):
     )
     assert f"[1, {channels}, 64, 64]" in told
     assert f"{DEMO} needs [batch, 32, height/32, width/32]" in told
+
+
+def test_latents_of_another_variant_of_the_same_shape(comfyui, tmp_path):
+    """What a file, or DC-AE Encode, says of a latent goes with it through the graph."""
+    sana = "dc-ae-f32c32-sana-1.0"
+    latents.write(comfyui.base / "input" / "sana.safetensors", torch.zeros(1, 32, 2, 2), VARIANTS[sana], (60, 50))
+    prompt = {
+        "1": loader(),
+        "2": node("DCAE_LoadLatent", latent="sana.safetensors"),
+        "3": node("LatentFlip", samples=["2", 0], flip_method="y-axis: horizontally"),
+        "4": node("DCAE_Decode", samples=["3", 0], vae=["1", 0]),
+        "5": save(["4", 0], "never"),
+    }
+    assert f"made with {sana}, but {DEMO} is given here" in message(comfyui, prompt)
+    scaled = node("DCAE_ScaleLatent", samples=["2", 0], direction="raw to scaled", variant="dc-ae-f32c32-in-1.0")
+    prompt |= {"3": scaled, "4": node("SaveLatent", samples=["3", 0], filename_prefix="never")}
+    assert f"made with {sana}, but dc-ae-f32c32-in-1.0 is given here" in message(comfyui, prompt)
+    name, _ = photograph(comfyui, tmp_path, 64, 64, "of-demo.png")
+    encoded = node("DCAE_Encode", pixels=["1", 0], vae=["2", 0], size_mode="pad")
+    scaled = node("DCAE_ScaleLatent", samples=["3", 0], direction="raw to scaled", variant=sana)
+    prompt = {"1": node("LoadImage", image=name), "2": loader(), "3": encoded, "4": scaled}
+    prompt["5"] = node("SaveLatent", samples=["4", 0], filename_prefix="never")
+    assert f"made with {DEMO}, but {sana} is given here" in message(comfyui, prompt)
+
+
+def test_latents_are_loaded_from_comfyuis_folders_only(comfyui):
+    latents.write(comfyui.base / "secret.safetensors", torch.zeros(1, 32, 2, 2), VARIANTS[DEMO], (60, 50))
+    latents.write(comfyui.base / "output" / "mine.safetensors", torch.zeros(1, 32, 2, 2), VARIANTS[DEMO], (60, 50))
+
+    def prompt(name: str) -> dict:
+        load = node("DCAE_LoadLatent", latent=name)
+        return {"1": load, "2": node("SaveLatent", samples=["1", 0], filename_prefix="loaded")}
+
+    outside = str(comfyui.base / "secret.safetensors")
+    for name in ("../secret.safetensors", outside, "../secret.safetensors [output]", "../output/mine.safetensors", ""):
+        with pytest.raises(Rejected, match="There is no"):
+            comfyui.run(prompt(name))
+    assert comfyui.run(prompt("mine.safetensors [output]")).error is None
+
+
+def test_numbers_that_are_not_finite(comfyui):
+    z = torch.zeros(1, 32, 2, 2)
+    z[0, 3, 1, 1] = float("nan")
+    save_file({"latent_tensor": z, "latent_format_version_0": torch.tensor([])}, comfyui.base / "input" / "nan.latent")
+    decode = {"1": loader(), "3": node("DCAE_Decode", samples=["2", 0], vae=["1", 0]), "4": save(["3", 0], "never")}
+    words = "1 of 128 are NaN or infinite, the first at [0, 3, 1, 1]"
+    for kind in ("DCAE_LoadLatent", "LoadLatent"):  # ComfyUI's own does not look at them: decoding does
+        assert words in message(comfyui, {**decode, "2": node(kind, latent="nan.latent")})
 
 
 @pytest.mark.parametrize("kind", ["DCAE_Encode", "DCAE_Decode"])

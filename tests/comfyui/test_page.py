@@ -233,6 +233,9 @@ def test_the_routes_take_no_paths(page):
     for choice in ("../../secret.safetensors", "/etc/passwd", ""):
         assert "problem" in page.server.get(f"/dcae/model?choice={choice}").json()
     assert "numbers" in page.server.get("/dcae/plan?choice=x&width=a").json()["problem"]
+    for budget in ("inf", "nan", "1e308", "x"):
+        asked = f"/dcae/plan?choice=x&width=64&height=64&batch=1&budget_gib={budget}"
+        assert "numbers" in page.server.get(asked).json()["problem"]
     huge = page.server.get("/dcae/plan?choice=x&width=999999999&height=1&batch=1").json()
     assert "can't be planned" in json.dumps(huge)
 

@@ -554,6 +554,51 @@ def test_the_peak_counts_what_is_made_and_not_the_weights():
     assert peak(0) < 1 << 20
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_result_that_is_not_finite_is_no_result(value):
+    codec = made_up(lambda x: x[:, :1, ::8, ::8], lambda z: torch.full((1, 3, 64, 64), value))
+    with pytest.raises(DCAEError, match="not finite"):
+        measure(codec, photograph(64, 64), 1)
+
+
+def test_outputs_that_cannot_be_written_are_said_before_anything_runs(tmp_path, capsys):
+    given = ["compare", str(EXAMPLE), "--models", DEMO, *CPU]
+    for option, path in (("--json", tmp_path / "no" / "a.json"), ("--out", tmp_path / "a.txt")):
+        assert main([*given, option, str(path)]) == 1
+        said = capsys.readouterr()
+        assert str(path) in said.err and not said.out
+    for options in (["--repeats", "0"], ["--rows", "-1"], ["--amplify", "nan"], ["--budget", "zzz"]):
+        assert main([*given, *options]) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_output_that_fails_does_not_take_the_others_with_it(tmp_path, monkeypatch, capsys):
+    def broken(*arguments):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("dcae_core.compare.page.write_page", broken)
+    outputs = {"--html": "a.html", "--json": "a.json", "--out": "a.png"}
+    given = [part for option, name in outputs.items() for part in (option, str(tmp_path / name))]
+    assert main(["compare", str(EXAMPLE), "--models", DEMO, "--size", "64", *given, *CPU]) == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "a.png"}
+
+
+def test_which_files_of_folders_are_pictures_and_what_they_are_called(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name in ("same.png", f"{folder}.png", ".hidden.png", "book.pdf", "film.mpg"):
+            images.write(tmp_path / folder / "x.png", photograph(16, 16))
+            (tmp_path / folder / "x.png").rename(tmp_path / folder / name)
+    names = [name for name, _ in pictures([str(tmp_path / "a"), str(tmp_path / "b")])]
+    assert names == ["a.png", str(tmp_path / "a" / "same.png"), "b.png", str(tmp_path / "b" / "same.png")]
+
+
+def test_a_sheet_of_many_that_failed_stays_small():
+    rows = [Row(f"line\nbreak {i}", error="it is damaged") for i in range(500)]
+    assert sheet.draw(Comparison(rows, [Column("none")])).height < 1000
+
+
 @pytest.fixture
 def one_result() -> Comparison:
     """A picture and one result, and one more model that failed; names that HTML has to escape."""
@@ -591,6 +636,8 @@ def test_the_table_has_each_number_under_its_heading(one_result):
     kept = one_result.columns[0].cells[0].scores
     assert numbers["MAE"] == f"{kept.mae:.2f}" and numbers["PSNR dB"] == f"{kept.psnr:.2f}"
     assert set(failed[1:-1]) == {"-"} and failed[-1] == "0 of 1"
+    headings, only = text.each(one_result)
+    assert only[:2] == ["a", "<b>bold"] and dict(zip(headings, only, strict=True))["decode s"] == "2.500"
 
 
 def test_equal_pictures_are_valid_json(one_result):

@@ -94,11 +94,13 @@ def test_budget_and_progress(vae):
 def test_config_is_the_published_one(name):
     """Pipelines read the ratio and the scaling factor from it."""
     factors = {"in": {32: 0.3189, 64: 0.2889, 128: 0.4883}, "mix": {32: 0.4552, 64: 0.4538, 128: 0.3620}}
+    factors |= {"f64c128": {64: 0.5935}, "f32c128": {32: 0.7}}  # 1.5; of the last none is published: the caller's own
     ratio, kind = VARIANTS[name].spatial_ratio, name.split("-")[-2]
     factor = 0.41407 if kind == "sana" else factors[kind][ratio]
-    ours = StreamedAutoencoderDC(DCAE.empty(name, "meta"))
+    own = {"scaling_factor": factor} if kind == "f32c128" else {}
+    ours = StreamedAutoencoderDC(DCAE.empty(name, "meta"), **own)
     with torch.device("meta"):
-        theirs = AutoencoderDC.from_config(VARIANTS[name].diffusers_config())
+        theirs = AutoencoderDC.from_config({**VARIANTS[name].diffusers_config(), **own})
     same = set(ours.config) - {"_use_default_values"}
     assert same >= set(inspect.signature(AutoencoderDC.__init__).parameters) - {"self"}
     for key in same:

@@ -1,0 +1,76 @@
+"""Numbers that are not finite (NaN and infinities): found with one pass over a result, explained only where there are
+any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError, DCAEError, ImageError, LatentError
+
+__all__ = ["NotFinite", "blame", "check_weights", "checked", "is_finite", "which"]
+
+
+class NotFinite(DCAEError):
+    """A result that is not finite."""
+
+
+def is_finite(x: Tensor) -> bool:
+    """Are all numbers finite? Whole numbers are, and so is what only has a shape (device "meta")."""
+    if x.is_meta or not x.is_floating_point():
+        return True
+    if x.element_size() == 1:  # torch does not add in 8 bits
+        x = x.float()
+    # A sum is made at the speed of memory, and no NaN or infinity leaves it finite. One that overflows proves nothing.
+    return bool(x.sum().isfinite()) or bool(torch.linalg.vector_norm(x, float("inf")).isfinite())
+
+
+def checked(x: Tensor) -> Tensor:
+    """`x`. Raises NotFinite if it is not."""
+    if not is_finite(x):
+        raise NotFinite("The result is not finite, although weights and input are: the numbers in between overflow.")
+    return x
+
+
+def check_weights(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises CheckpointError, which names the first tensor that is not finite; `where` is the file's name."""
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise CheckpointError(
+                f"{where}: the weights {name} are not finite ({which(tensor)}). The file is damaged, or its training "
+                "went wrong: get it again, or another one."
+            )
+
+
+def blame(half: nn.Module, x: Tensor) -> None:
+    """Says why a result of `half`, an encoder or decoder, for `x` is not finite: raises CheckpointError where it is the
+    weights as they run, and ImageError (of 3 channels) or LatentError where it is the input; else returns."""
+    for name, tensor in _all(half):
+        if not is_finite(tensor):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"The weights {name} are not finite in {dtype} ({which(tensor)}): they are damaged, or too large for "
+                "this dtype. Use bf16 or fp32, or load the file again."
+            )
+    if not is_finite(x):
+        kind, what = (ImageError, "picture") if x.shape[1] == 3 else (LatentError, "latent")
+        raise kind(f"The {what} has numbers that are not finite: {which(x)}. What made it went wrong before this.")
+
+
+def _all(half: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from half.named_parameters()
+    yield from half.named_buffers()
+
+
+def which(x: Tensor) -> str:
+    """How many are not finite, and where the first is, in words. Takes a part of `x` at a time: memory may be short."""
+    bad, first = 0, None
+    for i, part in enumerate(x if x.ndim else x[None]):
+        wrong = ~part.float().isfinite()
+        count = int(wrong.sum())
+        if count and first is None:
+            first = [i, *(int(k) for k in torch.unravel_index(wrong.flatten().byte().argmax(), wrong.shape))]
+        bad += count
+    return f"{bad} of {x.numel()} are NaN or infinite, the first at {first}"

@@ -1,0 +1,83 @@
+"""Opening files that somebody else made: what all readers of this package share. What is promised: SECURITY.md."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from safetensors import SafetensorError, safe_open
+
+__all__ = ["inside", "is_file", "open_picture", "open_safetensors", "parsed", "read_json", "shown"]
+
+# Opening takes up to 12 times a header's bytes. A whole pipeline's is below 1 MiB; pictures are put into some.
+MAX_HEADER_BYTES = 8 << 20
+MAX_JSON_BYTES = 1 << 20  # as Python's objects up to 25 times that
+# What Pillow decodes by itself: for EPS it runs Ghostscript. Others are rare, and little tried.
+PICTURES = ("AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI")
+PICTURES += ("SGI", "TGA", "TIFF", "WEBP")
+
+
+def is_file(path: str | os.PathLike) -> bool:
+    """Is this a file that can be read to its end, and no folder, pipe or device? False for what can't be looked at."""
+    return os.path.isfile(path)
+
+
+def inside(folder: str | os.PathLike, name: str) -> str | None:
+    """The path of the file `name` in `folder`; None where there is none, and for a name that leads out of the folder.
+    (A link in the folder is followed: whoever put it there may.)"""
+    folder = os.path.abspath(folder)
+    path = os.path.abspath(os.path.join(folder, name)) if "\0" not in name else ""
+    return path if path.startswith(os.path.join(folder, "")) and is_file(path) else None
+
+
+def shown(text: object, most: int = 100) -> str:
+    """A name or value from a file, as a message shows it: cut to `most` characters. (Errors escape what can't be
+    printed themselves.)"""
+    text = text if isinstance(text, str) else str(text)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def open_safetensors(path: str | os.PathLike):
+    """A `safe_open` handle on the CPU. Raises SafetensorError, OSError, ValueError, RuntimeError or
+    MemoryError."""
+    if not is_file(path):
+        raise OSError(f"{path} is no file")
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise SafetensorError(f"its header claims {length} bytes, where {MAX_HEADER_BYTES} are the most")
+    return safe_open(str(path), framework="pt")
+
+
+def read_json(path: Path) -> object:
+    """What a JSON file holds. Raises OSError or ValueError, with a message that is short."""
+    if not is_file(path):
+        raise OSError("it is no file")
+    with open(path, "rb") as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"it is larger than {MAX_JSON_BYTES >> 20} MiB")
+    return parsed(data)
+
+
+def parsed(data: bytes) -> object:
+    """JSON in UTF-8. Raises ValueError, also for what is nested too deeply."""
+    try:
+        return json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not in UTF-8 (byte {error.start})") from None
+
+
+def open_picture(source: str | os.PathLike | BinaryIO):
+    """A Pillow image, not decoded yet, of a path or an open file. What it raises has no common class; Pillow's limit on
+    pixels (Image.MAX_IMAGE_PIXELS, twice that is refused) is in force."""
+    from PIL import Image
+
+    if isinstance(source, (str, os.PathLike)) and not is_file(source):
+        raise OSError("it is no file")
+    Image.init()
+    return Image.open(source, formats=[name for name in PICTURES if name in Image.OPEN])

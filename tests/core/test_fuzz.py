@@ -1,0 +1,76 @@
+"""Files from strangers, some hundred of them: what SECURITY.md promises. tools/fuzz.py does the same for hours."""
+
+import shutil
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from dcae_core import DCAEError, hub
+from tests.fuzzing import TARGETS, decoder
+from tests.fuzzing.examine import Target, attempt, examine, ran
+
+EXAMPLES = {"checkpoint": 100, "latents": 120, "shards": 100, "sources": 100, "images": 400, "jobs": 80}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_files_from_strangers(name, tmp_path):
+    shutil.copy(hub.bundled(), tmp_path / "secret.safetensors")
+    decoder()
+
+    @settings(
+        max_examples=EXAMPLES[name],
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],  # not made smaller: a case that hangs takes a minute each time
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(chance=st.randoms(use_true_random=False))
+    def one(chance):
+        found = examine(TARGETS[name], chance, tmp_path)
+        assert found is None, f"{found.kind}: {found.details}"
+
+    one()
+
+
+def kind_of(open_it, tmp_path: Path, **limits) -> str | None:
+    """What `examine` says of a library that opens a file like this."""
+
+    def make(chance: Random, folder: Path) -> Path:
+        (folder / "x.bin").write_bytes(b"x")
+        return folder / "x.bin"
+
+    (tmp_path / "secret.safetensors").write_bytes(b"x")
+    found = examine(Target(make, lambda path, chance: open_it(path), **limits), Random(0), tmp_path)
+    return found and found.kind
+
+
+def refuses(words: str):
+    def work() -> None:
+        raise DCAEError(words)
+
+    return work
+
+
+def test_what_breaks_a_promise_is_seen(tmp_path):
+    """The examiner itself: one thing of each kind that it is there to see, and what is as it should be."""
+
+    def hangs(path: Path) -> None:
+        while True:
+            pass
+
+    assert kind_of(lambda path: path.read_bytes(), tmp_path) is None
+    assert kind_of(lambda path: attempt(path, refuses(f"{path} is not a DC-AE.")), tmp_path) is None
+    assert kind_of(lambda path: {}["header"], tmp_path) == "raised"
+    assert kind_of(hangs, tmp_path, seconds=0.2) == "slow"
+    assert kind_of(lambda path: time.sleep(30), tmp_path, seconds=0.05) == "slow"
+    assert kind_of(lambda path: ran("a pickle"), tmp_path) == "ran code"
+    assert kind_of(lambda path: (path.parent.parent / "secret.safetensors").read_bytes(), tmp_path) == "outside"
+    assert kind_of(lambda path: attempt(path, refuses("it is damaged")), tmp_path) == "broken"
+    assert kind_of(lambda path: attempt(path, refuses(f"{path}: " + "x" * 10_000)), tmp_path) == "broken"
+    if Path("/proc/self/clear_refs").exists():
+        assert kind_of(lambda path: bytearray(b"x") * (200 << 20), tmp_path, megabytes=100) == "memory"

@@ -1,0 +1,333 @@
+"""Downloads that go wrong, through the real huggingface_hub, from a stand-in for the hub's server on this machine."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants, file_download
+
+from dcae_core import VARIANTS, DownloadError, hub, transfer
+from dcae_core.checkpoint import is_dcae
+from tests import faults
+
+from .standin_hub import StandinHub
+
+NAME = "dc-ae-f32c32-sana-1.0"
+REPO = VARIANTS[NAME].repos[0]
+FILE = f"{REPO}/diffusion_pytorch_model.safetensors"
+BODY = os.urandom(400_000)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    monkeypatch.setattr(transfer, "WAIT", 0.02)
+    monkeypatch.setattr(transfer, "TICK", 0.01)
+
+
+@pytest.fixture
+def download(tmp_path, monkeypatch):
+    """`hub.download` from a stand-in."""
+
+    def run(server: StandinHub, folder: Path = tmp_path, **options) -> Path:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for module in (constants, file_download):  # where it is in older versions, and was
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        options.setdefault("progress", lambda done, total: None)
+        return hub.download(NAME, folder, **options)
+
+    return run
+
+
+def refusal(download, server: StandinHub, **options) -> str:
+    """What a user is told, which is never a secret."""
+    with pytest.raises(DownloadError) as told:
+        download(server, token="hf_secret", **options)
+    assert "hf_secret" not in str(told.value)
+    return str(told.value)
+
+
+def ranges(server: StandinHub) -> list[str | None]:
+    return [headers.get("Range") for headers in server.gets()]
+
+
+def kept(folder: Path) -> int:
+    """Bytes of the partial file."""
+    (part,) = folder.glob("*.part")
+    assert part.read_bytes() == BODY[: part.stat().st_size]
+    return part.stat().st_size
+
+
+def test_a_server_that_cuts_again_and_again_is_gone_on_from_and_nothing_is_fetched_twice(download):
+    with StandinHub({FILE: BODY}, cut=150_000) as server:
+        assert download(server).read_bytes() == BODY
+    assert ranges(server) == [None, "bytes=150000-", "bytes=300000-"]
+
+
+def test_a_server_that_sends_nothing_is_given_up_and_what_came_before_is_kept(download, tmp_path):
+    with StandinHub({FILE: BODY}, cut=150_000) as server:
+        with pytest.raises(Stop):
+            download(server, progress=raiser())
+        before = kept(tmp_path)
+        server.cut = 0
+        assert "What has arrived is kept" in refusal(download, server)
+        assert len(server.gets()) == 1 + transfer.TRIES
+        assert kept(tmp_path) == before
+        server.cut = None
+        assert download(server).read_bytes() == BODY
+    assert ranges(server)[-1] == f"bytes={before}-"
+
+
+def raiser():
+    def progress(done: int, total: int) -> None:
+        assert total == len(BODY)
+        raise Stop
+
+    return progress
+
+
+def test_an_answer_without_a_length_that_ends_early(download):
+    with StandinHub({FILE: BODY}, cut=150_000, ends=True) as server:
+        assert download(server).read_bytes() == BODY
+        assert ranges(server) == [None, "bytes=150000-", "bytes=300000-"]
+
+
+def test_an_answer_without_a_length_that_ends_at_once(download):
+    with StandinHub({FILE: BODY}, cut=0, ends=True) as server:
+        assert "ended after 0 of 400000 bytes, several times: try again" in refusal(download, server)
+
+
+def test_a_server_that_heeds_no_range_starts_over(download, tmp_path):
+    with StandinHub({FILE: BODY}, cut=150_000) as server:
+        with pytest.raises(Stop):
+            download(server, progress=raiser())
+        server.ranges, server.cut = False, None
+        assert download(server).read_bytes() == BODY
+
+
+def test_a_range_that_is_not_there(download):
+    with StandinHub({FILE: BODY[:100_000]}, announce=hashlib.sha256(BODY).hexdigest(), size=len(BODY)) as server:
+        server.cut, server.ends = 100_000, True
+        told = refusal(download, server)
+    assert "the connection ended after 100000 of 400000 bytes, several times" in told
+    assert ranges(server) == [None, "bytes=100000-", None, "bytes=100000-", None]
+
+
+def test_another_size_than_announced_is_not_even_begun(download, tmp_path):
+    with StandinHub({FILE: BODY}, size=len(BODY) + 5) as server:
+        assert "the server has 400000 bytes instead of the 400005 announced" in refusal(download, server)
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_than_announced_is_cut_off_and_so_damaged(download, tmp_path):
+    with StandinHub({FILE: BODY}, size=1000, ends=True) as server:
+        assert "arrived damaged: its sha256 is" in refusal(download, server)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_redirect_to_another_host_works_and_the_token_stays_here(download):
+    with StandinHub({FILE: BODY}) as storage, StandinHub({FILE: BODY}) as server:
+        server.elsewhere = storage.url.replace("127.0.0.1", "localhost")
+        assert download(server, token="hf_secret").read_bytes() == BODY
+    assert {headers.get("Authorization") for _, _, headers in server.requests} == {"Bearer hf_secret"}
+    assert len(storage.gets()) == 1
+    assert all("Authorization" not in headers for _, _, headers in storage.requests)
+
+
+@pytest.mark.parametrize("scheme", ["file://", "file://localhost", "ftp://127.0.0.1"])
+def test_a_redirect_to_what_is_no_http_is_refused(download, tmp_path, scheme):
+    secret = tmp_path / "secret"
+    secret.write_bytes(BODY)
+    with StandinHub({FILE: BODY}, elsewhere=f"{scheme}{secret}?") as server:
+        told = refusal(download, server, folder=tmp_path / "models")
+    if scheme == "file://" and "no such file" in told:
+        return  # huggingface_hub before 2 asks the hub itself for that path
+    assert "neither http nor https" in told
+    assert len(server.gets()) == 1
+    assert not list((tmp_path / "models").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (401, None, "no such repository, or it is private: check the name, or set HF_TOKEN"),
+        (401, "BadToken", "the token was not accepted: check HF_TOKEN, or unset it"),
+        (403, "GatedRepo", "its owner must grant you access first: open its page, accept the terms, and set HF_TOKEN"),
+        (403, "Forbidden", "this token, or none, has no access to it"),
+        (404, "Nothing", "it is not there: check HF_ENDPOINT"),
+        (429, None, "too many requests from here: it asks for 7 s of waiting, then try again; with HF_TOKEN set"),
+        (500, None, "the server has a fault (500): it asks for 7 s"),
+        (503, None, "the server has a fault (503): it asks for 7 s"),
+        (418, None, "the server has a fault (418)"),
+    ],
+)
+@pytest.mark.parametrize("when", ["asked", "fetched"])
+def test_statuses_say_what_to_do(download, tmp_path, status, code, says, when):
+    with StandinHub({FILE: BODY}, code=code, wait="7" if status in (429, 500, 503) else None) as server:
+        if when == "asked":
+            server.status = status
+        else:
+            server.statuses, server.wait = [status] * transfer.TRIES, server.wait and "0"
+        told = refusal(download, server)
+    assert says.replace("7 s", "0 s" if when == "fetched" else "7 s") in told
+    assert f"put it at {tmp_path / NAME}.safetensors" in told
+    assert not list(tmp_path.iterdir()), "nothing arrived"
+
+
+def test_a_fault_that_passes_is_waited_for(download):
+    seen = []
+    with StandinHub({FILE: BODY}, statuses=[503, 429], wait="1") as server:
+        start = time.monotonic()
+        assert download(server, progress=lambda done, total: seen.append(done)).read_bytes() == BODY
+    assert time.monotonic() - start >= 2
+    assert seen.count(0) > 20, "so that a user can cancel meanwhile"
+
+
+def test_nobody_waits_for_an_hour(download):
+    with StandinHub({FILE: BODY}, statuses=[429], wait="3600") as server:
+        assert "it asks for 3600 s of waiting" in refusal(download, server)
+    assert len(server.gets()) == 1
+
+
+def test_a_slow_drip_can_be_cancelled_and_is_given_up(download, tmp_path, monkeypatch):
+    with StandinHub({FILE: BODY}, drip=(1, 0.03)) as server:
+        seen = []
+
+        def cancel(done: int, total: int) -> None:
+            seen.append(done)
+            if done == 3:
+                raise Stop
+
+        with pytest.raises(Stop):
+            download(server, progress=cancel)
+        assert seen == [1, 2, 3] and kept(tmp_path) == 3
+        monkeypatch.setattr(transfer, "PATIENCE", 0.3)
+        start = time.monotonic()
+        assert "the server is too slow" in refusal(download, server)
+        assert time.monotonic() - start < 5
+        assert kept(tmp_path) > 3
+
+
+def test_a_silent_server(download, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    with StandinHub({FILE: BODY}, drip=(1, 1)) as server:
+        assert "the server does not answer" in refusal(download, server)
+
+
+def test_an_unreachable_storage(download):
+    with StandinHub({}) as gone:
+        pass
+    with StandinHub({FILE: BODY}, elsewhere=gone.url) as server:
+        assert "no connection to" in refusal(download, server)
+
+
+def test_the_token_is_in_no_message(download, monkeypatch):
+    def fails(*arguments, **options):
+        raise ValueError("Illegal header value b'Bearer hf_secret'")
+
+    with StandinHub({FILE: BODY}) as server:
+        monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", fails)
+        assert "Bearer (the token)" in refusal(download, server)
+
+
+def test_threads_that_want_the_same_file_fetch_it_once(download, tmp_path):
+    made, seen = [], []
+    with StandinHub({FILE: BODY}, statuses=[503], wait="1") as server:
+        options = {"progress": lambda done, total: seen.append(threading.get_ident())}
+        threads = [threading.Thread(target=lambda: made.append(download(server, **options))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert made == [tmp_path / f"{NAME}.safetensors"] * 3
+    assert len(server.gets()) == 2, "the fault, and the file"
+    assert len(set(seen)) == 3, "those that wait can be cancelled too"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [made[0].name, made[0].name + ".json"]
+
+
+def test_processes_that_want_the_same_file_fetch_it_once_and_go_on_where_a_killed_one_was(tmp_path):
+    folder = tmp_path / "w"
+    with StandinHub({FILE: BODY}, drip=(4000, 0.03)) as server:
+        settings = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf-home"), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-m", "dcae_core", "download", NAME, "--cache-dir", folder]
+
+        def start() -> subprocess.Popen:
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            return subprocess.Popen(command, env={**os.environ, **settings}, text=True, **pipes)
+
+        first = start()
+        until(lambda: any(part.stat().st_size > 50_000 for part in folder.glob("*.part")))
+        first.kill()
+        first.wait()
+        before = kept(folder)
+        others = [start(), start()]
+        said = [other.communicate(timeout=120) for other in others]
+    assert [other.returncode for other in others] == [0, 0], said
+    assert {out.strip() for out, _ in said} == {str(folder / f"{NAME}.safetensors")}
+    assert (folder / f"{NAME}.safetensors").read_bytes() == BODY
+    assert ranges(server) == [None, f"bytes={before}-"]
+
+
+def until(what) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_partial_file_is_never_taken_for_a_model(download, tmp_path):
+    """Not even one that has all its bytes and lacks nothing but its name."""
+    whole = hub.bundled().read_bytes()
+    for folder in (tmp_path, tmp_path / NAME, tmp_path / f"{NAME}-diffusers"):
+        folder.mkdir(exist_ok=True)
+        for name in (f"{NAME}.safetensors", "model.safetensors", "diffusion_pytorch_model.safetensors"):
+            (folder / f"{name}.0123456789ab.part").write_bytes(whole)
+            (folder / f"{name}.part").write_bytes(whole)
+        assert not is_dcae(folder)
+    assert hub.find(NAME, tmp_path) is None
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert not is_dcae(tmp_path / "cut.safetensors")
+
+
+def test_a_full_disk_is_seen_before_anything_is_fetched(download, tmp_path):
+    with StandinHub({FILE: BODY}) as server, faults.small_disk(tmp_path / "disk", 200_000) as disk:
+        told = refusal(download, server, folder=disk)
+        assert "MB free, and 0 MB are missing of dc-ae-f32c32-sana-1.0: free some, or choose another folder" in told
+    assert server.gets() == []
+
+
+def test_a_disk_that_fills_up_under_way_keeps_what_arrived(download, tmp_path):
+    with StandinHub({FILE: BODY}) as server:
+        with faults.files_of_at_most(200_000):
+            told = refusal(download, server)
+        assert "the disk is full (File too large): free some, or choose another folder" in told
+        assert "What has arrived is kept" in told and "by hand" not in told
+        before = kept(tmp_path)
+        assert 0 < before <= 200_000
+        assert download(server).read_bytes() == BODY
+    assert ranges(server) == [None, f"bytes={before}-"]
+
+
+def test_a_folder_that_may_not_be_written(download, tmp_path):
+    (tmp_path / "models").mkdir()
+    with StandinHub({FILE: BODY}) as server:
+        with faults.closed(tmp_path / "models") as folder:
+            told = refusal(download, server, folder=folder)
+            assert f"{folder} can't be written (Permission denied): make it writable, or choose another" in told
+            assert "can't be written" in refusal(download, server, folder=folder / "below")
+        assert server.gets() == []
+        (tmp_path / "file").touch()
+        assert "can't be written (Not a directory)" in refusal(download, server, folder=tmp_path / "file" / "below")
+        assert download(server, folder=folder).read_bytes() == BODY
+        with faults.closed(folder):  # what is here and right needs no writing
+            assert download(server, folder=folder, token=False).read_bytes() == BODY
+    assert len(server.gets()) == 1

@@ -1,0 +1,23 @@
+"""Files as strangers make them, and what must hold whatever comes: for tests/core/test_fuzz.py and tools/fuzz.py.
+
+`mutate` changes things, the modules of TARGETS make files of their kind and open them as the library does, `examine`
+holds what happens to what SECURITY.md promises.
+"""
+
+from .checkpoints import CHECKPOINT
+from .datasets import SHARDS, SOURCES
+from .examine import Target
+from .jobs import JOBS
+from .latents import LATENTS, decoder
+from .pictures import IMAGES
+
+__all__ = ["TARGETS", "Target", "decoder"]
+
+TARGETS: dict[str, Target] = {
+    "checkpoint": CHECKPOINT,
+    "latents": LATENTS,
+    "shards": SHARDS,
+    "sources": SOURCES,
+    "images": IMAGES,
+    "jobs": JOBS,
+}

@@ -1,0 +1,157 @@
+"""Weights from strangers: files, folders, indexes of shards, configs, and what only has their names."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import pickle
+from pathlib import Path
+from random import Random
+
+import torch
+from safetensors.torch import load_file
+
+from dcae_core import DCAE, DEMO, VARIANTS, hub, keys
+from dcae_core.checkpoint import Checkpoint, is_dcae
+from dcae_core.cli import main
+
+from .examine import Broken, Target, attempt, ran
+from .mutate import bent, json_bytes, odd, odd_text, pack, scrambled, special, write_sparse
+
+__all__ = ["CHECKPOINT", "cli"]
+
+NAMES = (
+    "x.safetensors",
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "dc-ae-f32c32-mix-1.0.safetensors",
+)
+SHARD = "diffusion_pytorch_model-{:05}-of-{:05}.safetensors"
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+SMALL = 64 << 20  # bytes of a file that is loaded, not only looked at
+
+
+def make(chance: Random, folder: Path) -> Path:
+    kind = chance.randrange(10)
+    path = folder / chance.choice(NAMES)
+    if kind == 0:
+        special(chance, path)
+    elif kind == 1:
+        path.write_bytes(pickled(chance))
+    elif kind == 2:
+        path.write_bytes(scrambled(chance, hub.bundled().read_bytes(), chance.choice((8, 200, 20_000, None))))
+    elif kind <= 5:
+        write(chance, path, chance.choice((0, 1, 1, 2, 4)))
+    else:
+        path = repository(chance, folder)
+    if chance.random() < 0.4:
+        (path if path.is_dir() else folder).joinpath("config.json").write_bytes(config(chance))
+    return folder if chance.random() < 0.3 else path
+
+
+def write(chance: Random, path: Path, mutations: int, part: tuple[int, int] = (0, 1)) -> None:
+    """A file with the header of a variant, and zeros for weights; `part` (i, n) is every n-th tensor from i on."""
+    variant = chance.choice((DEMO, DEMO, DEMO, *VARIANTS))
+    layout, dtype = chance.choice(keys.LAYOUTS), chance.choice(("F16", "F32", "BF16", "F8_E4M3"))
+    prefix = chance.choice(("", "", "vae.", "first_stage_model."))
+    shapes = list(keys.expected(VARIANTS[variant], layout).items())[part[0] :: part[1]]
+    tensors = {prefix + k: ("I64" if k.endswith(keys.OPTIONAL) else dtype, list(shape)) for k, shape in shapes}
+    told = chance.choice((None, {}, {"variant": variant, "scaling_factor": "0.4552"}, {"format": "pt"}))
+    front, size = pack(chance, tensors, told, mutations)
+    write_sparse(path, front, size)
+    if chance.random() < 0.3 and 0 < size < SMALL:  # some weights that are no numbers
+        with path.open("r+b") as file:
+            file.seek(len(front) + chance.randrange(size) // 4 * 4)
+            file.write(
+                chance.choice((b"\x00\x00\xc0\x7f", b"\x00\x7c\x00\x7c", b"\x80\x7f\x80\xff", b"\xff\xff\xff\xff"))
+            )
+
+
+def repository(chance: Random, folder: Path) -> Path:
+    """A folder with shards and their index, or one of its shards."""
+    inside = chance.choice((folder, folder / "vae"))
+    inside.mkdir(exist_ok=True)
+    count = chance.choice((1, 2, 3))
+    names = [SHARD.format(i + 1, count) for i in range(count)]
+    seed = chance.randrange(1 << 30)
+    for i, name in enumerate(names):
+        write(Random(seed), inside / name, 0, (i, count))  # the same choices for each
+    if chance.random() < 0.2:
+        victim = inside / chance.choice(names)
+        victim.unlink()
+        special(chance, victim)
+    places = dict.fromkeys([f"encoder.{i}" for i in range(10)], names[0]) | dict(enumerate(names))
+    index = {"metadata": {"total_size": 1}, "weight_map": {str(k): v for k, v in places.items()}}
+    if chance.random() < 0.5:
+        lure = chance.choice(
+            ("../secret.safetensors", str(folder.parent / "secret.safetensors"), "/etc/passwd", ".", "")
+        )
+        index["weight_map"][chance.choice(("encoder.0", "lure"))] = chance.choice((lure, odd_text(chance)))
+    if chance.random() < 0.5:
+        index = bent(chance, index)
+    (inside / INDEX).write_bytes(json_bytes(chance, index))
+    return chance.choice((folder, inside / chance.choice(names)))
+
+
+def config(chance: Random) -> bytes:
+    value = VARIANTS[chance.choice(list(VARIANTS))].diffusers_config() | {"model_name": "dc-ae-f32c32-mix-1.0"}
+    for key in ("scaling_factor", "_name_or_path", "model_name", "variant"):
+        if chance.random() < 0.4:
+            value[key] = odd(chance)
+    return json_bytes(chance, bent(chance, value) if chance.random() < 0.5 else value)
+
+
+class Bomb:
+    def __reduce__(self):
+        return ran, ("a pickle",)
+
+
+def pickled(chance: Random) -> bytes:
+    buffer = io.BytesIO()
+    if chance.random() < 0.5:
+        torch.save({"state_dict": Bomb()}, buffer, _use_new_zipfile_serialization=chance.random() < 0.5)
+        return buffer.getvalue()
+    return pickle.dumps(Bomb(), chance.randrange(pickle.HIGHEST_PROTOCOL + 1))
+
+
+@functools.cache
+def weights() -> dict[str, torch.Tensor]:
+    return load_file(hub.bundled())
+
+
+def open_all(path: Path, chance: Random) -> None:
+    is_dcae(path)
+    cli(path, "info", str(path))
+    found = attempt(path, Checkpoint, path)
+    if found is None:
+        return
+    if not found.fits or found.layout not in keys.LAYOUTS or found.bytes < 0:
+        raise Broken(f"{found.fits}, {found.layout}, {found.bytes}")
+    chosen = attempt(path, found.choose) or found.fits[0]
+    if found.bytes > SMALL or chosen.name != DEMO:
+        return
+    ae = attempt(path, DCAE.from_file, path, chosen, "cpu", chance.choice(("fp32", "bf16")))
+    if ae is not None:
+        if not all(t.isfinite().all() for t in ae.model.state_dict().values()):
+            raise Broken("weights that are no numbers were loaded")
+        target = path.with_name("converted") if path.is_file() else path / "converted"
+        cli(path, "convert", str(path), str(target), "--to", chance.choice(keys.LAYOUTS), "--variant", chosen.name)
+        if not attempt(target, Checkpoint, target):
+            raise Broken("what was converted is refused")
+
+
+def cli(path: Path, *arguments: str) -> int:
+    """Runs a command, which must end with 0, or with 1 and one line."""
+    said, failed = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(failed):
+        code = main(list(arguments))
+    if code == 0:
+        return code
+    last = failed.getvalue().removesuffix("\n").split("dcae: ")
+    if code != 1 or len(last) != 2 or not last[1].isprintable():
+        raise Broken(f"{arguments[0]} ended with {code} and said {failed.getvalue()[:500]!r}")
+    return code
+
+
+CHECKPOINT = Target(make, open_all, megabytes=400.0)

@@ -1,0 +1,176 @@
+"""One case: made, opened, and held to what SECURITY.md promises."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from dcae_core import DCAEError
+
+__all__ = ["Broken", "Finding", "Target", "attempt", "examine", "ran"]
+
+MOST_WORDS = 4000  # characters of a message
+
+
+class Broken(Exception):
+    """A promise that was not kept, by what the library returned or said."""
+
+
+class Slow(BaseException):
+    """Raised into what takes too long. Not an Exception: nothing may swallow it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """make: writes files into an empty folder, and says which of its paths is opened. open: opens it in all ways that
+    the library has; with `attempt`, so that refusals are looked at. seconds (of work), megabytes: what a case may take.
+    """
+
+    make: Callable[[Random, Path], Path]
+    open: Callable[[Path, Random], None]
+    seconds: float = 10.0
+    megabytes: float = 300.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    kind: str  # "raised", "slow", "memory", "outside", "ran code", "broken"
+    details: str
+
+
+def attempt(path: Path, work: Callable, *args):
+    """What `work` returns, or None where it refuses `path` with an error that is proper. Raises Broken if it is not."""
+    try:
+        return work(*args)
+    except DCAEError as error:
+        text = str(error)
+        names = {path.name, *(one.name for one in path.parent.rglob("*"))}
+        if not any(name in text for name in names):
+            raise Broken(f"names no file: {text[:500]!r}") from error
+        if len(text) > MOST_WORDS or not text.isprintable():
+            raise Broken(f"is no line that can be shown ({len(text)} characters): {text[:300]!r}") from error
+        return None
+
+
+_ran: list[str] = []
+
+
+def ran(*what: str) -> None:
+    """What a file that runs code would call."""
+    _ran.append(" ".join(what))
+
+
+def examine(target: Target, chance: Random, base: Path, patience: float = 6.0) -> Finding | None:
+    """Makes a case in the folder `case` of `base` and opens it; what was wrong, or None. The case stays there until the
+    next. patience: seconds it may take in all, for each that it may work, since the machine may be busy."""
+    case = base / "case"
+    clear(case)
+    case.mkdir(parents=True)
+    path = target.make(chance, case)
+    _ran.clear()
+    before = _reset_peak()
+    try:
+        with _watched(base, case) as outside, _limited(target.seconds, patience):
+            target.open(path, chance)
+    except Slow:
+        return Finding("slow", f"more than {target.seconds:.0f} s\n{traceback.format_exc()}")
+    except Broken as broken:
+        return Finding("broken", f"{broken}\n{traceback.format_exc()}")
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # Rust's panics are no Exception
+        return Finding("raised", traceback.format_exc())
+    if _ran:
+        return Finding("ran code", ", ".join(_ran))
+    if outside:
+        return Finding("outside", ", ".join(outside))
+    used = _peak() - before if before else 0.0
+    if used > target.megabytes:
+        return Finding("memory", f"{used:.0f} MB more than before")
+    return None
+
+
+def clear(folder: Path) -> None:
+    """Removes a folder, with what is forbidden in it."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o600)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _limited(seconds: float, patience: float) -> Iterator[None]:
+    """Raises Slow in the main thread after so long at work, or `patience` times that in all. (A loop in C ends only
+    with its own process: see tools/fuzz.py.)"""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_) -> None:
+        raise Slow
+
+    timers = ((signal.SIGPROF, signal.ITIMER_PROF, seconds), (signal.SIGALRM, signal.ITIMER_REAL, patience * seconds))
+    before = [signal.signal(kind, stop) for kind, _, _ in timers]
+    try:
+        for _, timer, limit in timers:
+            signal.setitimer(timer, limit)
+        yield
+    finally:
+        for (kind, timer, _), handler in zip(timers, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(kind, handler)
+
+
+LOOKS = ("open", "os.listdir", "os.scandir")
+RUNS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
+_watching: tuple[str, str, list[str]] | None = None
+
+
+def _hook(event: str, args: tuple) -> None:
+    if _watching is None or event not in (*LOOKS, *RUNS):
+        return
+    base, case, found = _watching
+    if event in RUNS:
+        found.append(f"{event} {args!r}")
+    elif args and isinstance(args[0], (str, bytes, os.PathLike)):
+        path = os.path.abspath(os.fsdecode(args[0]))
+        if path == "/etc/passwd" or (path.startswith(base + os.sep) and not path.startswith(case)):
+            found.append(f"{event} {path}")
+
+
+@contextlib.contextmanager
+def _watched(base: Path, case: Path) -> Iterator[list[str]]:
+    """The paths that are opened in `base` but outside of `case`, and programs that are started, meanwhile."""
+    global _watching
+    found: list[str] = []
+    _watching = (os.path.abspath(base), os.path.abspath(case), found)
+    try:
+        yield found
+    finally:
+        _watching = None
+
+
+sys.addaudithook(_hook)
+
+
+def _reset_peak() -> float:
+    """Sets the peak of this process's memory to what it is now, which is returned in MB; 0 where that can't be done."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return 0.0
+    return _peak()
+
+
+def _peak() -> float:
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))

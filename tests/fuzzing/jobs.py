@@ -1,0 +1,96 @@
+"""A job's own files, damaged: nothing that is there may be lost, and nothing may be done twice."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from random import Random
+
+from PIL import Image
+
+from dcae_core import DEMO, VARIANTS
+from dcae_core.batch import sources
+from dcae_core.batch.decode import rows_of
+from dcae_core.batch.encode import Options, job_of, save_part
+from dcae_core.batch.job import Job
+from dcae_core.batch.sources import Unreadable
+
+from .datasets import rows
+from .examine import Broken, Target, attempt
+from .mutate import bent, json_bytes, scrambled, special
+
+__all__ = ["JOBS"]
+
+PNG = io.BytesIO()
+Image.new("RGB", (2, 2)).save(PNG, "PNG")
+
+
+def options(folder: Path) -> Options:
+    return Options(
+        str(folder / "in"), str(folder / "out"), DEMO, size=(64, 64), kind="safetensors", store="fp16", part_size=2
+    )
+
+
+def make(chance: Random, folder: Path) -> Path:
+    (folder / "in").mkdir()
+    for i in range(6):
+        (folder / "in" / f"{i}.png").write_bytes(PNG.getvalue())
+    job = job_of(options(folder), VARIANTS[DEMO])
+    for part in job.parts()[: chance.choice((0, 2, 3))]:
+        save_part(job, part, rows(2), [Unreadable("x", "y")], 0.5)
+    files = [path for path in (folder / "out").rglob("*.json*") if path.is_file()]
+    for _ in range(chance.choice((0, 1, 1, 2))):
+        path = files.pop(chance.randrange(len(files)))
+        what = chance.randrange(6)
+        if what == 0:
+            path.write_bytes(scrambled(chance, path.read_bytes()))
+        elif what == 1:
+            path.unlink()
+            if chance.random() < 0.7:
+                special(chance, path)
+        elif path.suffix == ".jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            lines = bent(chance, lines)
+            text = b"\n".join(json_bytes(chance, line) for line in lines) if isinstance(lines, list) else b"1"
+            path.write_bytes(text + (b"\n" if chance.random() < 0.7 else b""))
+        else:
+            path.write_bytes(json_bytes(chance, bent(chance, json.loads(path.read_bytes()))))
+    return folder
+
+
+def open_job(path: Path, chance: Random) -> None:
+    before = snapshot(path)
+    job = attempt(path, job_of, options(path), VARIANTS[DEMO])
+    if job is not None:
+        attempt(path, work, job)
+    attempt(path, lambda: list(rows_of(str(path / "out"))))
+    after = snapshot(path)
+    if lost := [name for name, data in before.items() if after.get(name) != data]:
+        raise Broken(f"{lost} changed")
+
+
+def work(job: Job) -> None:
+    """What a run does but for the encoding, and what it relies on."""
+    parts, finished = job.parts(), job.finished()
+    names = [part.name for part in parts]
+    if len(set(names)) != len(names):
+        raise Broken(f"parts of one name: {names}")
+    if not set(finished) <= set(names):
+        raise Broken(f"{set(finished) - set(names)} is done but not listed")
+    listed = [path for part in parts for path in part.paths]
+    if len(listed) != len(set(listed)) or not set(listed) >= {f"{job.source}/{i}.png" for i in range(6)}:
+        raise Broken(f"sources {listed}")
+    made = job.summary()
+    if made.images < 0 or made.pixels < 0 or not made.device_seconds >= 0:
+        raise Broken(f"{made}")
+    for part in parts:
+        list(sources.items(part, job.source))
+
+
+def snapshot(path: Path) -> dict[str, bytes]:
+    files = (one for one in path.rglob("*") if one.is_file() and not one.is_symlink())
+    return {str(one): one.read_bytes() for one in files}
+
+
+JOBS = Target(make, open_job, megabytes=100.0)

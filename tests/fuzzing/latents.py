@@ -1,0 +1,97 @@
+"""Latent files from strangers: of `dcae encode`, and of ComfyUI."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from random import Random
+
+import torch
+
+from dcae_core import DCAE, DEMO, VARIANTS, latents
+from dcae_core.sizes import Fit
+
+from .checkpoints import cli
+from .examine import Broken, Target, attempt
+from .mutate import odd_text, pack, scrambled, special, write_sparse
+
+__all__ = ["LATENTS", "ODD_FACTORS", "ODD_SIZES", "TOLD", "decoder", "good"]
+
+TOLD = {"format": "dcae-latents-1", "variant": DEMO, "height": "50", "width": "60", "scale": "raw"}
+TOLD |= {"scaling_factor": "1.322"}
+ODD_FACTORS = ("nan", "inf", "-inf", "0", "-1", "1e-300", "1e300", "", "one", "1.322", "0x1p3", "1_0")
+ODD_SIZES = ("0", "-1", "50", "64", "1", "1e2", "", "9" * 5000, "99999999999999999999", "\u0661", "50.0", " 50 ")
+DTYPES = ("F32", "F32", "F32", "F16", "BF16", "I64", "F8_E4M3")
+SHAPES = ([1, 32, 1 << 13, 1 << 12], [1 << 40, 32, 2, 0], [0], [], [32, 2, 2], [1, 32, 1, 2, 2])
+WRONG = (b"\x00\x00\xc0\x7f", b"\x00\x7c\x00\x7c", b"\x80\x7f\x80\xff")  # NaN in fp32, infinity in fp16 and bf16
+
+
+def make(chance: Random, folder: Path) -> Path:
+    path = folder / chance.choice(("a.safetensors", "ComfyUI_00001_.latent"))
+    if chance.random() < 0.08:
+        special(chance, path)
+        return path
+    told = told_oddly(chance) if chance.random() < 0.8 else None
+    name = chance.choice(("latents", "latents", "latent_tensor"))
+    shape = [chance.choice((1, 1, 2)), chance.choice((32, 32, 32, 128, 4)), 2, 2]
+    if chance.random() < 0.1:
+        shape = chance.choice(SHAPES)
+    front, size = pack(chance, {name: (chance.choice(DTYPES), shape)}, told, chance.choice((0, 0, 1, 2)))
+    write_sparse(path, front, size)
+    if chance.random() < 0.3 and 4 <= size <= 1 << 20:
+        with path.open("r+b") as file:
+            file.seek(len(front) + chance.randrange(size))
+            file.write(chance.choice(WRONG))
+    if chance.random() < 0.1:
+        path.write_bytes(scrambled(chance, front + bytes(min(size, 4096))))
+    return path
+
+
+def told_oddly(chance: Random) -> dict[str, str]:
+    """Metadata with some values that nobody would write."""
+    likely = {"height": ODD_SIZES, "width": ODD_SIZES, "scaling_factor": ODD_FACTORS}
+    likely |= {"variant": (*VARIANTS, "sdxl"), "scale": ("raw", "scaled", "")}
+    told = dict(TOLD)
+    for _ in range(chance.choice((0, 1, 1, 2))):
+        key = chance.choice(list(TOLD))
+        told[key] = chance.choice(likely.get(key, ("",))) if chance.random() < 0.8 else odd_text(chance)
+        if chance.random() < 0.2:
+            del told[key]
+    return told
+
+
+def open_latents(path: Path, chance: Random) -> None:
+    found = attempt(path, latents.read, path)
+    if found is None:
+        if cli(path, "decode", str(path), "--device", "cpu", "--model", DEMO) == 0:
+            raise Broken("the command line decodes what the library refuses")
+        return
+    good(found.raw, found.size, found.variant)
+    ours = found.variant in (None, VARIANTS[DEMO]) and found.raw.shape[1] == 32
+    if ours and found.raw.numel() <= 256 and chance.randrange(4) == 3:
+        picture = attempt(path, decoder().decode, found.raw, found.variant and found.size)
+        if picture is not None and not picture.isfinite().all():
+            raise Broken("the picture is not finite")
+
+
+@functools.cache
+def decoder() -> DCAE:
+    """The demo model, after a first run: what torch imports then counts for no case."""
+    ae = DCAE(DEMO, "cpu", "fp32")
+    ae.decode(torch.zeros(1, 32, 1, 1))
+    return ae
+
+
+def good(raw: torch.Tensor, size: tuple[int, int] | None, variant) -> None:
+    """Raises Broken if these are no latents that can be decoded."""
+    shape = list(raw.shape)
+    if raw.ndim != 4 or not raw.numel() or raw.dtype != torch.float32 or not raw.isfinite().all():
+        raise Broken(f"latents {raw.dtype} of shape {shape}, finite: {bool(raw.isfinite().all())}")
+    if variant is not None and shape[1] != variant.latent_channels:
+        raise Broken(f"{shape[1]} channels, said to be of {variant.name}")
+    fits = size is None or variant is None or list(Fit(*size, variant.spatial_ratio).latent) == shape[2:]
+    if not fits or (size is not None and min(size) < 1):
+        raise Broken(f"a picture of {size} in latents of shape {shape}")
+
+
+LATENTS = Target(make, open_latents, megabytes=200.0)

@@ -83,7 +83,7 @@ def test_it_sees_each_way_of_using_a_host():
         "comfy.utils.ProgressBar.update_absolute",  # of a variable
         "comfy.model_management.args.fp32_vae",
         "comfy_api.v0_0_2.io.Hidden.unique_id",
-        "folder_paths.get_annotated_filepath",
+        "folder_paths.get_filename_list",
         "server.PromptServer.instance.send_sync",
         "modules.shared.opts.sd_vae",
         "diffusers.SanaPipeline.vae_scale_factor",

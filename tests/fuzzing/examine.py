@@ -109,7 +109,8 @@ def clear(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _limited(seconds: float, patience: float) -> Iterator[None]:
-    """Raises Slow in the main thread after so long at work, or `patience` times that in all. (A loop in C ends only with its own process: see tools/fuzz.py.)"""
+    """Raises Slow in the main thread after so long at work, or `patience` times that in all. (A loop in C ends only
+    with its own process: see tools/fuzz.py.)"""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return

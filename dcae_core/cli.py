@@ -154,6 +154,7 @@ def encode(arguments: argparse.Namespace) -> None:
 def decode(arguments: argparse.Namespace) -> None:
     from . import images, latents
     from .errors import LatentError
+    from .finite import NotFinite
 
     ae = None
     for source, target in _pairs(arguments, "-dcae.png"):
@@ -168,7 +169,11 @@ def decode(arguments: argparse.Namespace) -> None:
                 f"{source} was made with {file.variant.name}, but {ae.variant.name} is loaded and does not read its "
                 f"latents: use --model {file.variant.name}."
             )
-        pictures = images.to_host(ae.decode(file.raw, file.size, arguments.budget, _strips(source)))
+        try:
+            made = ae.decode(file.raw, file.size, arguments.budget, _strips(source))
+        except (LatentError, NotFinite) as error:  # of several files, which?
+            raise LatentError(f"{source}: {error}") from error
+        pictures = images.to_host(made)
         for i, picture in enumerate(pictures, start=1):
             one = target if len(pictures) == 1 else target.with_stem(f"{target.stem}-{i}")
             images.write(one, picture)

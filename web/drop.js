@@ -36,10 +36,10 @@ async function describe(file) {
   } catch {
     return null;
   }
-  const told = header.__metadata__ ?? {};
-  if (header.latents && told.format?.startsWith("dcae-latents")) return { variant: told.variant };
-  const channels = header.latent_tensor?.shape?.[1];
-  const ours = told.prompt ? told.prompt.includes('"DCAE_') : channels !== 128; // Flux 2 has 128 as well
+  const told = header?.__metadata__ ?? {}; // of any type: files come from anywhere
+  if (header?.latents && String(told.format).startsWith("dcae-latents")) return { variant: told.variant };
+  const channels = header?.latent_tensor?.shape?.[1];
+  const ours = told.prompt ? String(told.prompt).includes('"DCAE_') : channels !== 128; // Flux 2 has 128 as well
   return CHANNELS.includes(channels) && ours ? {} : null;
 }
 

@@ -13,6 +13,7 @@ import torch
 from .. import images, variants
 from ..autoencoder import DCAE, is_path
 from ..errors import LatentError, OptionError
+from ..finite import NotFinite
 from ..strangers import shown
 from . import shards
 from .job import Done, Summary
@@ -108,7 +109,11 @@ def _part(options: DecodeOptions, ae: DCAE | None, name: str, rows, target: Plac
             some = same[i : i + options.batch]
             start = time.perf_counter()
             z = torch.stack([row.latents.float() / factor for row, factor in some])
-            pictures = ae.decode(z, budget=options.budget, as_uint8=True).cpu()
+            try:
+                pictures = ae.decode(z, budget=options.budget, as_uint8=True).cpu()
+            except (LatentError, NotFinite) as error:
+                keys = ", ".join(shown(row.key) for row, _ in some[:3])
+                raise LatentError(f"{name}: the latents of {keys} and {len(some)} in all: {error}") from error
             seconds += time.perf_counter() - start
             for (row, _), picture in zip(some, pictures, strict=True):
                 picture = images.crop(picture[None], row.size)

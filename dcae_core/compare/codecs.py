@@ -16,6 +16,7 @@ from ..checkpoint import is_dcae
 from ..devices import best_dtype, parse_device, parse_dtype
 from ..errors import CheckpointError, DCAEError, DownloadError
 from ..plan import Budget
+from ..strangers import shown
 from . import taesana
 
 __all__ = ["Codec", "load", "local", "of_dcae", "of_diffusers"]
@@ -173,8 +174,10 @@ def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
         made, found = getattr(diffusers, kind).from_pretrained(name, **where)
         if lacking := sorted(found["missing_keys"]):  # diffusers only warns, and leaves them random
             raise CheckpointError(f"{name} is no whole {kind}: {len(lacking)} weights are not there, as {lacking[0]}.")
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except DCAEError:
+        raise
+    except Exception as error:  # of every kind, on configs and weights that are damaged
+        first = shown(next(iter(str(error).strip().splitlines()), type(error).__name__), 300)
         if not Path(name).is_dir() and not download:
             raise DownloadError(
                 f"{name} is not on this machine ({first}). Allow downloads, or name a folder."

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..finite import check_weights
+from ..strangers import open_safetensors, shown
 
 __all__ = ["RATIO", "load"]
 
@@ -39,9 +40,13 @@ def load(folder: str | os.PathLike, part: str) -> nn.Module:
         )
     network = encoder() if part == "encoder" else decoder()
     try:
-        network.load_state_dict(load_file(path))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not TAESANA's {part}: {str(error).splitlines()[0]}") from error
+        with open_safetensors(path) as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
+        network.load_state_dict(state)
+    except (SafetensorError, OSError, RuntimeError, ValueError, MemoryError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"{path} is not TAESANA's {part}: {shown(first, 200)}") from error
+    check_weights(state, str(path))
     return network.eval().requires_grad_(False)
 
 

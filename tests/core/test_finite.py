@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, DCAEError, ImageError, LatentError, images
+from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, DCAEError, ImageError, LatentError, images, latents
 from dcae_core.checkpoint import Checkpoint
 from dcae_core.cli import main
 from dcae_core.finite import is_finite, which
@@ -118,6 +118,16 @@ def test_numbers_in_between_that_overflow_fp32(small_state):
     for as_uint8 in (False, True):
         with pytest.raises(DCAEError, match="not finite, although weights and input are"):
             ae.decode(torch.rand(1, 32, 2, 2) * 1e30, as_uint8=as_uint8)
+
+
+def test_latents_that_overflow_are_said_with_their_file(tmp_path, capsys):
+    for name in ("good", "large"):
+        z = torch.full((1, 32, 2, 2), 3e38 if name == "large" else 0.1)
+        latents.write(tmp_path / f"{name}.safetensors", z, VARIANTS[DEMO], (64, 64))
+    files = [str(tmp_path / f"{name}.safetensors") for name in ("good", "large")]
+    assert main(["decode", *files, "-o", str(tmp_path / "out"), "--device", "cpu", "--dtype", "fp32"]) == 1
+    said = capsys.readouterr().err
+    assert "large.safetensors: The result is not finite" in said and "good" not in said.split("dcae: ")[1]
 
 
 def test_bytes_hide_nothing():

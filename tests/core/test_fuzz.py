@@ -13,7 +13,7 @@ from dcae_core import DCAEError, hub
 from tests.fuzzing import TARGETS, decoder
 from tests.fuzzing.examine import Target, attempt, examine, ran
 
-EXAMPLES = {"checkpoint": 100, "latents": 120, "shards": 100, "sources": 100, "images": 400, "jobs": 80}
+EXAMPLES = {"checkpoint": 60, "latents": 120, "shards": 100, "sources": 100, "images": 400, "jobs": 80}
 
 
 @pytest.mark.parametrize("name", TARGETS)

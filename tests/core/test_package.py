@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT, COMFY = PYPROJECT["project"], PYPROJECT["tool"]["comfy"]
 PACKED_FILES = {"__init__.py", "install.py", "pyproject.toml", "requirements.txt"}
-PACKED_FILES |= {"CHANGELOG.md", "LICENSE", "README.md"}
+PACKED_FILES |= {"CHANGELOG.md", "LICENSE", "README.md", "SECURITY.md"}
 PACKED_FOLDERS = {"dcae_core", "example_workflows", "locales", "nodes", "scripts", "web"}
 SYSTEMS = {"OS Independent", "Microsoft :: Windows", "POSIX :: Linux", "MacOS"}
 ACCELERATORS = {"GPU :: NVIDIA CUDA", "GPU :: AMD ROCm", "GPU :: Intel Arc", "GPU :: Apple Metal"}

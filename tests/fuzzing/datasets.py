@@ -127,7 +127,7 @@ def open_shards(path: Path, chance: Random) -> None:
         factor = float(common["scaling_factor"]) if common["scale"] == "scaled" else 1.0
         good(row.latents[None].float() / factor, row.size, VARIANTS[common["variant"]])
     if chance.randrange(20) == 17 and len(found or []) < 10:
-        attempt(path, decode, DecodeOptions(str(path), str(path / "back"), device="cpu"))
+        attempt(path, decode, DecodeOptions(str(path), str(path / "back"), DEMO, device="cpu"))
         if extra := {one.name for one in path.iterdir()} - {name, "done", "back"}:
             raise Broken(f"{extra} was written")
 

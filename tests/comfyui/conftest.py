@@ -6,16 +6,26 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.core.standin_hub import StandinHub
+
 from .server import Server, default_env, python_of
 
 
 @pytest.fixture(scope="session")
-def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def hub() -> Iterator[StandinHub]:
+    """The hub that this ComfyUI downloads from: a stand-in, and empty."""
+    with StandinHub({}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def comfyui(tmp_path_factory: pytest.TempPathFactory, hub: StandinHub) -> Iterator[Server]:
     """A started ComfyUI with this pack in it, one for all tests: leave its queue empty behind you."""
     env = default_env()
     if not python_of(env).exists() or not (env / "comfyui" / "main.py").is_file():
         pytest.fail(f"There is no ComfyUI in {env}. This makes it: python3 tools/run.py test", pytrace=False)
-    with Server(env=env, environ={"HF_HOME": str(tmp_path_factory.mktemp("hf-home"))}) as server:
+    environ = {"HF_HOME": str(tmp_path_factory.mktemp("hf-home")), "HF_ENDPOINT": hub.url}
+    with Server(env=env, environ=environ) as server:
         yield server
 
 

@@ -1,6 +1,7 @@
 """Finding weights on this machine, and downloading them from the Hugging Face hub when asked to.
 
-huggingface_hub does the transfer, so HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and its other settings apply.
+It goes through huggingface_hub, so HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT and proxies apply.
+What happens when something goes wrong: benchmarks/FAULTS.md.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ def download(
     `revision` is a branch, tag or commit; the commit it stood for, the size and the sha256 are recorded beside the
     file, in NAME.safetensors.json. The file takes its name only after its size and sha256 are those the hub announces;
     until then it is NAME.safetensors.HASH.part, and a download that was cut off goes on from there. A file of that name
-    that is already right is kept. `progress(done, total)` in bytes; what it raises stops the download and is passed on.
-    Raises DownloadError.
+    that is already right is kept. Of several threads and processes that want it, one fetches it and the others wait.
+    `progress(done, total)` in bytes, some four times a second, while waiting too; what it raises stops the download and
+    is passed on. None shows huggingface_hub's bar. Raises DownloadError.
     """
     import huggingface_hub as hf
     from huggingface_hub.utils import build_hf_headers

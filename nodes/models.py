@@ -127,7 +127,7 @@ def _published(choice: str) -> Variant | None:
 
 def _path(choice: str) -> Path | None:
     path = folder_paths.get_full_path("vae", choice)
-    return Path(path) if path else None
+    return Path(path) if path and not choice.endswith(".part") else None  # an unfinished download is not there
 
 
 def _is_dcae(name: str) -> bool:

@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.core.standin_hub import StandinHub
+
 from .server import FP32, Server, comfyui_of, default_env, python_of
 
 
 @pytest.fixture(scope="session")
-def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def hub() -> Iterator[StandinHub]:
+    """The hub that this ComfyUI downloads from: a stand-in, and empty."""
+    with StandinHub({}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def comfyui(tmp_path_factory: pytest.TempPathFactory, hub: StandinHub) -> Iterator[Server]:
     """A started ComfyUI with this pack and a stand-in for Sana in it, and with previews while it samples; one for all
     tests: leave its queue empty behind you."""
     env = default_env()
@@ -22,7 +31,7 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         env=env,
         others=[Path(__file__).parent / "standin_sana"],
         args=["--preview-method", "latent2rgb", *FP32],
-        environ={"HF_HOME": str(tmp_path_factory.mktemp("hf-home"))},
+        environ={"HF_HOME": str(tmp_path_factory.mktemp("hf-home")), "HF_ENDPOINT": hub.url},
     ) as server:
         yield server
 

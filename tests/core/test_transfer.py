@@ -1,6 +1,7 @@
 """Downloads that go wrong, through the real huggingface_hub, from a stand-in for the hub's server on this machine."""
 
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -79,7 +80,8 @@ def test_a_server_that_sends_nothing_is_given_up_and_what_came_before_is_kept(do
             download(server, progress=raiser())
         before = kept(tmp_path)
         server.cut = 0
-        assert "What has arrived is kept" in refusal(download, server)
+        told = refusal(download, server)
+        assert "the connection failed (" in told and "What has arrived is kept: a new try goes on from there." in told
         assert len(server.gets()) == 1 + transfer.TRIES
         assert kept(tmp_path) == before
         server.cut = None
@@ -93,6 +95,17 @@ def raiser():
         raise Stop
 
     return progress
+
+
+@pytest.mark.parametrize("kind", [Stop, KeyboardInterrupt, MemoryError])
+def test_what_ends_it_is_passed_on_and_what_came_is_kept(download, tmp_path, kind):
+    def end(done: int, total: int) -> None:
+        raise kind
+
+    with StandinHub({FILE: BODY}, drip=(100_000, 0.01)) as server:
+        with pytest.raises(kind):
+            download(server, progress=end)
+        assert 0 < kept(tmp_path) < len(BODY)
 
 
 def test_an_answer_without_a_length_that_ends_early(download):
@@ -221,6 +234,10 @@ def test_a_silent_server(download, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
     with StandinHub({FILE: BODY}, drip=(1, 1)) as server:
         assert "the server does not answer" in refusal(download, server)
+        start = time.monotonic()
+        with pytest.raises(Stop):
+            download(server, progress=raiser())
+        assert time.monotonic() - start < 0.9, "it can be cancelled between two tries"
 
 
 def test_an_unreachable_storage(download):
@@ -294,8 +311,20 @@ def test_a_partial_file_is_never_taken_for_a_model(download, tmp_path):
             (folder / f"{name}.part").write_bytes(whole)
         assert not is_dcae(folder)
     assert hub.find(NAME, tmp_path) is None
+    in_sdnext = {}
+    sdnext_names().arrange(in_sdnext, tmp_path, downloads=False)
+    assert in_sdnext == {}
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     assert not is_dcae(tmp_path / "cut.safetensors")
+
+
+def sdnext_names():
+    """The list of SD.Next's dropdown, which needs nothing of SD.Next."""
+    path = Path(__file__).parents[2] / "scripts" / "dcae_sdnext" / "names.py"
+    spec = importlib.util.spec_from_file_location("dcae_sdnext_names", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_a_full_disk_is_seen_before_anything_is_fetched(download, tmp_path):

@@ -81,13 +81,13 @@ def test_vaes_of_any_kind(comfyui, tmp_path):
         assert np.asarray(grid).std() > 10 and grid.width > 3 * 250
 
 
-def test_a_batch_and_a_vae_that_fails(comfyui, small_dcae_of_nans, tmp_path):
+def test_a_batch_and_a_vae_that_fails(comfyui, small_dcae_that_overflows, tmp_path):
     name, _ = photograph(comfyui, tmp_path, 64, 96, "compared-two.png")
     result = comfyui.run(
         {
             "1": node("LoadImage", image=name),
             "2": node("RepeatImageBatch", image=["1", 0], amount=2),
-            "3": loader(small_dcae_of_nans),
+            "3": loader(small_dcae_that_overflows),
             "4": loader(),
             "5": node("DCAE_Compare", image=["2", 0], vae_1=["3", 0], vae_2=["4", 0], repeats=1, amplify=5.0),
         }
@@ -102,12 +102,14 @@ def test_a_batch_and_a_vae_that_fails(comfyui, small_dcae_of_nans, tmp_path):
 
 
 @pytest.fixture
-def small_dcae_of_nans(comfyui) -> str:
+def small_dcae_that_overflows(comfyui) -> str:
     """A DC-AE file in models/vae that loads, and whose pictures are not finite."""
     state = checkpoint.Checkpoint(hub.bundled()).state(VARIANTS[DEMO])
-    state = {key: torch.full_like(t, float("nan")) if t.is_floating_point() else t for key, t in state.items()}
-    checkpoint.save(comfyui.base / "models" / "vae" / f"{DEMO}-nan.safetensors", state, VARIANTS[DEMO], "diffusers")
-    return f"{DEMO}-nan.safetensors"
+    state = {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
+    state["decoder.conv_out.weight"] = torch.full_like(state["decoder.conv_out.weight"], 3e38)
+    file = comfyui.base / "models" / "vae" / f"{DEMO}-hot.safetensors"
+    checkpoint.save(file, state, VARIANTS[DEMO], "diffusers")
+    return file.name
 
 
 def test_cancel(comfyui, tmp_path):

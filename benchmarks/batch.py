@@ -151,9 +151,9 @@ def parts_done(target: Path) -> int:
 
 
 def memory(arguments: argparse.Namespace, out: Path) -> None:
-    """Each size in a process of its own; the peak of resident memory, of it and of the largest worker."""
+    """Each size in a process of its own; the peak of the resident memory of that one, which holds the model."""
     few = out / "few"
-    for path in sorted(arguments.data.glob("*/*.jpg"))[: PICTURES // 10]:
+    for path in sorted(arguments.data.glob("[eo]*/*.jpg"))[: PICTURES // 10]:
         (few / path.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, few / path.parent.name)
     peaks = {}
@@ -164,9 +164,7 @@ def memory(arguments: argparse.Namespace, out: Path) -> None:
             "import resource, sys; from dcae_core.cli import main\n"
             "if __name__ == '__main__':\n"
             "    main(sys.argv[1:])\n"
-            "    own, other = (resource.getrusage(w).ru_maxrss / 1024 for w in (resource.RUSAGE_SELF, "
-            "resource.RUSAGE_CHILDREN))\n"
-            "    print(own, other)\n"
+            "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
         )
         (file := out / "measured.py").write_text(script)
         told = subprocess.run(
@@ -178,9 +176,8 @@ def memory(arguments: argparse.Namespace, out: Path) -> None:
             stderr=subprocess.DEVNULL,
             text=True,
         ).stdout
-        own, other = map(float, told.splitlines()[-1].split())
-        peaks[name] = own
-        print(f"{name} pictures: peak {own:.0f} MiB, its largest child {other:.0f} MiB", flush=True)
+        peaks[name] = float(told.splitlines()[-1])
+        print(f"{name} pictures: peak {peaks[name]:.0f} MiB", flush=True)
     print(f"2,000 over 200: {peaks['2000'] / peaks['200']:.3f}")
 
 
@@ -188,7 +185,7 @@ def parts(arguments: argparse.Namespace, out: Path) -> None:
     """One core for all but the encoder. A picture as data sets have them, 1000x667, and one of the data set here."""
     torch.set_num_threads(1)
     large = datasets.EXAMPLE.read_bytes()
-    small = sorted(arguments.data.glob("*/*.jpg"))[0].read_bytes()
+    small = sorted(arguments.data.glob("even/*.jpg"))[0].read_bytes()
     for name, data in (("1000x667", large), ("here", small)):
         with Image.open(io.BytesIO(data)) as opened:
             picture = opened.convert("RGB")

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 HANG = 900  # seconds after which a process that says nothing is ended
 PATIENCE = 60  # times the seconds of work: it may run beside others
-ADDRESS_SPACE = 6 << 30  # bytes beyond what a process has at its start
+TURN = 600  # seconds of a target before it is the next one's turn
 
 
 def main() -> int:
@@ -39,54 +40,78 @@ def main() -> int:
     options = parser.parse_args()
     if options.work:
         return work(options)
-    found = 0
-    for target in options.target:
-        found += watch(options, target, options.seconds / len(options.target))
-    return 1 if found else 0
+    runs, end = [Run(name, options.first) for name in options.target], time.monotonic() + options.seconds
+    while time.monotonic() < end:
+        for i, run in enumerate(runs):
+            watch(options, run, min(TURN, (end - time.monotonic()) / (len(runs) - i)))
+            print(run, flush=True)
+        if all(run.case >= options.first + options.cases for run in runs):
+            break
+    print(f"seed {options.seed}, {sum(run.case - options.first for run in runs)} cases in all")
+    return 1 if any(run.kinds for run in runs) else 0
 
 
-def watch(options: argparse.Namespace, target: str, seconds: float) -> int:
-    """Runs cases of a target in a process that may die; says what was found, and how much was done."""
-    start, case, kinds = time.monotonic(), options.first, Counter()
-    last = options.first + options.cases
-    while case < last and time.monotonic() - start < seconds:
-        command = [sys.executable, __file__, "--work", "--target", target, "--seed", options.seed, "--first", case]
-        command += ["--cases", last - case, "--seconds", seconds - (time.monotonic() - start)]
+@dataclass
+class Run:
+    """A target, its next case, the seconds spent on it, and how much of what was found."""
+
+    target: str
+    case: int
+    seconds: float = 0.0
+    kinds: Counter = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        found = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items()) or "nothing found"
+        return f"{self.target}: up to case {self.case} in {self.seconds:.0f} s: {found}"
+
+
+def watch(options: argparse.Namespace, run: Run, seconds: float) -> None:
+    """Runs cases in a process that may die."""
+    start, last = time.monotonic(), options.first + options.cases
+    while run.case < last and (left := start + seconds - time.monotonic()) > 0:
+        command = [sys.executable, __file__, "--work", "--target", run.target, "--seed", options.seed]
+        command += ["--first", run.case, "--cases", last - run.case, "--seconds", left]
         command += ["--findings", options.findings.resolve()]
         with tempfile.TemporaryDirectory(prefix="dcae-fuzz-") as folder:
             told, said = Path(folder, "told"), Path(folder, "said")
             with told.open("wb") as out, said.open("wb") as errors:
                 process = subprocess.Popen([str(part) for part in command], stdout=out, stderr=errors)
-            with told.open() as lines:
-                alive, ended, line = time.monotonic(), False, ""
-                while True:
-                    line += lines.readline()
-                    if line.endswith("\n"):
-                        alive = time.monotonic()
-                        number, _, kind = line.strip().partition(" ")
-                        line = ""
-                        case = int(number) + 1
-                        if kind:
-                            kinds[kind] += 1
-                            print(f"{target} {number}: {kind}", flush=True)
-                    elif ended:
-                        break
-                    elif time.monotonic() - alive > HANG:
-                        process.kill()
-                        process.wait()
-                        break
-                    else:
-                        ended = process.poll() is not None  # and once more, for what it said last
-                        time.sleep(0.05)
+            hung = listen(process, told, run)
             if process.returncode:
-                kind = "hung" if time.monotonic() - alive > HANG else f"died ({process.returncode})"
-                keep(options, target, case, kind, said.read_text(errors="replace")[-20_000:])
-                print(f"{target} {case}: {kind}", flush=True)
-                kinds[kind], case = kinds[kind] + 1, case + 1
-    took = time.monotonic() - start
-    words = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "nothing found"
-    print(f"{target}: {case - options.first} cases in {took:.0f} s, seed {options.seed}: {words}", flush=True)
-    return kinds.total()
+                kind = "hung" if hung else f"died ({process.returncode})"
+                keep(options, run.target, run.case, kind, said.read_text(errors="replace")[-20_000:])
+                found(run, kind)
+                run.case += 1
+    run.seconds += time.monotonic() - start
+
+
+def listen(process: subprocess.Popen, told: Path, run: Run) -> bool:
+    """Follows what a process tells until it ends; ends it where it tells nothing for too long, and says if it did."""
+    with told.open() as lines:
+        alive, ended, line = time.monotonic(), False, ""
+        while True:
+            line += lines.readline()
+            if line.endswith("\n"):
+                alive = time.monotonic()
+                number, _, kind = line.strip().partition(" ")
+                line, run.case = "", int(number)
+                if kind:
+                    found(run, kind)
+                run.case += 1
+            elif ended:
+                return False
+            elif time.monotonic() - alive > HANG:
+                process.kill()
+                process.wait()
+                return True
+            else:
+                ended = process.poll() is not None  # and once more, for what it told last
+                time.sleep(0.05)
+
+
+def found(run: Run, kind: str) -> None:
+    run.kinds[kind] += 1
+    print(f"{run.target} {run.case}: {kind}", flush=True)
 
 
 def work(options: argparse.Namespace) -> int:
@@ -98,7 +123,6 @@ def work(options: argparse.Namespace) -> int:
 
     torch.set_num_threads(1)
     decoder()
-    _limit_memory()
     (name,) = options.target
     start = time.monotonic()
     with base_folder() as folder:
@@ -141,18 +165,6 @@ def _irregular(folder: str, names: list[str]) -> list[str]:
     """FIFOs: they can't be copied."""
     paths = (Path(folder, name) for name in names)
     return [path.name for path in paths if not path.is_symlink() and not path.is_dir() and not path.is_file()]
-
-
-def _limit_memory() -> None:
-    """So that what asks for all memory fails here, and takes nothing from others."""
-    try:
-        import resource
-
-        with open("/proc/self/status", encoding="ascii") as file:
-            now = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmSize"))
-        resource.setrlimit(resource.RLIMIT_AS, (now + ADDRESS_SPACE, resource.RLIM_INFINITY))
-    except (ImportError, OSError, ValueError):
-        print("memory is not limited on this system", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -157,7 +158,7 @@ def make_sources(chance: Random, folder: Path) -> Path:
 def open_sources(path: Path, chance: Random) -> None:
     shape = Geometry("crop", 64, 64, 32, most=1 << 22)
     for part in attempt(path, lambda: list(sources.parts(str(path), 2))) or []:
-        for item in list(sources.items(part, str(path)))[:10]:
+        for item in islice(sources.items(part, str(path)), 10):
             (made,) = prepare_all([item], shape, str(path))
             if isinstance(made, Unreadable) and not made.reason:
                 raise Broken("without a reason")

@@ -19,6 +19,7 @@ from dcae_core import DCAEError
 __all__ = ["Broken", "Finding", "Target", "attempt", "examine", "ran"]
 
 MOST_WORDS = 4000  # characters of a message
+MOST_ADDRESSES = 4 << 30  # bytes of addresses that a case may take: files are mapped
 
 
 class Broken(Exception):
@@ -79,7 +80,7 @@ def examine(target: Target, chance: Random, base: Path, patience: float = 6.0) -
     _ran.clear()
     before = _reset_peak()
     try:
-        with _watched(base, case) as outside, _limited(target.seconds, patience):
+        with _watched(base, case) as outside, _bounded(), _limited(target.seconds, patience):
             target.open(path, chance)
     except Slow:
         return Finding("slow", f"more than {target.seconds:.0f} s\n{traceback.format_exc()}")
@@ -93,7 +94,7 @@ def examine(target: Target, chance: Random, base: Path, patience: float = 6.0) -
         return Finding("ran code", ", ".join(_ran))
     if outside:
         return Finding("outside", ", ".join(outside))
-    used = _peak() - before if before else 0.0
+    used = _status("VmHWM") - before if before else 0.0
     if used > target.megabytes:
         return Finding("memory", f"{used:.0f} MB more than before")
     return None
@@ -105,6 +106,24 @@ def clear(folder: Path) -> None:
         if path.is_file() and not path.is_symlink():
             path.chmod(0o600)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """What asks for all memory fails here, and takes none from others."""
+    try:
+        import resource
+    except ImportError:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    now = _status("VmSize")
+    if now:
+        resource.setrlimit(resource.RLIMIT_AS, (int(now * 2**20) + MOST_ADDRESSES, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @contextlib.contextmanager
@@ -168,9 +187,13 @@ def _reset_peak() -> float:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return 0.0
-    return _peak()
+    return _status("VmHWM")
 
 
-def _peak() -> float:
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
+def _status(name: str) -> float:
+    """MB of this process; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            return next((int(line.split()[1]) / 1024 for line in file if line.startswith(name)), 0.0)
+    except OSError:
+        return 0.0

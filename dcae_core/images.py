@@ -89,6 +89,8 @@ def read(path: str | os.PathLike) -> Tensor:
     try:
         with open_picture(path) as file:
             picture = of_pil(ImageOps.exif_transpose(file))[None]
+    except MemoryError as error:
+        raise ImageError(f"out of memory: use a smaller picture than {path}, or close other programs.") from error
     except Exception as error:  # decoders raise of every kind on damaged files
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
         raise ImageError(f"{path} can't be read as a picture: {kind}{shown(error, 300)}.") from error

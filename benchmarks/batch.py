@@ -4,7 +4,7 @@
     python benchmarks/batch.py ray       Ray's rows and the local engine's, and what Ray costs
     python benchmarks/batch.py kills     SIGKILL at a random moment, ten times; then to the end
     python benchmarks/batch.py memory    peak of 200 and of 2,000 pictures
-    python benchmarks/batch.py parts     reading, decoding, resizing, moving, encoding, writing: each by itself
+    python benchmarks/batch.py parts     reading, decoding, resizing, writing: each by itself, on one core
 
 The data set: 2,000 pieces of real photographs (256 to 340 pixels a side, JPEG) and 40 files that are no pictures, made
 in --data. The model is the bundled one, pictures are brought to 256x256. Rates are taken in turns, and the ratio of
@@ -182,7 +182,7 @@ def memory(arguments: argparse.Namespace, out: Path) -> None:
 
 
 def parts(arguments: argparse.Namespace, out: Path) -> None:
-    """One core for all but the encoder. A picture as data sets have them, 1000x667, and one of the data set here."""
+    """A picture as data sets have them, 1000x667, and one of the data set here."""
     torch.set_num_threads(1)
     large = datasets.EXAMPLE.read_bytes()
     small = sorted(arguments.data.glob("even/*.jpg"))[0].read_bytes()
@@ -203,8 +203,6 @@ def parts(arguments: argparse.Namespace, out: Path) -> None:
     made = encoder([ready] * 8)
     common = {"variant": DEMO, "dtype": "bf16", "scale": "raw", "scaling_factor": "1"}
     each("writing Parquet, for each row", lambda: shards.write(out / "p", "parquet", made * 32, common), 256)
-    torch.set_num_threads(os.cpu_count() or 1)
-    each(f"encoding {SIDE}x{SIDE} with the demo model, all cores", lambda: encoder([ready] * 8), 8)
 
 
 def each(name: str, work: Callable[[], object], pictures: int = 1, seconds: float = 1.5) -> None:

@@ -55,8 +55,8 @@ class Part:
         counts = all(type(count) is int and count >= 0 for count in (number, group))
         if not (texts and counts and paths and kind in KINDS and len(keys) == (len(paths) if kind == "files" else 0)):
             raise ValueError("a part is none that was listed")
-        if kind != "files" and len(paths) != 1:
-            raise ValueError("a part has several files")
+        if (kind != "files" and len(paths) != 1) or (kind != "parquet" and group):
+            raise ValueError("a part has several files, or a group of none")
         return cls(number, kind, tuple(paths), tuple(keys), group)
 
 

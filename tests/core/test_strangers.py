@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, DCAEError, ImageError, LatentError, hub, images, latents
+from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, DCAEError, ImageError, LatentError, images, latents
 from dcae_core.batch import decode as decoding
 from dcae_core.batch import shards, sources
 from dcae_core.batch.encode import Options, job_of, save_part
@@ -26,7 +27,6 @@ from dcae_core.cli import main
 from dcae_core.strangers import MAX_HEADER_BYTES, MAX_JSON_BYTES, inside
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
-IN_OR_MIX = {"model.safetensors": "dc-ae-f32c32-in-1.0"}
 
 
 def refused(kind: type[DCAEError], words: str, work, *args) -> str:
@@ -302,8 +302,6 @@ def test_pictures_that_would_start_a_program(tmp_path, monkeypatch):
 def test_decompression_bombs(tmp_path, monkeypatch):
     data = bytearray(saved("L", "PNG"))
     data[16:24] = struct.pack(">II", 50_000, 50_000)
-    import zlib
-
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     (tmp_path / "a.png").write_bytes(data)
     refused(ImageError, "a.png can't be read.*2500000000 pixels", images.read, tmp_path / "a.png")
@@ -390,6 +388,10 @@ def test_a_listing_that_is_lost_does_not_cost_what_is_done(tmp_path):
     listings.mkdir()
     (listings / "000000.jsonl").write_text(kept[:-5])
     refused(DCAEError, "000000.jsonl is damaged", job_of(options, VARIANTS[DEMO]).parts)
+    (listings / "000000.jsonl").write_text(kept.replace("1.png", "0.png"))
+    refused(DCAEError, "0.png is listed twice", job_of(options, VARIANTS[DEMO]).parts)
+    (listings / "000000.jsonl").write_text(kept.replace('"group": 0', '"group": 7'))  # else each would be done again
+    refused(DCAEError, "000000.jsonl is damaged", job_of(options, VARIANTS[DEMO]).parts)
 
 
 def test_sources_with_holes_and_without_bytes(tmp_path):
@@ -434,7 +436,3 @@ def test_names_stay_inside_their_folder(tmp_path):
         "a\0b",
     ):
         assert inside(folder, name) is None, name
-
-
-def test_the_demo_is_still_what_it_was():
-    assert Checkpoint(hub.bundled()).choose().name == DEMO

@@ -16,7 +16,7 @@ from random import Random
 
 from dcae_core import DCAEError
 
-__all__ = ["Broken", "Finding", "Target", "attempt", "examine", "ran"]
+__all__ = ["Broken", "Finding", "Target", "attempt", "examine", "ran", "reset_peak"]
 
 MOST_WORDS = 4000  # characters of a message
 MOST_ADDRESSES = 4 << 30  # bytes of addresses that a case may take: files are mapped
@@ -78,7 +78,7 @@ def examine(target: Target, chance: Random, base: Path, patience: float = 6.0) -
     case.mkdir(parents=True)
     path = target.make(chance, case)
     _ran.clear()
-    before = _reset_peak()
+    before = reset_peak()
     try:
         with _watched(base, case) as outside, _bounded(), _limited(target.seconds, patience):
             target.open(path, chance)
@@ -181,7 +181,7 @@ def _watched(base: Path, case: Path) -> Iterator[list[str]]:
 sys.addaudithook(_hook)
 
 
-def _reset_peak() -> float:
+def reset_peak() -> float:
     """Sets the peak of this process's memory to what it is now, which is returned in MB; 0 where that can't be done."""
     try:
         Path("/proc/self/clear_refs").write_text("5")

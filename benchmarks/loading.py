@@ -1,6 +1,6 @@
 """Seconds and peak memory to load a file: `python benchmarks/loading.py [--variant f32c32] [--dtype bf16]`.
 
-Writes random weights of the variant (f32c32: 1.26 GB in fp32) to a temporary file and loads it in a process of its own.
+Writes random weights of the variant (f32c32: 1.29 GB in fp32) to a temporary file and loads it in a process of its own.
 peak: the process's largest resident set beyond what it had with torch imported; pages of the file that are only mapped
 are part of it. Linux.
 """

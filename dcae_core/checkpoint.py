@@ -232,6 +232,10 @@ def _files(path: Path) -> list[Path]:
         if os.path.lexists(path):
             raise CheckpointError(f"{path} is neither a file nor a folder, or a link to nothing. Name the file itself.")
         raise CheckpointError(f"There is no file or folder {path}. Check the path, or download a variant first.")
+    if path.suffix == ".part":
+        raise CheckpointError(
+            f"{path} is an unfinished download, which nothing has checked. Download it again to go on."
+        )
     if is_shard(path):
         for name in INDEX_FILES:
             if is_file(path.parent / name):

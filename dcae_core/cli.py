@@ -140,6 +140,8 @@ def encode(arguments: argparse.Namespace) -> None:
     from . import images, latents
     from .sizes import Fit
 
+    if arguments.scaling_factor is not None and not arguments.scaled:
+        raise OptionError("--scaling-factor is for scaled latents: add --scaled, or leave it out.")
     ae = _load(arguments)
     factor = ae.variant.factor(arguments.scaling_factor) if arguments.scaled else None
     for source, target in _pairs(arguments, ".safetensors"):

@@ -213,7 +213,7 @@ def _table() -> dict[str, Variant]:
             name=lite,
             decoder=_lite_decoder(),
             repos=("dc-ai/dc-ae-lite-f32c32-diffusers", "dc-ai/dc-ae-lite-f32c32", *_mit(lite)),
-            note="for Sana: the encoder of sana-1.0, a small fast decoder",
+            note="for Sana: the encoder of sana-1.0, a fast decoder",
         ),
     ]
     for ratio, extra, factor in ((32, 0, None), (64, 1, 0.5935)):

@@ -6,9 +6,8 @@ import time
 
 from comfy_api.v0_0_2 import io
 
-from ..dcae_core import VARIANTS
 from ..dcae_core.sizes import MODES, Fit
-from .latents import check_variant, remember, true_size
+from .latents import channels_input, check_variant, remember, true_size
 from .schema import aliases
 from .vae import require
 from .web import line
@@ -47,16 +46,7 @@ class DCAEEncode(io.ComfyNode):
                     "decoding. crop: keep the centre, as ComfyUI's VAE Encode does.",
                 ),
                 budget_input(),
-                io.Int.Input(
-                    "latent_channels",
-                    default=0,
-                    min=0,
-                    max=max(variant.latent_channels for variant in VARIANTS.values() if variant.adaptive),
-                    step=16,
-                    optional=True,
-                    tooltip="With DC-AE 1.5: how many of the latent's first channels to make, 16, 32, ... 112; 0 is "
-                    "all. Other variants make all.",
-                ),
+                channels_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="Raw latents (not scaled).")],
         )

@@ -9,14 +9,22 @@ import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..dcae_core import DCAEError, LatentError, Variant, find, names
+from ..dcae_core import VARIANTS, DCAEError, LatentError, Variant, find, names
 from ..dcae_core.latents import read
 from ..dcae_core.sizes import Fit
 from ..dcae_core.strangers import inside
 from .schema import aliases
 from .vae import DCAEVAE, require
 
-__all__ = ["DCAEEmptyLatent", "DCAELoadLatent", "DCAEScaleLatent", "check_variant", "remember", "true_size"]
+__all__ = [
+    "DCAEEmptyLatent",
+    "DCAELoadLatent",
+    "DCAEScaleLatent",
+    "channels_input",
+    "check_variant",
+    "remember",
+    "true_size",
+]
 
 SIZE = "dcae_size"  # a LATENT's key for the (height, width) of its picture before padding
 VARIANT = "dcae_variant"  # and for the name of the variant that it was made with
@@ -67,6 +75,19 @@ def variant_inputs() -> list:
     ]
 
 
+def channels_input():
+    return io.Int.Input(
+        "latent_channels",
+        default=0,
+        min=0,
+        max=max(variant.latent_channels for variant in VARIANTS.values() if variant.adaptive),
+        step=16,
+        optional=True,
+        tooltip="With DC-AE 1.5: how many of the latent's first channels to make, 16, 32, ... 112; 0 is all. Other "
+        "variants make all.",
+    )
+
+
 class DCAEEmptyLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -81,14 +102,17 @@ class DCAEEmptyLatent(io.ComfyNode):
                 io.Int.Input("height", default=1024, min=8, max=65536, step=8, tooltip="Of the picture, in pixels."),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many pictures."),
                 *variant_inputs(),
+                channels_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )
 
     @classmethod
-    def execute(cls, width: int, height: int, batch_size: int, variant: str, vae=None) -> io.NodeOutput:
+    def execute(
+        cls, width: int, height: int, batch_size: int, variant: str, vae=None, latent_channels: int = 0
+    ) -> io.NodeOutput:
         which = chosen_variant(vae, variant)
-        shape = (batch_size, which.latent_channels, *Fit(height, width, which.spatial_ratio).latent)
+        shape = (batch_size, which.channels(latent_channels or None), *Fit(height, width, which.spatial_ratio).latent)
         empty = torch.zeros(shape, device=management.intermediate_device())
         return io.NodeOutput(remember({"samples": empty}, (height, width)))
 

@@ -112,6 +112,13 @@ class DCAEVAE(comfy.sd.VAE):
         tile = planning.make(self.dcae.variant, direction, side, side, 1, None, self.vae_dtype)
         return self.model_size() + tile.peak_bytes
 
+    def _free(self) -> int:
+        """Bytes that a run may take now. ComfyUI's figure for a CPU does not heed a container's limit; ours does."""
+        free = management.get_free_memory(self.device)
+        if self.device.type == "cpu":
+            free = min(free, planning.free_bytes(self.device) or free)
+        return free - management.extra_reserved_memory()
+
     def _run(
         self, direction: str, x: Tensor, height: int, width: int, channels: int, budget: int, firm: bool
     ) -> Tensor:
@@ -130,7 +137,7 @@ class DCAEVAE(comfy.sd.VAE):
         if moved:
             self.dcae.to(self.device)
         try:
-            free = management.get_free_memory(self.device) - management.extra_reserved_memory()
+            free = self._free()
             limit = max(1, free if asked is None else min(asked, free))
             if not (budget and firm):  # if even the least is more than this, try that
                 limit = self._wanted(direction, height, width, len(x), limit, channels).peak_bytes

@@ -35,6 +35,8 @@ def add(commands, sides: Callable, dtypes: tuple[str, ...]) -> None:
     added.add_argument("--size", default="512", help="side or WIDTHxHEIGHT, for crop and bucket (default: 512)")
     added.add_argument("--store", default="bf16", choices=("bf16", "fp16"), help="of the latents (default: bf16)")
     added.add_argument("--scaled", action="store_true", help="store latents times the scaling factor")
+    added.add_argument("--scaling-factor", type=float, help="another than the published one, for --scaled")
+    added.add_argument("--latent-channels", type=int, help="of DC-AE 1.5: only so many of the first (default: all)")
     added.add_argument("--flip", action="store_true", help="store the mirrored picture's latents too")
     added.add_argument("--part-size", type=int, default=512, help="picture files in a part (default: 512)")
     added.add_argument("--max-pixels", type=int, default=1 << 28, help="larger pictures are skipped")
@@ -70,6 +72,8 @@ def encode(arguments: argparse.Namespace, sides: Callable) -> None:
         kind=arguments.format,
         store=arguments.store,
         scaled=arguments.scaled,
+        scaling_factor=arguments.scaling_factor,
+        latent_channels=arguments.latent_channels,
         flip=arguments.flip,
         batch=arguments.batch,
         part_size=arguments.part_size,

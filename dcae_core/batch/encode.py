@@ -27,7 +27,8 @@ class Options:
     """What `dcae batch encode` was asked.
 
     model: a variant's name, or a file or folder. size: (height, width) for fit "crop" and "bucket". store: "bf16" or
-    "fp16", of the latents as they are kept. scaled: times the scaling factor, as a diffusion model has them. batch:
+    "fp16", of the latents as they are kept. scaled: times the scaling factor, as a diffusion model has them;
+    scaling_factor: another than the published one. latent_channels: of DC-AE 1.5, only so many of the first. batch:
     pictures encoded at once. part_size: picture files in a part. device, dtype and budget: as for DCAE.
     """
 
@@ -40,6 +41,8 @@ class Options:
     kind: str = "parquet"
     store: str = "bf16"
     scaled: bool = False
+    scaling_factor: float | None = None
+    latent_channels: int | None = None
     flip: bool = False
     batch: int = 8
     part_size: int = 512
@@ -59,6 +62,8 @@ class Options:
                 raise OptionError(f"{name} {value!r} is not known: use one of {', '.join(known)}.")
         if self.fit != "pad" and self.size is None:
             raise OptionError(f"fit {self.fit!r} needs a size.")
+        if self.scaling_factor is not None and not self.scaled:
+            raise OptionError("--scaling-factor is for scaled latents: add --scaled, or leave it out.")
         if min(self.batch, self.part_size, self.most_pixels) < 1:
             raise OptionError("batch, part size and most pixels must be 1 or more.")
 
@@ -75,8 +80,10 @@ def job_of(options: Options, variant: Variant) -> Job:
     """The job in the destination: a new one, or the one that goes on there."""
     settings = {name: getattr(options, name) for name in ("fit", "kind", "store", "scaled", "flip", "most_pixels")}
     settings["size"] = list(options.size) if options.fit != "pad" else None
-    factor = variant.factor() if options.scaled else variant.scaling_factor
+    factor = variant.factor(options.scaling_factor) if options.scaled else variant.scaling_factor
     settings |= {"variant": variant.name, "scaling_factor": factor}
+    if variant.channels(options.latent_channels) != variant.latent_channels:
+        settings["latent_channels"] = options.latent_channels
     return Job(options.source, options.destination, settings, options.part_size)
 
 
@@ -141,9 +148,9 @@ class Encoder:
         x = torch.from_numpy(np.stack(pixels))
         if self.ae.device.type == "cuda":
             x = x.pin_memory().to(self.ae.device, non_blocking=True)
-        z = self.ae.encode(x, self.options.budget)
+        z = self.ae.encode(x, self.options.budget, latent_channels=self.options.latent_channels)
         if self.options.scaled:
-            z = z.float() * self.ae.scaling_factor
+            z = z.float() * self.ae.variant.factor(self.options.scaling_factor)
         z = z.to(shards.DTYPES[self.options.store]).cpu()
         if not z.isfinite().all():
             raise OptionError(f"Latents of {self.ae.variant.name} are not finite in {self.options.store}: use bf16.")

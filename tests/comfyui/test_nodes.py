@@ -273,6 +273,18 @@ def test_empty_latents_have_the_variants_shape(comfyui):
     assert Image.open(result.images[0]).size == (500, 300)
 
 
+def test_empty_latents_of_fewer_channels(comfyui):
+    empty = {"width": 128, "height": 64, "batch_size": 1, "variant": "dc-ae-f32c128-1.5", "latent_channels": 48}
+    prompt = {
+        "1": node("DCAE_EmptyLatent", **empty),
+        "2": node("SaveLatent", samples=["1", 0], filename_prefix="fewer"),
+    }
+    assert comfyui.run(prompt).error is None
+    assert saved(comfyui, "fewer").shape == (1, 48, 2, 4)
+    prompt["1"]["inputs"]["variant"] = DEMO
+    assert "can't run with 48 latent channels: it has 32" in comfyui.run(prompt).error
+
+
 def test_scaling_there_and_back(comfyui, tmp_path):
     name, _ = photograph(comfyui, tmp_path, 64, 64, "scale.png")
     variant = DEMO

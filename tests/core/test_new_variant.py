@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dcae_core import DCAE, VARIANTS, CheckpointError, DownloadError, find, hub, images, keys, latents, names
+from dcae_core.batch.decode import rows_of
 from dcae_core.checkpoint import Checkpoint
 from dcae_core.cli import main
 from dcae_core.compare import codecs
@@ -141,6 +142,35 @@ def test_scaled_latents(variant, files, tmp_path, capsys):
     raw = latents.read(target).raw
     ae = DCAE.from_file(files["original"], device="cpu", dtype="fp32")
     assert relative_error(raw, ae.encode(images.from_host(images.read(picture)))) <= 1e-5
+
+
+def test_a_whole_data_set(variant, files, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    photograph, target = images.read(hub.bundled().with_name("example.jpg")), tmp_path / "out"
+    images.write(tmp_path / "in" / "bird.png", photograph[0, 80:144, 400:464])
+    weights = ["--model", str(files["diffusers"]), *CPU]
+    command = ["batch", "encode", str(tmp_path / "in"), str(target), "--size", "64", "--workers", "1", *weights]
+    for wrong, says in (
+        ("--latent-channels=7", "can't run with 7 latent"),
+        ("--scaling-factor=2", "for scaled latents"),
+    ):
+        assert main([*command, wrong]) == 1
+        assert says in capsys.readouterr().err
+        assert not target.exists()
+    channels = variant.adaptive[0] if variant.adaptive else variant.latent_channels
+    command += ["--scaled", "--scaling-factor", "0.25", "--latent-channels", str(channels)]
+    assert main(command) == 0
+    ((row, common),) = rows_of(str(target))
+    ae = DCAE.from_file(files["original"], device="cpu", dtype="fp32")
+    wanted = ae.encode(images.from_host(photograph[:, 80:144, 400:464]), latent_channels=channels)
+    assert common["scaling_factor"] == "0.25" and row.latents.shape[0] == channels
+    assert relative_error(row.latents.float() / 0.25, wanted[0]) <= 2**-8  # bf16
+    assert main(["batch", "decode", str(target), str(tmp_path / "back"), *weights]) == 0
+    decoded = images.to_host(ae.decode(row.latents.float()[None] / 0.25))
+    assert (images.read(tmp_path / "back" / "bird.png.png") - decoded).abs().max() <= 2 / 255
+    if variant.adaptive:
+        fewer = [*command[:-1], str(variant.adaptive[1])]
+        assert main(fewer) == 1 and "latent_channels" in capsys.readouterr().err
 
 
 def test_one_with_the_keys_and_shapes_of_another_is_told_by_its_name(monkeypatch, tmp_path):

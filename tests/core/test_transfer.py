@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants, file_download
 
-from dcae_core import VARIANTS, DownloadError, hub, transfer
+from dcae_core import DCAE, VARIANTS, CheckpointError, DownloadError, hub, transfer
 from dcae_core.checkpoint import is_dcae
 from tests import faults
 
@@ -309,6 +309,8 @@ def test_a_partial_file_is_never_taken_for_a_model(download, tmp_path):
         for name in (f"{NAME}.safetensors", "model.safetensors", "diffusion_pytorch_model.safetensors"):
             (folder / f"{name}.0123456789ab.part").write_bytes(whole)
             (folder / f"{name}.part").write_bytes(whole)
+            with pytest.raises(CheckpointError, match="is an unfinished download"):
+                DCAE.from_file(folder / f"{name}.0123456789ab.part")
         assert not is_dcae(folder)
     assert hub.find(NAME, tmp_path) is None
     in_sdnext = {}

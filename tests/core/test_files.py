@@ -146,6 +146,18 @@ def test_loading_leaves_the_callers_tensors_alone(small_state):
         assert torch.equal(kept[key], values)
 
 
+@pytest.mark.parametrize("eight", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("narrow", ["weight", "to_q.weight"])
+def test_floats_of_eight_bits_beside_others(tmp_path, small_state, eight, narrow):
+    """As files have them whose norms were left alone: the same as with each weight widened before."""
+    mixed = {k: t.to(eight) if t.ndim > 1 and k.endswith(narrow) else t for k, t in small_state.items()}
+    save_file(mixed, tmp_path / f"{DEMO}.safetensors")
+    z = torch.rand(1, 32, 2, 2)
+    found = DCAE.from_file(tmp_path / f"{DEMO}.safetensors", device="cpu", dtype="fp32").decode(z)
+    widened = {k: t.float() if t.is_floating_point() else t for k, t in mixed.items()}
+    assert torch.equal(found, DCAE.from_state_dict(widened, device="cpu", dtype="fp32").decode(z))
+
+
 def test_weights_as_they_were_and_as_they_run_never_both_exist_whole():
     original = Autoencoder(VARIANTS[DEMO])
     total = sum(p.nbytes for p in original.parameters())

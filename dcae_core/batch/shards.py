@@ -29,7 +29,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COMMON = ("variant", "dtype", "scale", "scaling_factor")
 LONGEST_KEY = 1024  # characters
 LEAST_ROW = 4096  # bytes that a row takes here, however small it is in its file
-BEYOND = 1 << 28  # bytes that rows may take more than 16 times their file: equal rows are kept once in Parquet
+BEYOND = 1 << 26  # bytes that rows may take more than 16 times their file: equal rows are kept once in Parquet
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,7 @@ def test_empty_latents_of_fewer_channels(comfyui):
     assert comfyui.run(prompt).error is None
     assert saved(comfyui, "fewer").shape == (1, 48, 2, 4)
     prompt["1"]["inputs"]["variant"] = DEMO
-    assert "can't run with 48 latent channels: it has 32" in comfyui.run(prompt).error
+    assert "can't run with 48 latent channels: it has 32" in message(comfyui, prompt)
 
 
 def test_scaling_there_and_back(comfyui, tmp_path):

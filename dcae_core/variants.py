@@ -6,7 +6,9 @@ scaling factors the `config.json` files of the `-diffusers` repositories, and fo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from .errors import OptionError, UnknownVariant
 
@@ -60,6 +62,10 @@ class Variant:
     note: str = ""
     family: str = ""  # where several variants share an encoder, and so read each other's latents
     adaptive: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if wrong := [*_wrong(self)]:
+            raise OptionError(f"{self.name} can't be: {'; '.join(wrong)}.")
 
     @property
     def latent_space(self) -> str:
@@ -128,6 +134,24 @@ class Variant:
             "decoder_conv_act_fn": self.decoder.out_act,
             "scaling_factor": self.scaling_factor,
         }
+
+
+def _wrong(variant: Variant) -> Iterator[str]:
+    """What of a variant's numbers can't go together."""
+    if len(variant.encoder.stages) != len(variant.decoder.stages):
+        yield "encoder and decoder need as many stages as each other"
+    for half in ("encoder", "decoder"):
+        coder = getattr(variant, half)
+        stages = coder.stages[coder.pixel_stage :]
+        if coder.resample == "unshuffle":
+            yield from (f"{half}: unshuffling needs {s.width} to be a multiple of 4" for s in stages[1:] if s.width % 4)
+        for here, below in pairwise(stages):
+            if 4 * here.width % below.width:
+                yield f"{half}: the shortcut needs four times {here.width} to be a multiple of {below.width}"
+        if coder.shortcut and stages[-1].width % variant.latent_channels:
+            yield f"{half}: the shortcut needs {stages[-1].width} to be a multiple of {variant.latent_channels}"
+        if coder.shortcut and variant.adaptive:
+            yield f"{half}: fewer channels are for coders without a shortcut around the latent convolution"
 
 
 HEAD_DIM = 32  # channels per attention head, in every variant

@@ -14,6 +14,7 @@ from dcae_core.batch.decode import rows_of
 from dcae_core.checkpoint import Checkpoint
 from dcae_core.cli import main
 from dcae_core.compare import codecs
+from dcae_core.errors import OptionError
 from dcae_core.variants import Coder, Stage, Variant
 
 from .conftest import randomised, streamed
@@ -171,6 +172,21 @@ def test_a_whole_data_set(variant, files, tmp_path, capsys):
     if variant.adaptive:
         fewer = [*command[:-1], str(variant.adaptive[1])]
         assert main(fewer) == 1 and "latent_channels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"latent_channels": 24}, r"encoder: .* 64 to be a multiple of 24; decoder: .* 64"),
+        ({"adaptive": (8,)}, "fewer channels are for coders without a shortcut"),
+        ({"decoder": FEWER.decoder}, "as many stages"),
+        ({"encoder": Coder((Stage(6, 1), *SMALL.encoder.stages[1:]), "conv")}, "four times 6 to .* of 32"),
+        ({"encoder": Coder((Stage(5, 1), Stage(10, 1), *[Stage(10, 1)] * 3), "unshuffle", False)}, "10 to .* of 4"),
+    ],
+)
+def test_numbers_that_do_not_go_together_are_said(change, says):
+    with pytest.raises(OptionError, match=f"{SMALL.name} can't be: .*{says}"):
+        dataclasses.replace(SMALL, **change)
 
 
 def test_one_with_the_keys_and_shapes_of_another_is_told_by_its_name(monkeypatch, tmp_path):

@@ -18,8 +18,8 @@ from .page import change, dismiss, drop, line, load, open_round_trip, open_templ
 from .server import FP32, PACK, Server, default_env
 
 PAGES = {
-    "1.32.9, canvas": ([], False),
-    "1.32.9, Nodes 2.0": ([], True),
+    "its own, canvas": ([], False),
+    "its own, Nodes 2.0": ([], True),
     "1.58.1, canvas": (["--front-end-root", str(default_env() / "frontend")], False),
     "1.58.1, Nodes 2.0": (["--front-end-root", str(default_env() / "frontend")], True),
 }

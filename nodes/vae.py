@@ -115,7 +115,7 @@ class DCAEVAE(comfy.sd.VAE):
     def _free(self) -> int:
         """Bytes that a run may take now. ComfyUI's figure for a CPU does not heed a container's limit; ours does."""
         free = management.get_free_memory(self.device)
-        if self.device.type == "cpu":
+        if management.is_device_cpu(self.device):
             free = min(free, planning.free_bytes(self.device) or free)
         return free - management.extra_reserved_memory()
 

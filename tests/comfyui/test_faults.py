@@ -1,5 +1,6 @@
 """What goes wrong while a real ComfyUI runs: cancelled downloads, two users at once, models that come and go."""
 
+import subprocess
 import threading
 import time
 
@@ -10,6 +11,7 @@ from benchmarks.faults import changes
 from dcae_core import DCAE, DEMO, VARIANTS, checkpoint, images
 from dcae_core.hub import bundled
 
+from .server import PACK, comfyui_of, default_env, python_of
 from .test_nodes import BUNDLED, loaded, loader, message, node, photograph, pixels, save
 
 NAME = "dc-ae-f64c128-mix-1.0"
@@ -107,3 +109,37 @@ def test_models_that_come_and_go_leave_nothing(comfyui, free):
     """Eight times here; a hundred times, with what was seen: benchmarks/faults.py."""
     seen = list(changes(comfyui, 8, free))
     assert seen[-1] - seen[1] < 64, seen  # MiB; the weights of six are 79 or 105
+
+
+def test_a_container_that_may_have_less_than_the_machine(tmp_path):
+    """ComfyUI's own figure for a CPU is the machine's. Stand-ins for cgroups' files: a test can't set those."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (tmp_path / "cgroup").write_text("0::/mine\n")
+    for name, text in {"memory.max": 90 << 20, "memory.current": 0, "memory.stat": "inactive_file 0"}.items():
+        (mine / name).write_text(f"{text}\n")
+    program = f"""
+import importlib.util, sys
+sys.path.insert(0, {str(comfyui_of(default_env()))!r})
+sys.argv = ["main.py", "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+import utils.install_util
+spec = importlib.util.spec_from_file_location("pack", {str(PACK / "__init__.py")!r})
+sys.modules["pack"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["pack"])
+from pathlib import Path
+import torch
+from pack.dcae_core import DCAE, hub, plan
+from pack.nodes.vae import DCAEVAE
+vae = DCAEVAE(DCAE.from_file(hub.bundled(), device="cpu", dtype="fp32"))
+for folder in (Path("nothing"), Path({str(tmp_path)!r})):
+    plan.CGROUPS = folder / "cgroup", folder
+    vae.encode(torch.rand(1, 1024, 1024, 3))
+    print(vae.dcae.last_plan.strips, vae.dcae.last_plan.peak_bytes)
+"""
+    done = subprocess.run([python_of(default_env()), "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (whole, _), (strips, peak) = (map(int, line.split()) for line in done.stdout.splitlines()[-2:])
+    assert whole == 1 < strips
+    assert peak <= 90 << 20

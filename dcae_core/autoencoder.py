@@ -150,8 +150,7 @@ class DCAE:
         dtype = parse_dtype(dtype) or best_dtype(device)
         with torch.device("meta"):
             model = Autoencoder(variant)
-        # torch computes nothing with 8-bit floats beside others; bf16 holds all that they can be.
-        wide = {key: t.bfloat16() if t.is_floating_point() and t.itemsize == 1 else t for key, t in state.items()}
+        wide = {key: keys.widened(tensor) for key, tensor in state.items()}
         model.requires_grad_(False).load_state_dict(wide, assign=True)
         wide.clear()
         state.clear()  # so that the weights as they were and as they are run never both exist whole

@@ -19,7 +19,7 @@ from .model import Autoencoder
 from .strangers import shown
 from .variants import VARIANTS, Variant
 
-__all__ = ["LAYOUTS", "PREFIXES", "candidates", "expected", "from_original", "strip_prefix", "to_original"]
+__all__ = ["LAYOUTS", "PREFIXES", "candidates", "expected", "from_original", "strip_prefix", "to_original", "widened"]
 
 LAYOUTS = ("diffusers", "original")
 PREFIXES = ("vae.", "first_stage_model.")
@@ -115,12 +115,20 @@ def to_original(state: Mapping[str, Tensor], variant: Variant) -> dict[str, Tens
         name = original_name(key, variant)
         if key.endswith(".to_q.weight"):
             parts = [state[key.replace(".to_q.", f".to_{part}.")] for part in "qkv"]
+            if len({part.dtype for part in parts}) > 1:
+                parts = [widened(part) for part in parts]
             found[name] = torch.cat(parts)[:, :, None, None]
         elif key.endswith(".to_out.weight"):
             found[name] = tensor[:, :, None, None]
         elif name not in found and ".qkv." not in name:
             found[name] = tensor
     return found
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Floats of 8 bits as bf16, which holds all that they can be; others as they are. torch computes nothing with the
+    former beside any other type."""
+    return tensor.bfloat16() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
 OPTIONAL = ".num_batches_tracked"  # batch-norm bookkeeping that inference does not read and some tools drop

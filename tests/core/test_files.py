@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, checkpoint, fast, hub
 from dcae_core.checkpoint import Checkpoint
+from dcae_core.cli import main
 from dcae_core.count import LiveBytes
 from dcae_core.model import Autoencoder
 
@@ -150,12 +151,15 @@ def test_loading_leaves_the_callers_tensors_alone(small_state):
 @pytest.mark.parametrize("narrow", ["weight", "to_q.weight"])
 def test_floats_of_eight_bits_beside_others(tmp_path, small_state, eight, narrow):
     """As files have them whose norms were left alone: the same as with each weight widened before."""
+    file, original = tmp_path / f"{DEMO}.safetensors", tmp_path / "x.safetensors"
     mixed = {k: t.to(eight) if t.ndim > 1 and k.endswith(narrow) else t for k, t in small_state.items()}
-    save_file(mixed, tmp_path / f"{DEMO}.safetensors")
+    save_file(mixed, file)
     z = torch.rand(1, 32, 2, 2)
-    found = DCAE.from_file(tmp_path / f"{DEMO}.safetensors", device="cpu", dtype="fp32").decode(z)
+    found = DCAE.from_file(file, device="cpu", dtype="fp32").decode(z)
     widened = {k: t.float() if t.is_floating_point() else t for k, t in mixed.items()}
     assert torch.equal(found, DCAE.from_state_dict(widened, device="cpu", dtype="fp32").decode(z))
+    assert main(["convert", str(file), str(original), "--to=original"]) == 0
+    assert torch.equal(found, DCAE.from_file(original, device="cpu", dtype="fp32").decode(z))
 
 
 def test_weights_as_they_were_and_as_they_run_never_both_exist_whole():

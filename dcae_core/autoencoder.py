@@ -18,7 +18,7 @@ from . import fast, finite, hub, images, keys, measure, rewrite, stream, variant
 from . import plan as planning
 from .checkpoint import Checkpoint, choose, complete
 from .devices import best_dtype, parse_device, parse_dtype
-from .errors import ImageError, LatentError, Undecided
+from .errors import CheckpointError, ImageError, LatentError, Undecided
 from .model import Autoencoder
 from .sizes import Fit
 from .variants import Variant
@@ -107,6 +107,9 @@ class DCAE:
         Tensors that are used as they are stay shared with the caller, others are copied: give a copy to go on training.
         `rewrites` are those of `dcae_core.rewrite` to make: all, but for tests. Raises CheckpointError.
         """
+        for key, tensor in state_dict.items():
+            if not isinstance(key, str) or not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.is_meta:
+                raise CheckpointError(f"The state dict holds {key!r}: needed are names and real tensors with numbers.")
         prefix = keys.strip_prefix(list(state_dict))
         inner = {k.removeprefix(prefix): t.detach() for k, t in state_dict.items() if k.startswith(prefix)}
         layout, fits = keys.candidates({k: tuple(t.shape) for k, t in inner.items()}, "The state dict")

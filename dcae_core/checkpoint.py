@@ -24,7 +24,7 @@ from torch import Tensor
 from . import finite, keys, variants
 from .errors import CheckpointError, Undecided, UnknownVariant
 from .files import beside
-from .strangers import is_file, open_safetensors, read_json, shown
+from .strangers import MAX_HEADER_BYTES, header_bytes, is_file, open_safetensors, read_json, shown
 from .variants import Variant
 
 __all__ = ["Checkpoint", "choose", "is_dcae", "is_shard", "save"]
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 SINGLE_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX_FILES = ("diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json")
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+MOST_SHARDS = 64
 LONGEST_NAME = 200  # characters of what may name a variant: patterns take time that grows with the square of it
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 # How the full name, or the part of it that tells variants of one architecture apart, appears in file and folder names.
@@ -62,11 +63,15 @@ class Checkpoint:
         self._where: dict[str, tuple[Path, object]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         dtypes: dict[str, str] = {}
+        left = MAX_HEADER_BYTES  # for all files together
         for file in self.files:
             with _reading(file):
-                handle = open_safetensors(file)
+                handle = open_safetensors(file, left)
+                left -= header_bytes(file)
                 self.metadata = self.metadata or dict(handle.metadata() or {})
                 for key in handle.keys():  # noqa: SIM118 - a safe_open handle is not a mapping
+                    if key in self._where:
+                        raise CheckpointError(f"{file} and {self._where[key][0]} both hold {shown(key)}.")
                     piece = handle.get_slice(key)
                     shapes[key], dtypes[key] = tuple(piece.get_shape()), str(piece.get_dtype())
                     self._where[key] = file, handle
@@ -143,6 +148,11 @@ def choose(
                 log.warning("%s: taken as %s, as told, although %s says %s", where, told.name, source, v.name)
         return told
     if len(fits) == 1:
+        for source, hint in hints:
+            if isinstance(hint, float) and abs(hint - (fits[0].scaling_factor or hint)) > 1e-3:
+                log.warning(
+                    "%s: the scaling factor of %s is used, although %s says %s", where, fits[0].name, source, hint
+                )
         return fits[0]
     sources = list(dict.fromkeys(source for source, _ in named))
     agreed = [v for v in fits if sources and all((s, v) in named for s in sources)]
@@ -164,12 +174,19 @@ def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant,
     """Writes the tensors of `model` (diffusers layout) to `path` in `layout`, with metadata that names the variant.
 
     A path that ends in .safetensors gets the file; any other is a folder that gets the file under the name its
-    repositories use, and a config.json. Written beside and renamed: a failure leaves nothing half done.
+    repositories use, and a config.json. Written beside and renamed: a failure leaves nothing half done. Raises
+    CheckpointError, also for a folder that holds a model under another of those names.
     """
     path = Path(path)
     file = path
     if path.suffix != ".safetensors":
         file = path / SINGLE_FILES[keys.LAYOUTS.index(layout)]
+    others = [name for name in (*INDEX_FILES, *SINGLE_FILES) if name != file.name and (path / name).exists()]
+    if file is not path and others:
+        raise CheckpointError(
+            f"{path} holds {others[0]}, which would be opened instead of {file.name}: name another folder, or a file "
+            "that ends in .safetensors."
+        )
     if layout == "original":
         state = keys.to_original(state, variant)
     metadata = {"format": "pt", "variant": variant.name, "layout": layout}
@@ -189,17 +206,16 @@ def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant,
 
 
 def is_dcae(path: str | os.PathLike) -> bool:
-    """Is this a file or folder that holds one DC-AE? Looked at once for each state of the file."""
+    """Is this a file or folder that holds one DC-AE? Looked at once for each state of its files."""
     try:
-        file = _files(Path(path))[0]
-        stat = file.stat()
+        stats = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in _files(Path(path))]
     except (CheckpointError, OSError):
         return False
-    return _opens(str(path), str(file), stat.st_size, stat.st_mtime_ns)
+    return _opens(str(path), tuple(stats))
 
 
 @functools.lru_cache(4096)
-def _opens(path: str, file: str, size: int, changed: int) -> bool:
+def _opens(path: str, stats: tuple[tuple[str, int, int], ...]) -> bool:
     try:
         Checkpoint(path)
     except CheckpointError:
@@ -265,6 +281,8 @@ def _shards(index: Path) -> list[Path]:
         inside = False
     if not inside:
         raise CheckpointError(f"{index} is not an index of shards: its weight_map must name files of the same folder.")
+    if len(names) > MOST_SHARDS:
+        raise CheckpointError(f"{index} lists {len(names)} files, where {MOST_SHARDS} are the most.")
     missing = [shown(n) for n in names if not is_file(index.parent / n)]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -291,6 +309,8 @@ def _not_safetensors(file: Path, error: Exception) -> str:
             head = opened.read(64)
     except OSError as unreadable:
         return f"{file} can't be read: {unreadable.strerror or unreadable}."
+    if head[8:9] == b"{":  # a header follows its length, which may look like something else
+        return f"{file} is not a readable safetensors file ({shown(error, 200)}): it is cut short or damaged."
     if head.startswith(PICKLES):
         name = file.name if re.fullmatch(r"[\w. -]+", file.name) else "FILE.pt"  # it goes into a command line
         return (

@@ -7,13 +7,14 @@ Exit codes: 0 done; 1 something a user can put right, said in one line on standa
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
 
 from . import variants
 from .batch import commands as batch
-from .errors import DCAEError, OptionError
+from .errors import DCAEError, OptionError, one_line
 from .files import beside
 
 __all__ = ["main"]
@@ -23,12 +24,19 @@ DTYPE_CHOICES = ("auto", "bf16", "fp16", "fp32")
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names of files may hold what can't be encoded
+            stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
         return 0
+    except BrokenPipeError:  # nobody reads on, as after `| head`; what Python flushes at its end must go somewhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (DCAEError, OSError) as error:
-        print(f"dcae: {error}", file=sys.stderr)
+        print(f"dcae: {one_line(str(error))}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
         said = _machine(error)
@@ -64,7 +72,9 @@ def info(arguments: argparse.Namespace) -> None:
     except CheckpointError as error:
         chosen, doubt = checkpoint.fits[0], str(error)
     either = " or ".join
-    print(f"file            {checkpoint.path} ({_size(checkpoint.bytes)}, {len(checkpoint.files)} file(s))")
+    print(
+        f"file            {one_line(str(checkpoint.path))} ({_size(checkpoint.bytes)}, {len(checkpoint.files)} file(s))"
+    )
     print(f"variant         {either([v.name for v in checkpoint.fits]) if doubt else chosen.name}")
     print(f"layout          {checkpoint.layout}{f', prefix {checkpoint.prefix}' if checkpoint.prefix else ''}")
     print(f"stored as       {', '.join(sorted(checkpoint.dtypes - {'I64'}))}")
@@ -115,7 +125,7 @@ def download(arguments: argparse.Namespace) -> None:
     from . import hub
 
     path = hub.download(arguments.variant, arguments.cache_dir, revision=arguments.revision)
-    print(path)
+    print(one_line(str(path)))
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -133,7 +143,7 @@ def convert(arguments: argparse.Namespace) -> None:
             if not is_finite(tensor):
                 raise DCAEError(f"{source.path}: {key} holds numbers that {arguments.dtype} can't: use bf16 or fp32.")
     written = checkpoint.save(arguments.target, state, chosen, arguments.to)
-    print(f"{written} ({chosen.name}, {arguments.to} layout, {_size(written.stat().st_size)})")
+    print(f"{one_line(str(written))} ({chosen.name}, {arguments.to} layout, {_size(written.stat().st_size)})")
 
 
 def encode(arguments: argparse.Namespace) -> None:
@@ -142,24 +152,28 @@ def encode(arguments: argparse.Namespace) -> None:
 
     if arguments.scaling_factor is not None and not arguments.scaled:
         raise OptionError("--scaling-factor is for scaled latents: add --scaled, or leave it out.")
+    pairs = _pairs(arguments, ".safetensors")
+    if wrong := [target for _, target in pairs if target.suffix not in (".safetensors", ".latent")]:
+        raise OptionError(f"Latents are written to .safetensors files, or into a folder, not to {wrong[0]}.")
     ae = _load(arguments)
     factor = ae.variant.factor(arguments.scaling_factor) if arguments.scaled else None
-    for source, target in _pairs(arguments, ".safetensors"):
+    for source, target in _bar_over(pairs):
         x = images.from_host(images.read(source))
         how = Fit(*x.shape[2:], ae.spatial_ratio, arguments.size_mode)
         channels = arguments.latent_channels
         z = ae.encode(images.fit(x, how), arguments.budget, _strips(source), latent_channels=channels)
         latents.write(target, z.float(), ae.variant, how.true, scaled=arguments.scaled, scaling_factor=factor)
-        print(f"{target} ({how.true[1]}x{how.true[0]} -> {list(z.shape[1:])})")
+        print(f"{one_line(str(target))} ({how.true[1]}x{how.true[0]} -> {list(z.shape[1:])})")
 
 
 def decode(arguments: argparse.Namespace) -> None:
     from . import images, latents
-    from .errors import LatentError
+    from .errors import ImageError, LatentError
     from .finite import NotFinite
 
-    ae = None
-    for source, target in _pairs(arguments, "-dcae.png"):
+    ae, pairs = None, _pairs(arguments, "-dcae.png")
+    _can_be_written([str(target) for _, target in pairs], [])
+    for source, target in _bar_over(pairs):
         file = latents.read(source)
         if ae is None:
             if not arguments.model and file.variant is None:
@@ -173,23 +187,25 @@ def decode(arguments: argparse.Namespace) -> None:
             )
         try:
             made = ae.decode(file.raw, file.size, arguments.budget, _strips(source))
-        except (LatentError, NotFinite) as error:  # of several files, which?
+        except (LatentError, NotFinite, ImageError) as error:  # of several files, which?
             raise LatentError(f"{source}: {error}") from error
         pictures = images.to_host(made)
         for i, picture in enumerate(pictures, start=1):
             one = target if len(pictures) == 1 else target.with_stem(f"{target.stem}-{i}")
             images.write(one, picture)
-            print(f"{one} ({picture.shape[1]}x{picture.shape[0]})")
+            print(f"{one_line(str(one))} ({picture.shape[1]}x{picture.shape[0]})")
 
 
 def roundtrip(arguments: argparse.Namespace) -> None:
     from . import images
 
+    pairs = _pairs(arguments, "-dcae.png")
+    _can_be_written([str(target) for _, target in pairs], [])
     ae = _load(arguments)
-    for source, target in _pairs(arguments, "-dcae.png"):
+    for source, target in _bar_over(pairs):
         picture, result, _ = _roundtrip(ae, source, arguments.budget)
         images.write(target, _beside(picture[0], result[0]) if arguments.side_by_side else result[0])
-        print(f"  {target}")
+        print(f"  {one_line(str(target))}")
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -224,7 +240,7 @@ def compare(arguments: argparse.Namespace) -> None:
     print(text.table(made))
     outputs = (
         (arguments.json, lambda path: _write_text(Path(path), json.dumps(text.as_json(made), indent=1) + "\n")),
-        (arguments.html, lambda path: print(page.write_page(path, made, arguments.amplify))),
+        (arguments.html, lambda path: print(one_line(str(page.write_page(path, made, arguments.amplify))))),
         (arguments.output, lambda path: _write_picture(path, sheet.draw(made, arguments.amplify))),
     )
     failed = []
@@ -256,7 +272,7 @@ def _write_picture(path: str, picture) -> None:
     from . import images
 
     images.write(path, images.of_pil(picture))
-    print(path)
+    print(one_line(str(path)))
 
 
 def _sides(size: str | None) -> tuple[int, int] | None:
@@ -293,7 +309,7 @@ def _bar(total: int):
 def _write_text(path: Path, text: str) -> None:
     with beside(path) as part:
         part.write_text(text, encoding="utf-8")
-    print(path)
+    print(one_line(str(path)))
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -307,7 +323,7 @@ def demo(arguments: argparse.Namespace) -> None:
     target = Path(arguments.output)
     target.parent.mkdir(parents=True, exist_ok=True)
     images.write(target, _beside(picture[0], result[0]))
-    print(f"  photograph left, reconstruction right: {target}")
+    print(f"  photograph left, reconstruction right: {one_line(str(target))}")
 
 
 def _roundtrip(ae, source: Path, budget: str | None):
@@ -323,7 +339,7 @@ def _roundtrip(ae, source: Path, budget: str | None):
     result = images.to_host(ae.decode(z, tuple(x.shape[2:]), budget, _strips(source)).cpu())
     end = time.perf_counter()
     score = psnr(picture, result)
-    print(f"{source}")
+    print(one_line(str(source)))
     print(f"  picture   {x.shape[3]}x{x.shape[2]}, {_size(x.shape[2] * x.shape[3] * 3)} in 8 bits")
     print(f"  latent    {'x'.join(map(str, z.shape[1:]))}, {_size(2 * z.numel())} in 16 bits")
     print(f"  PSNR      {score:.2f} dB")
@@ -364,11 +380,11 @@ def _load(arguments: argparse.Namespace):
     return DCAE(arguments.model, arguments.device, arguments.dtype, arguments.cache_dir, download=arguments.download)
 
 
-def _pairs(arguments: argparse.Namespace, ending: str):
-    """(source, target) for each input, with a progress bar over several. No two share a target."""
-    from tqdm import tqdm
-
+def _pairs(arguments: argparse.Namespace, ending: str) -> list[tuple[Path, Path]]:
+    """(source, target) for each input. No two share a target, and none is an input. Raises DCAEError."""
     sources, output = [Path(s) for s in arguments.inputs], arguments.output and Path(arguments.output)
+    if nameless := [source for source in sources if not source.name]:
+        raise DCAEError(f"{nameless[0]} is a folder: name the files in it.")
     if output and (len(sources) > 1 or output.is_dir() or not output.suffix):
         output.mkdir(parents=True, exist_ok=True)
         targets = [output / (source.stem + ending) for source in sources]
@@ -377,7 +393,16 @@ def _pairs(arguments: argparse.Namespace, ending: str):
     for source, target in zip(sources, targets, strict=True):
         if targets.count(target) > 1:
             raise DCAEError(f"Several inputs would be written to {target}, {source} among them: run them one by one.")
-    yield from tqdm(list(zip(sources, targets, strict=True)), unit="file", disable=len(sources) == 1)
+        if target.exists() and any(target.samefile(one) for one in sources if one.exists()):
+            raise DCAEError(f"{target} is an input, and would be written over: name another output.")
+    return list(zip(sources, targets, strict=True))
+
+
+def _bar_over(pairs: list[tuple[Path, Path]]):
+    """The pairs, with a progress bar over several."""
+    from tqdm import tqdm
+
+    return tqdm(pairs, unit="file", disable=len(pairs) == 1)
 
 
 def _size(count: int) -> str:

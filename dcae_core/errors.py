@@ -9,7 +9,15 @@ __all__ = [
     "OptionError",
     "Undecided",
     "UnknownVariant",
+    "one_line",
 ]
+
+
+def one_line(text: str) -> str:
+    """`text` with what is not printable escaped: line ends, what drives a terminal, what can't be encoded."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class DCAEError(Exception):
@@ -19,10 +27,7 @@ class DCAEError(Exception):
     """
 
     def __str__(self) -> str:
-        text = super().__str__()
-        if text.isprintable():
-            return text
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+        return one_line(super().__str__())
 
 
 class OptionError(DCAEError, ValueError):

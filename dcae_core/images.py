@@ -20,6 +20,8 @@ from .strangers import open_picture, shown
 
 __all__ = ["crop", "fit", "from_bytes", "from_host", "of_pil", "read", "to_bytes", "to_host", "write"]
 
+MOST_PADDED = 1 << 27  # pixels that a picture of less than half as many may be padded to
+
 
 def from_host(image: Tensor) -> Tensor:
     """[B, H, W, C] or [H, W, C] in [0, 1] -> [B, 3, H, W] in [-1, 1]; of uint8, which `DCAE.encode` takes as it is,
@@ -64,11 +66,17 @@ def to_bytes(x: Tensor) -> Tensor:
 
 
 def fit(x: Tensor, how: Fit) -> Tensor:
-    """Pads [B, C, H, W] with its edge, or crops its centre, to the size the model takes."""
+    """Pads [B, C, H, W] with its edge, or crops its centre, to the size the model takes. Raises ImageError for a
+    picture so thin that padding would make a giant of it."""
     (top, left), (height, width) = how.offset, how.padded
     if how.mode == "crop":
         return x[:, :, top : top + height, left : left + width]
     below, right = height - x.shape[2], width - x.shape[3]
+    if height * width > MOST_PADDED and height * width > 2 * x.shape[2] * x.shape[3]:
+        raise ImageError(
+            f"A picture of {x.shape[3]}x{x.shape[2]} would be padded to {width}x{height}, which is more than memory is "
+            "spent on: crop it, or give it other proportions."
+        )
     return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
 
 
@@ -106,9 +114,10 @@ def of_pil(picture) -> Tensor:
     if picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers of no known range")
     if picture.mode.startswith("I"):  # 16-bit grey; Pillow has no 16-bit RGB
-        grey = (np.asarray(picture).astype("float32") / 65535).clip(0, 1)
+        grey = np.divide(np.asarray(picture), 65535, dtype="float32").clip(0, 1)
         return torch.from_numpy(np.repeat(grey[..., None], 3, axis=2))
-    return torch.from_numpy(np.asarray(picture.convert("RGB")).astype("float32") / 255)
+    bytes_ = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    return torch.from_numpy(np.divide(bytes_, 255, dtype="float32"))
 
 
 def write(path: str | os.PathLike, image: Tensor) -> None:
@@ -127,5 +136,5 @@ def write(path: str | os.PathLike, image: Tensor) -> None:
     try:
         with beside(path) as part:
             Image.fromarray(array).save(part, format=formats[path.suffix.lower()])
-    except (OSError, ValueError) as error:
+    except Exception as error:  # encoders raise of every kind, as for sides that a format can't have
         raise ImageError(f"{path} can't be written: {error}.") from error

@@ -52,7 +52,8 @@ def write(
     variant's).
 
     Metadata: variant, height and width of the true picture, "scale" ("raw" or "scaled") and the factor, if there is
-    one. Written beside and renamed. Raises LatentError if it can't be, OptionError for `scaled` without a factor.
+    one. Written beside and renamed. Raises LatentError if it can't be, or if `read` would refuse it: latents that are
+    not finite, or not of such pictures. Raises OptionError for `scaled` without a factor.
     """
     factor = variant.factor(scaling_factor) if scaled else variant.scaling_factor
     path = Path(path)
@@ -65,9 +66,15 @@ def write(
     }
     if factor is not None:
         metadata["scaling_factor"] = str(factor)
+    z = (raw * factor if scaled else raw).contiguous().cpu()
     try:
+        belongs(z.shape, variant, size)
+        if not is_finite(z):
+            raise ValueError(f"its numbers are not finite: {which(z)}")
         with beside(path) as part:
-            save_file({KEY: (raw * factor if scaled else raw).contiguous().cpu()}, part, metadata)
+            save_file({KEY: z}, part, metadata)
+    except ValueError as error:
+        raise LatentError(f"{path} is not written: {error}.") from error
     except (OSError, SafetensorError) as error:
         raise LatentError(f"{path} can't be written: {error}.") from error
     return path
@@ -123,7 +130,7 @@ def facts(told: Mapping[str, str]) -> tuple[Variant | None, tuple[int, int] | No
             factor = float(text)
         except ValueError:
             factor = math.nan
-        if not 1e-6 < factor < 1e6:
+        if not variants.FACTORS[0] < factor < variants.FACTORS[1]:
             raise ValueError(f"scaling_factor {text!r} is no factor")
     return variant, size, factor
 
@@ -142,6 +149,9 @@ def belongs(shape: Sequence[int], variant: Variant | None, size: tuple[int, int]
     if variant is None:
         return
     if not variant.takes(shape[1]):
-        raise ValueError(f"latents of shape {text}, but {variant.name} has {variant.latent_channels} channels")
+        fewer = f", or its first {', '.join(map(str, variant.adaptive))}" if variant.adaptive else ""
+        raise ValueError(f"latents of shape {text}, but {variant.name} has {variant.latent_channels} channels{fewer}")
+    if size is not None and min(size) < 1:
+        raise ValueError(f"no picture is {size[1]}x{size[0]}")
     if size is not None and Fit(*size, variant.spatial_ratio).latent != tuple(shape[2:]):
         raise ValueError(f"latents of shape {text}, which a picture of {size[1]}x{size[0]} does not have")

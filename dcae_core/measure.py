@@ -19,6 +19,7 @@ import torch
 
 from . import images
 from .errors import CheckpointError
+from .finite import NotFinite
 from .variants import Variant
 
 if TYPE_CHECKING:
@@ -57,8 +58,11 @@ def factor_of(ae: DCAE) -> float:
     """One over the RMS of the model's raw latents of the bundled photographs; infinite or NaN for what is no model."""
     squares = []
     for path in photographs():
-        squares.append(ae.encode(images.from_host(images.read(path))).double().square().mean())
-        if not (squares[-1] > 0 and squares[-1].isfinite()):
+        try:
+            squares.append(ae.encode(images.from_host(images.read(path))).double().square().mean())
+        except NotFinite:
+            return math.nan
+        if not squares[-1] > 0:
             break
     return float(torch.stack(squares).mean().rsqrt())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -183,6 +184,8 @@ def parse_bytes(budget: Budget) -> int | None:
         if not match or match.group(2) not in UNITS:
             raise OptionError(f"{budget!r} is not a budget: write bytes, or for example 4GiB or 800MB.")
         budget = float(match.group(1)) * UNITS[match.group(2)]
+    if not budget < math.inf:
+        raise OptionError(f"A budget of {budget} bytes can't be: give a number, or none for what is free.")
     if budget <= 0:
         raise OptionError(f"A budget of {budget} bytes holds nothing: give more, or none for what is free.")
     return int(budget)

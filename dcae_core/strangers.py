@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["inside", "is_file", "open_picture", "open_safetensors", "parsed", "read_json", "shown"]
+__all__ = ["header_bytes", "inside", "is_file", "open_picture", "open_safetensors", "parsed", "read_json", "shown"]
 
 # Opening takes up to 12 times a header's bytes. A whole pipeline's is below 1 MiB; pictures are put into some.
 MAX_HEADER_BYTES = 8 << 20
@@ -39,16 +39,20 @@ def shown(text: object, most: int = 100) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def open_safetensors(path: str | os.PathLike):
-    """A `safe_open` handle on the CPU. Raises SafetensorError, OSError, ValueError, RuntimeError or
-    MemoryError."""
+def open_safetensors(path: str | os.PathLike, most: int = MAX_HEADER_BYTES):
+    """A `safe_open` handle on the CPU, of a file whose header has up to `most` bytes. Raises SafetensorError, OSError,
+    ValueError, RuntimeError or MemoryError."""
     if not is_file(path):
         raise OSError(f"{path} is no file")
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > MAX_HEADER_BYTES:
-        raise SafetensorError(f"its header claims {length} bytes, where {MAX_HEADER_BYTES} are the most")
+    if (length := header_bytes(path)) > most:
+        raise SafetensorError(f"its header claims {length} bytes, where {most} are the most")
     return safe_open(str(path), framework="pt")
+
+
+def header_bytes(path: str | os.PathLike) -> int:
+    """How long a safetensors file says that its header is."""
+    with open(path, "rb") as file:
+        return int.from_bytes(file.read(8), "little")
 
 
 def read_json(path: Path) -> object:

@@ -103,8 +103,8 @@ class Variant:
                 f"No scaling factor is published for {self.name}, and none was given. Give the one that your diffusion "
                 "model was trained with (for a new one: 1 / the root mean square of raw latents), or keep latents raw."
             )
-        if not 0 < factor < float("inf"):
-            raise OptionError(f"A scaling factor of {factor} can't be: needed is a positive number.")
+        if not FACTORS[0] < factor < FACTORS[1]:
+            raise OptionError(f"A scaling factor of {factor} can't be: needed is a number from 1e-6 to 1e6.")
         return factor
 
     def diffusers_config(self) -> dict:
@@ -154,6 +154,7 @@ def _wrong(variant: Variant) -> Iterator[str]:
             yield f"{half}: fewer channels are for coders without a shortcut around the latent convolution"
 
 
+FACTORS = (1e-6, 1e6)  # between these are scaling factors: others make numbers that can't be told from errors
 HEAD_DIM = 32  # channels per attention head, in every variant
 WIDTHS = (128, 256, 512, 512, 1024, 1024)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
@@ -18,7 +19,7 @@ from .vae import DCAEVAE, require
 __all__ = ["DCAEPreview"]
 
 KEY = "dcae_preview"  # of our wrapper in a model
-fitted: WeakKeyDictionary[DCAE, preview.Preview] = WeakKeyDictionary()
+fitted: WeakKeyDictionary[DCAE, dict[int, preview.Preview]] = WeakKeyDictionary()
 
 
 class DCAEPreview(io.ComfyNode):
@@ -51,17 +52,18 @@ class DCAEPreview(io.ComfyNode):
         vae = require(vae)
         theirs, variant = model.get_model_object("latent_format"), vae.dcae.variant
         axes = getattr(theirs, "latent_dimensions", 2)
-        if (theirs.latent_channels, axes) != (variant.latent_channels, 2):
+        if axes != 2 or not variant.takes(theirs.latent_channels):
             raise LatentError(
                 f"The model's latents have {theirs.latent_channels} channels and {axes} dimensions, but those of "
                 f"{variant.name} have {variant.latent_channels} and 2: they are not its latents. Connect the DC-AE "
                 "that the model was trained with, or leave this node out."
             )
-        colours = preview.find(variant) or fit(vae)
+        whole = theirs.latent_channels == variant.latent_channels
+        colours = (preview.find(variant) if whole else None) or fit(vae, theirs.latent_channels)
         # A sampler's latents have the model's own scale.
         colours = colours.after(lambda z: theirs.process_out(z) * preview.scale_of(variant))
         ours = comfy.latent_formats.LatentFormat()
-        ours.latent_channels = variant.latent_channels
+        ours.latent_channels = theirs.latent_channels
         ours.latent_rgb_factors = colours.factors.tolist()
         ours.latent_rgb_factors_bias = colours.bias.tolist()
         ours.taesd_decoder_name = theirs.taesd_decoder_name
@@ -71,11 +73,13 @@ class DCAEPreview(io.ComfyNode):
         return io.NodeOutput(made)
 
 
-def fit(vae: DCAEVAE) -> preview.Preview:
-    """A preview fitted with the VAE, which is done once for each."""
-    if vae.dcae not in fitted:
-        fitted[vae.dcae] = preview.fit_example(vae.dcae.variant, lambda x: vae.encode(images.to_host(x)))
-    return fitted[vae.dcae]
+def fit(vae: DCAEVAE, channels: int) -> preview.Preview:
+    """A preview of latents of so many channels, fitted with the VAE, which is done once for each."""
+    known = fitted.setdefault(vae.dcae, {})
+    if channels not in known:
+        encode = functools.partial(vae.encode, channels=channels)
+        known[channels] = preview.fit_example(vae.dcae.variant, lambda x: encode(images.to_host(x)))
+    return known[channels]
 
 
 def wrapper(form: comfy.latent_formats.LatentFormat, device) -> Callable:

@@ -70,7 +70,7 @@ def write_page(path: str | os.PathLike, comparison: Comparison, amplify: float =
             _figure(comparison, i, folder, amplify) for i, row in enumerate(comparison.rows) if row.picture is not None
         ]
         with beside(path) as part:
-            part.write_text(_html(comparison, figures, amplify), encoding="utf-8")
+            part.write_text(_html(comparison, figures, amplify), encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ImageError(f"{path} can't be written: {error}.") from error
     return path

@@ -1,6 +1,7 @@
 """The command line, in processes of its own where exit codes and streams matter."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,10 @@ def test_mistakes_are_one_line(picture, tmp_path, capsys):
     nameless = tmp_path / "nameless.latent"
     save_file({"latent_tensor": torch.zeros(1, 32, 1, 1)}, nameless)
     assert "say it with --model" in fails(["decode", str(nameless), *CPU], capsys)
+    assert ". is a folder: name the files in it." in fails(["decode", ".", *CPU], capsys)
+    assert "of inf bytes can't be" in fails(["encode", str(picture), "--budget", "9" * 400 + "GiB", *CPU], capsys)
+    save_file({"latents": torch.zeros(1, 32, 1, 1)}, nameless, {"height": "999", "width": "999"})
+    assert "nameless.latent: A picture of 32x32" in fails(["decode", str(nameless), "--model", DEMO, *CPU], capsys)
     for name in ("a.psd", "a.xyz"):
         out = ["-o", str(tmp_path / name)]
         assert "does not end in a picture format" in fails(["roundtrip", str(picture), *out, *CPU], capsys)
@@ -164,6 +169,40 @@ def test_two_inputs_with_one_target_are_refused_before_any_work(picture, tmp_pat
     Image.open(picture).save(other)
     assert "run them one by one" in fails(["encode", str(picture), str(other), "-o", str(tmp_path / "o"), *CPU], capsys)
     assert list((tmp_path / "o").iterdir()) == []
+
+
+def test_an_input_is_never_written_over(picture, tmp_path, capsys):
+    before = picture.read_bytes()
+    for command in ("encode", "roundtrip"):
+        for output in (picture, tmp_path / ".." / tmp_path.name / picture.name):
+            says = fails([command, str(picture), "-o", str(output), *CPU], capsys)
+            assert "is an input, and would be written over" in says
+    assert "Latents are written to .safetensors files" in fails(["encode", str(picture), "-o", "z.png", *CPU], capsys)
+    assert picture.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
+def test_names_that_no_terminal_takes(picture, tmp_path, monkeypatch):
+    for name in (b"caf\xe9.png", b"\x1b[31mred.png"):
+        os.link(picture, os.path.join(os.fsencode(tmp_path), name))
+    names = [p for p in os.listdir(os.fsencode(tmp_path)) if p != b"bird.png"]
+    command = [sys.executable, "-m", "dcae_core", "encode", *names, "-o", "out", *CPU]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env=strict_utf8(), timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert b"caf\\udce9.safetensors" in done.stdout and b"\\x1b[31mred.safetensors" in done.stdout
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def strict_utf8() -> dict[str, str]:
+    root = str(Path(__file__).parents[2])
+    return {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes are closed otherwise on Windows")
+def test_a_reader_that_reads_no_further():
+    command = f"{sys.executable} -m dcae_core variants | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=strict_utf8(), timeout=120)
+    assert done.stderr == ""
 
 
 def test_a_latent_file_of_several_pictures(tmp_path):

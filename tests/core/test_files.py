@@ -2,15 +2,17 @@
 
 import copy
 import json
+import os
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, checkpoint, fast, hub
+from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, LatentError, checkpoint, fast, hub, images, latents
 from dcae_core.checkpoint import Checkpoint
 from dcae_core.cli import main
 from dcae_core.count import LiveBytes
+from dcae_core.files import beside
 from dcae_core.model import Autoencoder
 
 
@@ -133,6 +135,96 @@ def test_a_failed_save_leaves_the_old_file_and_no_part(tmp_path, small_state, mo
         checkpoint.save(target, small_state, VARIANTS[DEMO])
     assert target.read_bytes() == b"precious"
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_two_that_write_the_same_file_leave_one_of_theirs(tmp_path):
+    target = tmp_path / "x.bin"
+    (tmp_path / "x.bin.part").write_text("the user's own")
+    with beside(target) as first, beside(target) as second:
+        assert first != second and first.suffix == second.suffix == ".part"
+        for part, byte in ((first, b"1"), (second, b"2"), (first, b"1"), (second, b"2")):
+            with part.open("ab") as file:
+                file.write(byte * 1000)
+    assert target.read_bytes() == b"1" * 2000
+    assert {p.name for p in tmp_path.iterdir()} == {"x.bin", "x.bin.part"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_files_may_be_read_by_whom_others_may(tmp_path, small_state):
+    (tmp_path / "plain").touch()
+    latents.write(tmp_path / "z.safetensors", torch.zeros(1, 32, 1, 1), VARIANTS[DEMO], (32, 32))
+    checkpoint.save(tmp_path / "model", small_state, VARIANTS[DEMO])
+    images.write(tmp_path / "x.png", torch.zeros(4, 4, 3))
+    modes = {file: file.stat().st_mode & 0o777 for file in tmp_path.rglob("*") if file.is_file()}
+    assert len(modes) == 5 and len(set(modes.values())) == 1, modes
+
+
+def test_a_folder_that_holds_another_model_is_not_written_into(tmp_path, small_state):
+    checkpoint.save(tmp_path, small_state, VARIANTS[DEMO], "diffusers")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError, match=r"holds diffusion_pytorch_model\.safetensors, which would be opened"):
+        checkpoint.save(tmp_path, small_state, VARIANTS[DEMO], "original")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    checkpoint.save(tmp_path, small_state, VARIANTS[DEMO], "diffusers")  # the same again may be
+
+
+def test_latents_that_could_not_be_read_are_not_written(tmp_path):
+    file, z = tmp_path / "z.safetensors", torch.zeros(1, 32, 2, 2)
+    for raw, size in ((z, (0, 0)), (z, (640, 64)), (z[:, :17], (64, 64)), (z / 0, (64, 64))):
+        with pytest.raises(LatentError, match=r"z\.safetensors is not written"):
+            latents.write(file, raw, VARIANTS[DEMO], size)
+    with pytest.raises(LatentError, match="not finite"):
+        latents.write(file, (z + 1e38), VARIANTS[DEMO], (64, 64), scaled=True, scaling_factor=9e5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_copy_becomes_is_seen(tmp_path, small_state):
+    """The list of models is asked for while its shards are being copied."""
+    names = [f"model-{i:05}-of-00002.safetensors" for i in (1, 2)]
+    where = {key: names[i % 2] for i, key in enumerate(small_state)}
+    for name in names:
+        save_file({k: t for k, t in small_state.items() if where[k] == name}, tmp_path / name)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    whole = (tmp_path / names[1]).read_bytes()
+    (tmp_path / names[1]).write_bytes(whole[:1000])
+    assert not checkpoint.is_dcae(tmp_path / names[0])
+    (tmp_path / names[1]).write_bytes(whole)
+    assert checkpoint.is_dcae(tmp_path / names[0])
+    save_file(dict(small_state), tmp_path / names[1])
+    refused(tmp_path / names[0], "both hold")
+
+
+def test_headers_of_many_shards_have_one_limit(tmp_path):
+    header = json.dumps(
+        {"__metadata__": {"x": "y" * (3 << 20)}, "a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}
+    )
+    data = len(header).to_bytes(8, "little") + header.encode()
+    names = [f"model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)]
+    for i, name in enumerate(names):
+        (tmp_path / name).write_bytes(data.replace(b'"a"', b'"%d"' % i))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(enumerate(names))}))
+    refused(tmp_path, "claims", names[2])
+
+
+def test_a_header_whose_length_looks_like_something_else(tmp_path):
+    for length in (ord("<"), 0x280):
+        header = b'{"a":{}}'.ljust(length)
+        (tmp_path / "x.safetensors").write_bytes(length.to_bytes(8, "little") + header)
+        refused(tmp_path / "x.safetensors", "not a readable safetensors file", "cut short or damaged")
+
+
+def test_a_scaling_factor_that_is_not_heeded_is_said(tmp_path, small_state, caplog):
+    checkpoint.save(tmp_path, small_state, VARIANTS[DEMO])
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
+    assert Checkpoint(tmp_path).choose() is VARIANTS[DEMO]
+    assert "the scaling factor of dc-ae-f32c32-demo is used, although config.json says 0.5" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [{1: torch.zeros(1)}, {"a": 3}, {"a": torch.zeros(1, dtype=torch.complex64)}])
+def test_a_state_dict_of_something_else(wrong):
+    with pytest.raises(CheckpointError, match="needed are names and real tensors"):
+        DCAE.from_state_dict(wrong)
 
 
 def test_loading_leaves_the_callers_tensors_alone(small_state):

@@ -97,6 +97,20 @@ def test_writing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
+def test_sides_that_a_format_can_not_have(tmp_path):
+    for ending in (".gif", ".tga", ".pcx", ".sgi"):
+        with pytest.raises(ImageError, match="can't be written"):
+            images.write(tmp_path / f"x{ending}", torch.zeros(1, 70_000, 3))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_padding_makes_no_giant_of_a_thin_picture():
+    thin = torch.zeros(1, 1, 1, 1).expand(1, 3, 1, 5_000_000)
+    with pytest.raises(ImageError, match="A picture of 5000000x1 would be padded to 5000064x128"):
+        images.fit(thin, Fit(1, 5_000_000, 128))
+    assert images.fit(thin, Fit(1, 1_000, 128)).shape == (1, 3, 128, 1_024)
+
+
 def test_psnr_is_scikit_images():
     from skimage.metrics import peak_signal_noise_ratio
 

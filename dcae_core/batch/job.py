@@ -87,6 +87,7 @@ class Job:
     def parts(self) -> list[Part]:
         """All parts, listed anew: those of earlier listings stay as they are, what is new follows them. Raises
         OptionError where a listing is damaged or lost: what is numbered anew would take the place of what is done."""
+        self.place.tidy()
         listed = [part for name in self.place.names("parts") for part in self._listing(name)]
         if [part.number for part in listed] != list(range(len(listed))):
             raise self._damaged("parts", "a listing is missing, or not whole", LISTING)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +18,10 @@ from ..errors import DCAEError, OptionError
 from ..strangers import is_file
 
 __all__ = ["Place", "plain_name"]
+
+ASIDE = re.compile(r"([0-9a-f]{8})-(\d{1,10})-\w+\.part")  # where files are made: machine, process
+LEFT = re.compile(r"part-\d+(\.\w+)?\.part")  # as earlier versions named it
+OLD = 24 * 3600  # seconds after which nobody is at it any more
 
 
 class Place:
@@ -74,18 +81,26 @@ class Place:
 
     @contextlib.contextmanager
     def _aside(self, name: str) -> Iterator[Path]:
-        if not self.local:
-            with tempfile.TemporaryDirectory(prefix="dcae-") as folder:
-                yield Path(folder, name.rsplit("/", 1)[-1])
+        """A path to make `name` at, of the same last name: in a folder of its own, since others may be at it too."""
+        place: dict[str, str] = {"prefix": "dcae-"}
+        if self.local:
+            Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
+            place = {"prefix": f"{_machine()}-{os.getpid()}-", "suffix": ".part", "dir": self.root}
+        with tempfile.TemporaryDirectory(**place) as folder:
+            yield Path(folder, name.rsplit("/", 1)[-1])
+
+    def tidy(self) -> None:
+        """Removes what killed processes left half made, but nothing that may still be worked at."""
+        if not self.local or not os.path.isdir(self.root):
             return
-        target = Path(self.path(name))
-        part = target.with_name(f"{target.name}.part")  # what a killed job left under this name goes
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove(part)
-        try:
-            yield part
-        finally:
-            _remove(part)
+        with os.scandir(self.root) as found:
+            left = [one for one in found if ASIDE.fullmatch(one.name) or LEFT.fullmatch(one.name)]
+        for one in left:
+            made = ASIDE.fullmatch(one.name)
+            with contextlib.suppress(OSError):
+                ended = made is not None and made[1] == _machine() and not _runs(int(made[2]))
+                if ended or time.time() - one.stat(follow_symlinks=False).st_mtime > OLD:
+                    _remove(Path(one.path))
 
     def _settle(self, part: Path, name: str) -> None:
         target = self.path(name)
@@ -110,6 +125,26 @@ def plain_name(text: str) -> str:
     if len(made.encode()) <= 150:
         return made
     return f"{made[:30]}~{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:16]}"
+
+
+def _machine() -> str:
+    """What process numbers are unique in, as a short name."""
+    space = ""
+    with contextlib.suppress(OSError):  # only Linux has them
+        space = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
+
+
+def _runs(process: int) -> bool:
+    if os.name == "nt":  # where os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _remove(path: Path) -> None:

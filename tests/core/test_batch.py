@@ -1,27 +1,36 @@
 """Whole data sets to latents and back."""
 
+import io
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import tarfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dcae_core import DCAE, DEMO, DCAEError, images
+from dcae_core import DCAE, DEMO, VARIANTS, DCAEError, images
 from dcae_core.batch import decode as decoding
-from dcae_core.batch import local, run
-from dcae_core.batch.encode import Batcher, Encoder, Options, job_of, open_model
+from dcae_core.batch import local, run, shards, sources
+from dcae_core.batch.encode import Batcher, Encoder, Options, geometry, job_of, open_model, save_part
+from dcae_core.batch.job import Summary
+from dcae_core.batch.place import Place, _machine
 from dcae_core.batch.prepare import Geometry, Ready, prepare
+from dcae_core.batch.shards import Row
 from dcae_core.batch.sources import Item, Unreadable
 from dcae_core.cli import main
 from dcae_core.metrics import psnr
@@ -261,8 +270,6 @@ def test_there_and_back(folder, tmp_path, capsys):
 def test_keys_of_strangers_stay_in_the_folder(tmp_path):
     (tmp_path / "in").mkdir()
     datasets.pieces(tmp_path / "pieces", 2, (40, 50))
-    import tarfile
-
     with tarfile.open(tmp_path / "in" / "a.tar", "w") as archive:
         for name in ("../../escaped.jpg", "/absolute.jpg"):
             archive.add(tmp_path / "pieces" / "even" / "00000.jpg", name)
@@ -273,6 +280,37 @@ def test_keys_of_strangers_stay_in_the_folder(tmp_path):
     assert not list(tmp_path.parent.glob("escaped*")) and not list(tmp_path.glob("escaped*"))
     assert not Path("/absolute.jpg.png").exists()
     assert {p.name for p in (tmp_path / "back").glob("*.png")} == {"escaped.jpg.png", "absolute.jpg.png"}
+
+
+def test_two_that_write_the_same_do_not_mix(tmp_path):
+    place, both = Place(tmp_path), threading.Barrier(2)
+
+    def make(path: Path, text: str) -> None:
+        with path.open("w") as file:
+            file.write(text[:1000])
+            file.flush()
+            both.wait(10)
+            assert place.names("") == ["a"]
+            file.write(text[1000:])
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda text: place.write("a/b.txt", lambda path: make(path, text)), ("x" * 2000, "y" * 2000)))
+    assert len(set((tmp_path / "a" / "b.txt").read_text())) == 1 and place.names("") == ["a"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_killed_processes_left_goes_and_nothing_else(tmp_path):
+    place, killed = Place(tmp_path), subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    here = _machine()
+    left = [f"{here}-{killed.pid}-abc.part", f"00000000-{os.getpid()}-old.part", "part-000000.parquet.part"]
+    kept = [f"{here}-{os.getpid()}-abc.part", f"00000000-{killed.pid}-new.part", "mine.part"]
+    for name in left + kept:
+        (tmp_path / name / "sub").mkdir(parents=True)
+    for name in left[1:] + kept[2:]:
+        os.utime(tmp_path / name, (0, 0))
+    place.tidy()
+    assert {path.name for path in tmp_path.iterdir()} == set(kept) and place.names("") == []
 
 
 def test_ray_gives_the_same_rows(folder, tmp_path):

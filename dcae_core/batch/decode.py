@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import re
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
+import numpy as np
 import torch
 
 from .. import images, variants
 from ..autoencoder import DCAE, is_path
 from ..errors import LatentError, OptionError
 from ..finite import NotFinite
-from ..strangers import shown
+from ..plan import parse_bytes
+from ..strangers import parsed, shown
 from . import shards
 from .job import Done, Summary
 from .place import Place, plain_name
@@ -22,6 +27,10 @@ from .shards import Row
 from .sources import Unreadable
 
 __all__ = ["DecodeOptions", "decode", "rows_of"]
+
+MANY = 1 << 16  # names that are kept as they come, before they are packed
+LONGEST_PATH = 800  # bytes, below the destination
+NO_FOLDERS = re.compile(r"^decoded/[^/]*\.json/|\.part/")  # what a destination keeps for itself
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,9 @@ def _finished(place: Place) -> list[str]:
 
 
 def decode(options: DecodeOptions, told: Callable[[Done], None] = lambda done: None) -> Summary:
-    """Decodes the parts that are not decoded yet. A picture's file is named by its key and `ending`, as cats/a.jpg.png.
+    """Decodes the parts that are not decoded yet. A picture's file is named by its key and `ending`, as cats/a.jpg.png;
+    where another has that name, it is in a folder of its part's, as part-000001/cats/a.jpg.png. decoded/ says which
+    files a part gave, in the order of its rows.
 
     Raises DCAEError: nothing to decode, a model that is not here or does not read these latents.
     """
@@ -62,7 +73,11 @@ def decode(options: DecodeOptions, told: Callable[[Done], None] = lambda done: N
     names = _finished(source)
     if not names:
         raise OptionError(f"There are no finished parts of latents in {options.source}.")
-    done = {name.removesuffix(".json") for name in target.names("decoded")}
+    target.tidy()
+    files = Names(options.ending)
+    done = {name.removesuffix(".json") for name in target.names("decoded") if name.endswith(".json")}
+    for part in sorted(done):
+        files.take(_made_before(target, f"decoded/{part}.json"))
     ae, made = None, Summary()
     with ThreadPoolExecutor(4) as writers:
         for name in names:
@@ -73,8 +88,9 @@ def decode(options: DecodeOptions, told: Callable[[Done], None] = lambda done: N
             if rows:
                 ae = ae or _model(options, rows[0][1]["variant"])
                 _check(ae, rows, source.path(name))
-            finished = _part(options, ae, part, rows, target, writers)
-            target.write_text(f"decoded/{part}.json", finished.as_text())
+            own = files.of(part, [row.key for row, _ in rows])
+            finished = _part(options, ae, part, rows, own, target, writers)
+            target.write_text(f"decoded/{part}.json", finished.as_text(files=own))
             made.add(finished)
             told(finished)
     return made
@@ -85,6 +101,80 @@ def _model(options: DecodeOptions, told: str) -> DCAE:
     if is_path(name):
         return DCAE.from_file(name, None, options.device, options.dtype)
     return DCAE(name, options.device, options.dtype, options.cache_dir)
+def _made_before(target: Place, name: str) -> list[str]:
+    """The files that a part gave. Raises OptionError where that can't be told: others would take their place."""
+    try:
+        told = parsed(target.read_bytes(name))
+        files = told.get("files") if isinstance(told, dict) else None
+        if not isinstance(files, list) or not all(isinstance(one, str) for one in files):
+            raise ValueError("it does not name the files that were made")
+        return files
+    except (OSError, ValueError) as error:
+        words = f"{target.path(name)} is damaged: {shown(error, 200)}. Remove it, and its part is done again."
+        raise OptionError(f"{words} Nothing was changed.") from error
+
+
+class Names:
+    """A file's name for each row, no two alike: with the same rows after the same parts, the same ones. Of a name that
+    is given, 8 bytes are kept."""
+
+    def __init__(self, ending: str):
+        self.ending = ending
+        self._before = np.empty(0, np.uint64)
+        self._new: set[int] = set()
+
+    def of(self, part: str, keys: list[str]) -> list[str]:
+        """For the rows of a part, in their order."""
+        numbers: dict[str, Iterator[int]] = {}
+        return [self._one(part, key, numbers) for key in keys]
+
+    def take(self, names: list[str]) -> None:
+        """These are given."""
+        for name in names:
+            name = _alike(name)
+            self._new |= {_hashed(name), *(_hashed(f"{folder}/") for folder in _folders(name))}
+        if len(self._new) > MANY:
+            self._before = np.union1d(self._before, np.fromiter(self._new, np.uint64, len(self._new)))
+            self._new.clear()
+
+    def _one(self, part: str, key: str, numbers: dict[str, Iterator[int]]) -> str:
+        """Keys are names from strangers, and stay below the destination."""
+        plain = "/".join(plain_name(one) for one in key.replace("\\", "/").split("/") if one not in ("", ".", ".."))
+        plain = plain or "_"
+        flat = plain_name(plain.replace("/", "--"))
+        if len(plain.encode()) > LONGEST_PATH:
+            plain = flat
+        counted = (f"{part}/{flat}~{n}" for n in numbers.setdefault(flat, itertools.count(2)))
+        names = (f"{name}.{self.ending}" for name in itertools.chain((plain, f"{part}/{plain}"), counted))
+        name = next(name for name in names if self._free(_alike(name)))
+        self.take([name])
+        return name
+
+    def _free(self, name: str) -> bool:
+        if NO_FOLDERS.search(name):
+            return False
+        return not any(self._given(one) for one in (name, f"{name}/", *_folders(name)))  # a file, a folder, in a file
+
+    def _given(self, name: str) -> bool:
+        one = _hashed(name)
+        at = int(np.searchsorted(self._before, np.uint64(one)))
+        return one in self._new or (at < len(self._before) and int(self._before[at]) == one)
+
+
+def _alike(name: str) -> str:
+    """The same for names that are one file on some disks, as a.png and A.png are on macOS and Windows."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _folders(name: str) -> list[str]:
+    """a, a/b of a/b/c."""
+    return [name[: found.start()] for found in re.finditer("/", name)]
+
+
+def _hashed(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "little")
+
+
 
 
 def _check(ae: DCAE, rows: list[tuple[Row, dict[str, str]]], file: str) -> None:
@@ -98,40 +188,39 @@ def _check(ae: DCAE, rows: list[tuple[Row, dict[str, str]]], file: str) -> None:
             )
 
 
-def _part(options: DecodeOptions, ae: DCAE | None, name: str, rows, target: Place, writers: ThreadPoolExecutor) -> Done:
-    by_shape: dict[tuple[int, ...], list[tuple[Row, float]]] = {}
-    for row, common in rows:
+def _part(
+    options: DecodeOptions,
+    ae: DCAE | None,
+    name: str,
+    rows: list[tuple[Row, dict[str, str]]],
+    files: list[str],
+    target: Place,
+    writers: ThreadPoolExecutor,
+) -> Done:
+    by_shape: dict[tuple[int, ...], list[tuple[Row, float, str]]] = {}
+    for (row, common), file in zip(rows, files, strict=True):
         factor = float(common["scaling_factor"]) if common["scale"] == "scaled" else 1.0
-        by_shape.setdefault(tuple(row.latents.shape), []).append((row, factor))
+        by_shape.setdefault(tuple(row.latents.shape), []).append((row, factor, file))
     seconds, jobs = 0.0, []
     for same in by_shape.values():
         for i in range(0, len(same), options.batch):
             some = same[i : i + options.batch]
             start = time.perf_counter()
-            z = torch.stack([row.latents.float() / factor for row, factor in some])
+            z = torch.stack([row.latents.float() / factor for row, factor, _ in some])
             try:
                 pictures = ae.decode(z, budget=options.budget, as_uint8=True).cpu()
             except (LatentError, NotFinite) as error:
-                keys = ", ".join(shown(row.key) for row, _ in some[:3])
+                keys = ", ".join(shown(row.key) for row, *_ in some[:3])
                 raise LatentError(f"{name}: the latents of {keys} and {len(some)} in all: {error}") from error
             seconds += time.perf_counter() - start
-            for (row, _), picture in zip(some, pictures, strict=True):
-                picture = images.crop(picture[None], row.size)
-                jobs.append(writers.submit(_save, target, row.key, options.ending, picture))
+            for (row, _, file), picture in zip(some, pictures, strict=True):
+                jobs.append(writers.submit(_save, target, file, images.crop(picture[None], row.size)))
     for job in jobs:
         job.result()
     skipped: tuple[Unreadable, ...] = ()
     return Done(name, len(rows), sum(row.size[0] * row.size[1] for row, _ in rows), seconds, skipped)
 
 
-def _save(target: Place, key: str, ending: str, picture: torch.Tensor) -> None:
-    """[1, 3, H, W] uint8 to the file of its key; keys are names from strangers, and stay below `target`."""
-    parts = [plain_name(part) for part in key.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    name = f"{'/'.join(parts) or '_'}.{ending}"
-    target.write(name, lambda path: _write(path, picture, Path(name).suffix))
-
-
-def _write(path: Path, picture: torch.Tensor, ending: str) -> None:
-    aside = path.with_name(path.name + ending)  # Pillow goes by the ending, and `path` has another
-    images.write(aside, picture[0].movedim(0, -1) / 255)
-    aside.replace(path)
+def _save(target: Place, name: str, picture: torch.Tensor) -> None:
+    """[1, 3, H, W] uint8 to a file."""
+    target.write(name, lambda path: images.write(path, picture[0].movedim(0, -1) / 255))

@@ -38,10 +38,10 @@ class Done:
     seconds: float
     skipped: tuple[Unreadable, ...] = ()
 
-    def as_text(self) -> str:
+    def as_text(self, **more: Any) -> str:
         skipped = [{"key": one.key, "reason": one.reason} for one in self.skipped]
         counts = {"part": self.part, "images": self.images, "pixels": self.pixels, "seconds": round(self.seconds, 3)}
-        return json.dumps({**counts, "skipped": skipped}, indent=1) + "\n"
+        return json.dumps({**counts, "skipped": skipped, **more}, indent=1) + "\n"
 
 
 @dataclass

@@ -282,6 +282,97 @@ def test_keys_of_strangers_stay_in_the_folder(tmp_path):
     assert {p.name for p in (tmp_path / "back").glob("*.png")} == {"escaped.jpg.png", "absolute.jpg.png"}
 
 
+def dot(side: int = 8) -> bytes:
+    return saved(Image.new("RGB", (side, side), (side, 100, 200)))
+
+
+def saved(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def parquet(path: Path, keys: list | None, count: int = 0) -> None:
+    """Pictures of 1x1, 2x2, ..., by `keys`, or without a column of keys."""
+    pictures = [dot(i + 1) for i in range(count or len(keys))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": pictures, **({} if keys is None else {"key": keys})}), path)
+
+
+def decoded(source: Path, target: Path, **options) -> list[str]:
+    """Names of pictures in `target`."""
+    decoding.decode(decoding.DecodeOptions(str(source), str(target), **{"device": "cpu", "dtype": "fp32", **options}))
+    assert not list(target.glob("*.part")), "half made"
+    return sorted(p.relative_to(target).as_posix() for p in target.rglob("*.png") if p.is_file())
+
+
+def test_equal_keys_of_a_part_are_files_of_their_own(tmp_path):
+    keys = ["7", "7", "7", "a/../b", "a/b", "a\nb", "a_b", "x", "x.png.part/y", "x.png/y", "X"]
+    keys += ["decoded/part-000000.json/z", "y.png/q", "y", "n" * 200, "/".join(["\U0001f600" * 35] * 28)]
+    parquet(tmp_path / "a.parquet", keys)
+    assert len(list(decoding.rows_of(str(latents(tmp_path / "a.parquet", tmp_path / "out", fit="pad"))))) == len(keys)
+    back = tmp_path / ("back" * 40)  # a path is up to 4096 bytes long
+    made = decoded(tmp_path / "out", back)
+    assert len({name.casefold() for name in made}) == len(keys)
+    assert {"7.png", "part-000000/7.png", "part-000000/7~2.png", "x.png", "y.png/q.png"} < set(made)
+    named = json.loads((back / "decoded" / "part-000000.json").read_text())["files"]
+    sides = [Image.open(back / name).size[0] for name in named]
+    assert sides == list(range(1, len(keys) + 1)), "each row is in the file that is named for it"
+
+
+def latents(source: Path, target: Path, **options) -> Path:
+    """Encodes in this process, where keys may be equal."""
+    options = Options(str(source), str(target), DEMO, **{"size": (32, 32), **FP32, **options})
+    ae = open_model(options)
+    job = job_of(options, ae.variant)
+    encoder, shape = Encoder(options, ae), geometry(options, ae.variant)
+    for part in job.parts():
+        if part.name not in job.finished():
+            ready = [prepare(item, shape, job.source) for item in sources.items(part, job.source)]
+            skipped = [one for one in ready if isinstance(one, Unreadable)]
+            rows = [row for one in ready if isinstance(one, Ready) for row in encoder([one])]
+            save_part(job, part, rows, skipped, 0.0)
+    job.report(job.summary())
+    return target
+
+
+def test_equal_keys_of_parts_are_files_of_their_own_whenever_it_is_stopped(tmp_path):
+    for i, name in enumerate("abc"):
+        tar(tmp_path / "in" / f"{name}.tar", {"0001.png": dot(i + 1), f"{name}.png": dot(10)})
+    latents(tmp_path / "in", tmp_path / "out", fit="pad")
+    wanted = decoded(tmp_path / "out", tmp_path / "back")
+    assert [name for name in wanted if "0001" in name] == [
+        "0001.png.png",
+        "part-000001/0001.png.png",
+        "part-000002/0001.png.png",
+    ]
+    before = {name: (tmp_path / "back" / name).read_bytes() for name in wanted}
+    (tmp_path / "back" / "decoded" / "part-000001.json").unlink()
+    for name in wanted:
+        (tmp_path / "back" / name).write_bytes(b"") if "1/0" in name else None
+    assert decoded(tmp_path / "out", tmp_path / "back") == wanted
+    assert before == {name: (tmp_path / "back" / name).read_bytes() for name in wanted}
+    (tmp_path / "back" / "decoded" / "part-000001.json").write_text("{}")
+    with pytest.raises(DCAEError, match=r"part-000001\.json is damaged: .*Remove it"):
+        decoded(tmp_path / "out", tmp_path / "back")
+
+
+def test_many_names(monkeypatch):
+    monkeypatch.setattr(decoding, "MANY", 1000)
+    names = decoding.Names("png")
+    made = [name for i in range(3) for name in names.of(f"part-{i:06d}", ["None"] * 3000)]
+    assert len(set(made)) == 9000 and len(names._before) > 8000, "kept as numbers"
+
+
 def test_two_that_write_the_same_do_not_mix(tmp_path):
     place, both = Place(tmp_path), threading.Barrier(2)
 

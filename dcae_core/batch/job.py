@@ -153,5 +153,5 @@ class Job:
 
     def report(self, summary: Summary) -> None:
         """Writes skipped.jsonl: a line for each source that is not among the rows."""
-        lines = (json.dumps({"key": one.key, "reason": one.reason}, ensure_ascii=False) for one in summary.skipped)
+        lines = (json.dumps({"key": one.key, "reason": one.reason}) for one in summary.skipped)
         self.place.write_text("skipped.jsonl", "".join(line + "\n" for line in lines))

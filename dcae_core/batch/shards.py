@@ -20,6 +20,7 @@ from ..finite import is_finite, which
 from ..latents import belongs, facts
 from ..strangers import MAX_HEADER_BYTES, parsed, shown
 from .place import Place, plain_name
+from .sources import LONGEST_KEY
 
 __all__ = ["FORMATS", "Row", "endings", "read", "write"]
 
@@ -27,7 +28,6 @@ FORMATS = ("parquet", "webdataset", "safetensors")
 ENDINGS = {"parquet": ".parquet", "webdataset": ".tar", "safetensors": ""}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COMMON = ("variant", "dtype", "scale", "scaling_factor")
-LONGEST_KEY = 1024  # characters
 LEAST_ROW = 4096  # bytes that a row takes here, however small it is in its file
 BEYOND = 1 << 26  # bytes that rows may take more than 16 times their file: equal rows are kept once in Parquet
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import OptionError
@@ -22,6 +24,7 @@ COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes")  # names that a colum
 KEYS = ("key", "__key__", "id", "name")
 KINDS = ("files", "tar", "parquet")
 MOST_BYTES = 1 << 30  # of a picture file
+LONGEST_KEY = 1024  # characters
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Part:
         number, kind, paths, keys, group = (fields[name] for name in ("number", "kind", "paths", "keys", "group"))
         texts = all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in (paths, keys))
         counts = all(type(count) is int and count >= 0 for count in (number, group))
-        if not (texts and counts and paths and kind in KINDS and len(keys) == (len(paths) if kind == "files" else 0)):
+        keyed = len(keys) == (len(paths) if kind == "files" else 0) and all(keys)
+        if not (texts and counts and paths and kind in KINDS and keyed):
             raise ValueError("a part is none that was listed")
         if (kind != "files" and len(paths) != 1) or (kind != "parquet" and group):
             raise ValueError("a part has several files, or a group of none")
@@ -77,15 +81,23 @@ class Unreadable:
     reason: str
 
 
-def parts(source: str, size: int, known: frozenset[tuple[str, int]] = frozenset(), start: int = 0) -> Iterator[Part]:
-    """The parts of `source` but for the (path, group) that are `known`, numbered from `start`; of `size` picture files
-    each.
+def parts(
+    source: str,
+    size: int,
+    known: frozenset[tuple[str, int]] = frozenset(),
+    start: int = 0,
+    besides: Place | None = None,
+) -> Iterator[Part]:
+    """The parts of `source` but for the (path, group) that are `known`, and what is in the folder `besides`, numbered
+    from `start`; of `size` picture files each.
 
     source: a folder (searched through), a glob, a file; of pictures, .tar or .parquet files, or all of these. Raises
     OptionError where there is nothing.
     """
     place = Place(source)
     found = _found(place)
+    if besides is not None and (own := _of(besides, place)):
+        found = [path for path in found if not _below(path, own)]
     if not found:
         raise OptionError(f"There are no pictures, .tar or .parquet files in {source}.")
     base = _base(place)
@@ -104,24 +116,53 @@ def parts(source: str, size: int, known: frozenset[tuple[str, int]] = frozenset(
 
 
 def _found(place: Place) -> list[str]:
-    if any(c in place.root for c in "*?["):
-        found = place.fs.glob(place.root)
-    elif place.fs.isfile(place.root):
-        found = [place.root]
-    elif place.fs.isdir(place.root):
-        found = place.fs.find(place.root)
-    else:
+    kind = _kind(place)
+    if kind is None:
         raise OptionError(f"There is no file or folder {place.url}.")
+    found = {"file": lambda root: [root], "folder": place.fs.find, "glob": place.fs.glob}[kind](place.root)
     return sorted(path for path in found if path.lower().endswith((*IMAGES, ".tar", ".parquet")))
+
+
+def _kind(place: Place) -> str | None:
+    """What a source is: names of files and folders may look like globs. None where there is nothing."""
+    if place.fs.isfile(place.root):
+        return "file"
+    if place.fs.isdir(place.root):
+        return "folder"
+    return "glob" if any(c in place.root for c in "*?[") else None
 
 
 def _base(place: Place) -> str:
     """The folder that keys are relative to."""
-    root = place.root.rstrip("/")
-    if any(c in root for c in "*?["):
+    root, kind = place.root.rstrip("/"), _kind(place)
+    if kind == "glob":
         fixed = root[: min(root.find(c) for c in "*?[" if c in root)]
         return posixpath.dirname(fixed)
-    return root if place.fs.isdir(root) else posixpath.dirname(root)
+    return root if kind == "folder" else posixpath.dirname(root)
+
+
+def _below(path: str, folder: str) -> bool:
+    start = f"{folder.rstrip('/')}/" if folder else ""
+    return path.startswith(start) and ".." not in path[len(start) :].replace(os.sep, "/").split("/")
+
+
+def _of(besides: Place, place: Place) -> str | None:
+    """The folder `besides` as the paths of `place` begin in it; None where it is elsewhere."""
+    if not (place.local and besides.local):
+        return besides.root if besides.fs == place.fs else None
+    base = _base(place)
+    try:
+        return posixpath.join(base, Path(besides.root).resolve().relative_to(Path(base).resolve()).as_posix())
+    except ValueError:
+        return None
+
+
+def outside(listed: list[Part], source: str) -> str | None:
+    """A path in `listed` that is none of `source`, if there is one: who wrote the list may have wanted it read."""
+    place = Place(source)
+    base, alone = _base(place), _kind(place) == "file"
+    paths = (path for part in listed for path in part.paths)
+    return next((path for path in paths if not (path == place.root if alone else _below(path, base))), None)
 
 
 def _groups(place: Place, path: str) -> int:
@@ -135,17 +176,33 @@ def _groups(place: Place, path: str) -> int:
 
 
 def items(part: Part, source: str) -> Iterator[Item | Unreadable]:
-    """The sources of a part, in their order, with their bytes but for picture files. What is damaged ends a tar early,
-    with an Unreadable that says so."""
+    """The sources of a part, in their order, with their bytes but for picture files, by keys that all formats can hold.
+    What is damaged ends a tar early, with an Unreadable that says so."""
+    for one in _items(part, source):
+        yield dataclasses.replace(one, key=_key(one.key))
+
+
+def _key(text: str) -> str:
+    """Names need not be UTF-8 (a byte that is not becomes %E9, say), or short."""
+    plain = "".join(f"%{ord(c) & 0xFF:02X}" if "\ud800" <= c <= "\udfff" else c for c in text)
+    if len(plain) <= LONGEST_KEY:
+        return plain
+    return f"{plain[:900]}~{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:16]}"
+
+
+def _items(part: Part, source: str) -> Iterator[Item | Unreadable]:
     if part.kind == "files":
         yield from (Item(key, path=path) for key, path in zip(part.keys, part.paths, strict=True))
         return
     (path,) = part.paths
+    name = posixpath.basename(path)
     try:
-        with _opened(Place(source), path) as file:
-            yield from _of_tar(file) if part.kind == "tar" else _of_parquet(file, part, path)
+        place = Place(source)
+        name = posixpath.relpath(path, _base(place))
+        with _opened(place, path) as file:
+            yield from _of_tar(file) if part.kind == "tar" else _of_parquet(file, part.group, name)
     except Exception as error:  # damaged files make their readers raise of every kind
-        yield Unreadable(f"{posixpath.basename(path)} (from here on)", f"can't be read: {shown(error, 300)}")
+        yield Unreadable(f"{name} (from here on)", f"can't be read: {shown(error, 300)}")
 
 
 def _opened(place: Place, path: str) -> BinaryIO:
@@ -166,7 +223,7 @@ def _of_tar(file: BinaryIO) -> Iterator[Item | Unreadable]:
                 yield Item(member.name, archive.extractfile(member).read())
 
 
-def _of_parquet(file, part: Part, path: str) -> Iterator[Item | Unreadable]:
+def _of_parquet(file, group: int, name: str) -> Iterator[Item | Unreadable]:
     from pyarrow.parquet import ParquetFile
 
     opened = ParquetFile(file)
@@ -176,9 +233,10 @@ def _of_parquet(file, part: Part, path: str) -> Iterator[Item | Unreadable]:
         raise ValueError(f"it has no column named {', '.join(COLUMNS)}, only {', '.join(names)}")
     key = next((name for name in KEYS if name in names), None)
     row = 0
-    for batch in opened.iter_batches(16, row_groups=[part.group], columns=[column, *([key] if key else [])]):
+    for batch in opened.iter_batches(16, row_groups=[group], columns=[column, *([key] if key else [])]):
         for value in batch.to_pylist():
-            own = str(value[key]) if key else f"{posixpath.basename(path)}:{part.group}:{row}"
+            given = value[key] if key else None
+            own = f"{name}:{group}:{row}" if given is None or given == "" else str(given)
             data = value[column]
             if isinstance(data, dict):  # as Hugging Face's data sets keep pictures
                 data = data.get("bytes")

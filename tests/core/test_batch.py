@@ -373,6 +373,37 @@ def test_many_names(monkeypatch):
     assert len(set(made)) == 9000 and len(names._before) > 8000, "kept as numbers"
 
 
+def test_keys_that_no_format_holds(tmp_path):
+    parquet(tmp_path / "in" / "a.parquet", ["", None, "k" * 2000, "k" * 2001])
+    parquet(tmp_path / "in" / "b" / "n.parquet", None, 1)
+    parquet(tmp_path / "in" / "c" / "n.parquet", None, 1)
+    tar(tmp_path / "in" / "d.tar", {"caf\udce9.png": dot()})
+    with open(os.fsencode(tmp_path / "in") + b"/caf\xe9.png", "wb") as file:
+        file.write(dot())
+    with open(os.fsencode(tmp_path / "in") + b"/bad\xe9.png", "wb") as file:
+        file.write(b"no picture")
+    for kind in ("parquet", "webdataset", "safetensors"):
+        made = [row.key for row, _ in decoding.rows_of(str(latents(tmp_path / "in", tmp_path / kind, kind=kind)))]
+        short = sorted(key for key in made if len(key) < 100)
+        given = ["a.parquet:0:0", "a.parquet:0:1", "b/n.parquet:0:0", "c/n.parquet:0:0", "caf%E9.png", "caf%E9.png"]
+        assert short == given
+        assert len(set(made) - set(short)) == 2 and skipped(tmp_path / kind).keys() == {"bad%E9.png"}
+    assert (tmp_path / "parquet" / "skipped.jsonl").read_bytes().isascii()
+    assert len(decoded(tmp_path / "parquet", tmp_path / "back")) == 8
+
+
+def test_reasons_are_written_in_ascii(tmp_path):
+    job = latents_job(tmp_path)
+    job.report(Summary(skipped=[Unreadable("caf\udce9", "no \udce9")]))
+    assert skipped(tmp_path / "out") == {"caf\udce9": "no \udce9"}
+
+
+def latents_job(folder: Path):
+    (folder / "in").mkdir()
+    options = Options(str(folder / "in"), str(folder / "out"), DEMO, **FP32)
+    return job_of(options, VARIANTS[DEMO])
+
+
 def test_two_that_write_the_same_do_not_mix(tmp_path):
     place, both = Place(tmp_path), threading.Barrier(2)
 

@@ -48,6 +48,11 @@ class DecodeOptions:
     budget: str | None = None
     cache_dir: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise OptionError(f"batch is {self.batch}: it must be 1 or more.")
+        parse_bytes(self.budget)
+
 
 def rows_of(url: str) -> Iterator[tuple[Row, dict[str, str]]]:
     """(row, what all rows share) of everything that is finished in a destination of `encode`, part by part."""
@@ -96,11 +101,6 @@ def decode(options: DecodeOptions, told: Callable[[Done], None] = lambda done: N
     return made
 
 
-def _model(options: DecodeOptions, told: str) -> DCAE:
-    name = options.model or told
-    if is_path(name):
-        return DCAE.from_file(name, None, options.device, options.dtype)
-    return DCAE(name, options.device, options.dtype, options.cache_dir)
 def _made_before(target: Place, name: str) -> list[str]:
     """The files that a part gave. Raises OptionError where that can't be told: others would take their place."""
     try:
@@ -175,6 +175,11 @@ def _hashed(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "little")
 
 
+def _model(options: DecodeOptions, told: str) -> DCAE:
+    name = options.model or told
+    if is_path(name):
+        return DCAE.from_file(name, None, options.device, options.dtype)
+    return DCAE(name, options.device, options.dtype, options.cache_dir)
 
 
 def _check(ae: DCAE, rows: list[tuple[Row, dict[str, str]]], file: str) -> None:

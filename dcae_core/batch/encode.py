@@ -12,6 +12,7 @@ import torch
 
 from ..autoencoder import DCAE, is_path
 from ..errors import OptionError
+from ..plan import parse_bytes
 from ..variants import Variant
 from . import shards
 from .job import Done, Job
@@ -66,6 +67,7 @@ class Options:
             raise OptionError("--scaling-factor is for scaled latents: add --scaled, or leave it out.")
         if min(self.batch, self.part_size, self.most_pixels) < 1:
             raise OptionError("batch, part size and most pixels must be 1 or more.")
+        parse_bytes(self.budget)
 
 
 def open_model(options: Options, device: str | None = None) -> DCAE:

@@ -46,6 +46,18 @@ def encode(
     """
     if engine not in ENGINES:
         raise OptionError(f"engine {engine!r} is not known: use one of {', '.join(ENGINES)}.")
+    if workers < 0 or actors < 1 or gpus < 0:
+        raise OptionError(
+            f"{workers} workers, {actors} actors and {gpus} GPUs were asked for: workers and GPUs must be 0 or more, "
+            "actors 1 or more."
+        )
+    if metrics:
+        try:
+            Path(metrics).open("a").close()
+        except OSError as error:
+            raise OptionError(
+                f"The metrics can't be written to {metrics}: {error}. Name a file in a folder that is there."
+            ) from error
     start = time.monotonic()
     job = job_of(options, open_variant(options))
     parts, finished = job.parts(), set(job.finished())

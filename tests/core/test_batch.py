@@ -404,6 +404,27 @@ def latents_job(folder: Path):
     return job_of(options, VARIANTS[DEMO])
 
 
+def test_options_that_can_not_be(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(dot())
+    encode = ["batch", "encode", str(tmp_path / "in"), str(tmp_path / "out"), "--device", "cpu", "--workers", "1"]
+    decode = ["batch", "decode", str(tmp_path / "out"), str(tmp_path / "back"), "--device", "cpu"]
+    for command, words in (
+        ([*encode, "--workers", "-1"], "-1 workers"),
+        ([*encode, "--engine", "ray", "--actors", "0"], "0 actors"),
+        ([*encode, "--engine", "ray", "--gpus", "-1"], "-1.0 GPUs"),
+        ([*encode, "--budget", "much"], "'much' is not a budget"),
+        ([*encode, "--metrics", str(tmp_path / "absent" / "m.jsonl")], "metrics can't be written"),
+        ([*decode, "--batch", "-1"], "batch is -1"),
+        ([*decode, "--batch", "0"], "batch is 0"),
+        ([*decode, "--budget", "much"], "'much' is not a budget"),
+    ):
+        assert main(command) == 1
+        said = capsys.readouterr().err
+        assert words in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists() and not (tmp_path / "back").exists(), "before anything is done"
+
+
 def test_two_that_write_the_same_do_not_mix(tmp_path):
     place, both = Place(tmp_path), threading.Barrier(2)
 

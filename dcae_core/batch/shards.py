@@ -129,7 +129,8 @@ def _write_parquet(path: Path, rows: list[Row], common: dict[str, str]) -> None:
         "sha256": [row.sha256 for row in rows],
     }
     table = pa.table(columns, schema=_schema(common))
-    pq.write_table(table, path, compression="NONE")  # latents don't compress
+    # Latents don't compress; and equal ones kept once would make a file that `read` takes for a bomb.
+    pq.write_table(table, path, compression="NONE", use_dictionary=["dtype", "variant"])
 
 
 Found = Iterator[tuple[Row, dict[str, Any]]]  # (row, all that is said beside it)

@@ -425,6 +425,14 @@ def test_options_that_can_not_be(tmp_path, capsys):
     assert not (tmp_path / "out").exists() and not (tmp_path / "back").exists(), "before anything is done"
 
 
+def test_blank_pages_read_back(tmp_path):
+    z = torch.zeros(32, 45, 46, dtype=torch.float16)
+    row = Row("k", z, z, (1440, 1472), (1440, 1472), (0.0, 0.0, 1472.0, 1440.0), "0" * 64)
+    common = {"variant": DEMO, "dtype": "fp16", "scale": "raw", "scaling_factor": ""}
+    shards.write(tmp_path / "a.parquet", "parquet", [row] * 512, common)
+    assert sum(one.latents.shape == z.shape for one, _ in shards.read(Place(tmp_path), "a.parquet")) == 512
+
+
 def test_two_that_write_the_same_do_not_mix(tmp_path):
     place, both = Place(tmp_path), threading.Barrier(2)
 

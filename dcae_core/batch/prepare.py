@@ -24,7 +24,7 @@ class Geometry:
     to the size of `width` x `height` pixels in all whose proportions are nearest, with sides that are multiples of
     `ratio`, at most 1:`longest`. "pad": left as they are, and padded to multiples of `ratio` by repeating the edge.
 
-    most: pixels of a source that are still decoded.
+    most: pixels of a source that are still decoded; padded it may have twice as many.
     """
 
     fit: str
@@ -85,6 +85,11 @@ def prepare(item: Item, geometry: Geometry, source: str) -> Ready | Unreadable:
             pixels = file.width * file.height
             if pixels > geometry.most:
                 return Unreadable(item.key, f"huge: {file.width}x{file.height} is more than {geometry.most} pixels")
+            if geometry.fit == "pad":  # which makes thin ones many times larger; the other fits have a size to end at
+                width, height = (side + -side % geometry.ratio for side in file.size)
+                if width * height > 2 * geometry.most:
+                    words = f"padded to {width}x{height}, more than twice {geometry.most} pixels"
+                    return Unreadable(item.key, f"huge: {file.width}x{file.height} is {words}")
             picture = _rgb(ImageOps.exif_transpose(file))
         sha256 = hashlib.sha256(data).hexdigest()
         return _fitted(item.key, sha256, picture, geometry)

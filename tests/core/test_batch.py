@@ -433,6 +433,14 @@ def test_blank_pages_read_back(tmp_path):
     assert sum(one.latents.shape == z.shape for one, _ in shards.read(Place(tmp_path), "a.parquet")) == 512
 
 
+def test_a_thin_picture_that_padding_makes_huge_is_skipped_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr("dcae_core.batch.prepare._rgb", lambda picture: pytest.fail("it was decoded"))
+    for size in ((1, 1 << 17), (1 << 17, 1)):
+        shape = Geometry("pad", 64, 64, 32, most=1 << 17)
+        made = prepare(Item("thin.png", saved(Image.new("L", size))), shape, str(tmp_path))
+        assert isinstance(made, Unreadable) and made.reason.startswith(f"huge: {size[0]}x{size[1]} is padded to")
+
+
 def test_two_that_write_the_same_do_not_mix(tmp_path):
     place, both = Place(tmp_path), threading.Barrier(2)
 

@@ -93,12 +93,14 @@ class Job:
             raise self._damaged("parts", "a listing is missing, or not whole", LISTING)
         if lost := sorted(set(self.finished()) - {part.name for part in listed}):
             raise self._damaged("parts", f"{shown(lost[0])} is done, but not listed", LISTING)
+        if listed and (path := sources.outside(listed, self.source)) is not None:
+            raise self._damaged("parts", f"{shown(path, 300)} is not in {self.source}", LISTING)
         known: set[tuple[str, int]] = set()
         for one in ((path, part.group) for part in listed for path in part.paths):
             if one in known:
                 raise self._damaged("parts", f"{shown(one[0], 300)} is listed twice", LISTING)
             known.add(one)
-        new = list(sources.parts(self.source, self.size, frozenset(known), len(listed)))
+        new = list(sources.parts(self.source, self.size, frozenset(known), len(listed), self.place))
         if new:
             text = "".join(json.dumps(part.as_dict()) + "\n" for part in new)
             self.place.write_text(f"parts/{len(self.place.names('parts')):06d}.jsonl", text)

@@ -472,6 +472,18 @@ def test_what_killed_processes_left_goes_and_nothing_else(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == set(kept) and place.names("") == []
 
 
+def test_a_destination_in_its_source_is_no_source(tmp_path):
+    parquet(tmp_path / "in" / "br[1]" / "a.parquet", ["a"])
+    source, target = tmp_path / "in" / "br[1]", tmp_path / "in" / "br[1]" / "out"
+    for _ in range(2):
+        latents(source, target)
+    assert rows(target).keys() == {"a"} and len(done(target)) == 1
+    (tmp_path / "link").symlink_to(source)
+    for other in (source / ".." / source.name, tmp_path / "link", f"file://{source}", f"{tmp_path}/in/**"):
+        assert len(list(sources.parts(str(other), 10, besides=Place(target)))) == 1
+    assert len(list(sources.parts(str(source), 10, besides=Place("memory://out")))) == 2
+
+
 def test_ray_gives_the_same_rows(folder, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: the engine of a cluster was not run")
     wanted = encoded(folder, tmp_path / "local")

@@ -19,10 +19,11 @@ from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, DCAEError, ImageErr
 from dcae_core.batch import decode as decoding
 from dcae_core.batch import shards, sources
 from dcae_core.batch.encode import Options, job_of, save_part
+from dcae_core.batch.job import Job
 from dcae_core.batch.place import Place
 from dcae_core.batch.prepare import Geometry, prepare
 from dcae_core.batch.shards import Row
-from dcae_core.batch.sources import Item, Unreadable
+from dcae_core.batch.sources import Item, Part, Unreadable
 from dcae_core.checkpoint import Checkpoint, is_dcae
 from dcae_core.cli import main
 from dcae_core.strangers import MAX_HEADER_BYTES, MAX_JSON_BYTES, inside
@@ -247,8 +248,8 @@ def test_parts_that_are_damaged_or_no_files(tmp_path):
 def test_rows_that_are_far_larger_than_their_file(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "BEYOND", 1 << 20)
     shards.write(tmp_path / "a.parquet", "parquet", [row()] * 5000, COMMON)
-    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20, "Parquet keeps equal rows once"
     pq.write_table(pq.read_table(tmp_path / "a.parquet"), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20, "Parquet keeps equal rows once"
     refused(LatentError, "a.parquet.*far larger", lambda: list(shards.read(Place(tmp_path), "a.parquet")))
 
 
@@ -396,6 +397,30 @@ def test_a_listing_that_is_lost_does_not_cost_what_is_done(tmp_path):
     refused(DCAEError, "0.png is listed twice", job_of(options, VARIANTS[DEMO]).parts)
     (listings / "000000.jsonl").write_text(kept.replace('"group": 0', '"group": 7'))  # else each would be done again
     refused(DCAEError, "000000.jsonl is damaged", job_of(options, VARIANTS[DEMO]).parts)
+
+
+def test_a_listing_does_not_lead_out_of_its_source(tmp_path, monkeypatch):
+    (tmp_path / "secret.png").write_bytes(saved("L", "PNG"))
+    options = job(tmp_path)
+    listing = tmp_path / "out" / "parts" / "000000.jsonl"
+    kept = listing.read_text()
+    for path in (tmp_path / "secret.png", tmp_path / "in" / ".." / "secret.png", "secret.png", f"{tmp_path}/in"):
+        listing.write_text(kept.replace(f"{tmp_path}/in/3.png", str(path)))
+        refused(DCAEError, "is not in .*Put it back", job_of(options, VARIANTS[DEMO]).parts)
+    listing.write_text(kept.replace('"2.png"', '""'))
+    refused(DCAEError, "000000.jsonl is damaged", job_of(options, VARIANTS[DEMO]).parts)
+    import fsspec
+
+    fsspec.filesystem("memory").pipe({"/set/in/a.png": b"", "/set/in/b/c.png": b"", "/secret.png": b""})
+    monkeypatch.chdir(tmp_path)
+    addresses = ("in", "in/", "in/*.png", "in/0.png", "./in/../in", f"file://{tmp_path}/in", "memory://set/in")
+    for i, source in enumerate(addresses):
+        for _ in range(2):
+            listed = Job(source, str(tmp_path / f"job{i}"), {}).parts()
+        assert len(listed) == 1 and sources.outside(listed, source) is None
+    for source in ("in/0.png", "in/*.png", "memory://set/in"):
+        assert sources.outside([Part(0, "files", (f"{tmp_path}/secret.png",), ("a",))], source)
+    assert sources.outside([Part(0, "files", ("/secret.png",), ("a",))], "memory://set/in") == "/secret.png"
 
 
 def test_sources_with_holes_and_without_bytes(tmp_path):

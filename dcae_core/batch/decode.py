@@ -72,13 +72,15 @@ def decode(options: DecodeOptions, told: Callable[[Done], None] = lambda done: N
     where another has that name, it is in a folder of its part's, as part-000001/cats/a.jpg.png. decoded/ says which
     files a part gave, in the order of its rows.
 
-    Raises DCAEError: nothing to decode, a model that is not here or does not read these latents.
+    Raises DCAEError: nothing to decode, a model that is not here or does not read these latents, a destination of
+    others.
     """
     source, target = Place(options.source), Place(options.destination)
     names = _finished(source)
     if not names:
         raise OptionError(f"There are no finished parts of latents in {options.source}.")
     target.tidy()
+    _claim(source, target)
     files = Names(options.ending)
     done = {name.removesuffix(".json") for name in target.names("decoded") if name.endswith(".json")}
     for part in sorted(done):
@@ -99,6 +101,15 @@ def decode(options: DecodeOptions, told: Callable[[Done], None] = lambda done: N
             made.add(finished)
             told(finished)
     return made
+
+
+def _claim(source: Place, target: Place) -> None:
+    """Raises OptionError where other latents are decoded: their parts have the same names. Else says whose it is."""
+    job = source.read_bytes("job.json") if source.exists("job.json") else b""
+    own, name = hashlib.sha256(job).hexdigest(), "decoded/job.sha256"
+    if target.exists(name) and target.read_bytes(name).decode(errors="replace").strip() != own:
+        raise OptionError(f"{target.url} holds the pictures of other latents than {source.url}: name another folder.")
+    target.write_text(name, own + "\n")
 
 
 def _made_before(target: Place, name: str) -> list[str]:

@@ -265,6 +265,10 @@ def test_there_and_back(folder, tmp_path, capsys):
         again = images.read(tmp_path / "back" / f"{key}.png")
         assert again.shape == picture.shape and psnr(picture, again) > 20
     assert main(["batch", "decode", str(folder), str(tmp_path / "never")]) == 1
+    encoded(folder, tmp_path / "others", fit="pad")
+    capsys.readouterr()
+    assert main(["batch", "decode", str(tmp_path / "others"), *back[3:]]) == 1
+    assert "holds the pictures of other latents" in capsys.readouterr().err
 
 
 def test_keys_of_strangers_stay_in_the_folder(tmp_path):

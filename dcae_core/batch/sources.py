@@ -56,8 +56,8 @@ class Part:
         number, kind, paths, keys, group = (fields[name] for name in ("number", "kind", "paths", "keys", "group"))
         texts = all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in (paths, keys))
         counts = all(type(count) is int and count >= 0 for count in (number, group))
-        keyed = len(keys) == (len(paths) if kind == "files" else 0) and all(keys)
-        if not (texts and counts and paths and kind in KINDS and keyed):
+        keyed = texts and len(keys) == (len(paths) if kind == "files" else 0) and all(keys)
+        if not (keyed and counts and paths and kind in KINDS):
             raise ValueError("a part is none that was listed")
         if (kind != "files" and len(paths) != 1) or (kind != "parquet" and group):
             raise ValueError("a part has several files, or a group of none")

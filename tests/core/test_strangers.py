@@ -395,6 +395,11 @@ def test_a_listing_that_is_lost_does_not_cost_what_is_done(tmp_path):
     refused(DCAEError, "000000.jsonl is damaged", job_of(options, VARIANTS[DEMO]).parts)
     (listings / "000000.jsonl").write_text(kept.replace("1.png", "0.png"))
     refused(DCAEError, "0.png is listed twice", job_of(options, VARIANTS[DEMO]).parts)
+    for field in ("paths", "keys", "number", "group", "kind"):
+        for other in (3, 1.5, True, None, [3], {}):
+            wrong = json.dumps(json.loads(kept.splitlines()[0]) | {field: other})
+            (listings / "000000.jsonl").write_text(wrong + "\n")
+            refused(DCAEError, "is damaged", job_of(options, VARIANTS[DEMO]).parts)
     (listings / "000000.jsonl").write_text(kept.replace('"group": 0', '"group": 7'))  # else each would be done again
     refused(DCAEError, "000000.jsonl is damaged", job_of(options, VARIANTS[DEMO]).parts)
 

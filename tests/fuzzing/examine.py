@@ -16,9 +16,10 @@ from random import Random
 
 from dcae_core import DCAEError
 
-__all__ = ["Broken", "Finding", "Target", "attempt", "examine", "ran", "reset_peak"]
+__all__ = ["Broken", "Finding", "Target", "attempt", "examine", "peak", "ran", "reset_peak"]
 
 MOST_WORDS = 4000  # characters of a message
+CLOSE = 50.0  # MB that a peak may be above what is had now, to be one that was just set
 MOST_ADDRESSES = 4 << 30  # bytes of addresses that a case may take: files are mapped
 
 
@@ -94,7 +95,7 @@ def examine(target: Target, chance: Random, base: Path, patience: float = 6.0) -
         return Finding("ran code", ", ".join(_ran))
     if outside:
         return Finding("outside", ", ".join(outside))
-    used = _status("VmHWM") - before if before else 0.0
+    used = peak() - before if before else 0.0
     if used > target.megabytes:
         return Finding("memory", f"{used:.0f} MB more than before")
     return None
@@ -182,11 +183,18 @@ sys.addaudithook(_hook)
 
 
 def reset_peak() -> float:
-    """Sets the peak of this process's memory to what it is now, which is returned in MB; 0 where that can't be done."""
+    """Sets the peak of this process's memory to what it has now, which is returned in MB; 0 where that can't be done.
+    There are systems that take the request and do nothing."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return 0.0
+    now = peak()
+    return now if now - _status("VmRSS") < CLOSE else 0.0
+
+
+def peak() -> float:
+    """MB: the most that this process has had since the start, or since reset_peak."""
     return _status("VmHWM")
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
-import queue
 import signal
 import threading
 from collections import deque
@@ -12,19 +12,21 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from typing import TypeVar
+
+import torch
 
 from ..errors import OptionError
+from ..plan import BudgetError, free_bytes, parse_bytes
 from . import sources
 from .encode import Batcher, Encoder, Options, geometry, in_order, save_part
 from .job import Done, Job
 from .prepare import Geometry, Ready, prepare_all
+from .shards import Row
 from .sources import Item, Part, Unreadable
 
 __all__ = ["run"]
 
 CHUNK = 4  # sources that a worker gets at a time
-Thing = TypeVar("Thing")
 
 
 def run(
@@ -37,26 +39,92 @@ def run(
 ) -> None:
     """Does the pending parts. workers: processes; 0 is one for each core, at most 16. told: called for each part that
     is done."""
-    shape = geometry(options, encoder.ae.variant)
-    batcher = Batcher(options.batch)
-    rows, keys, skipped, before = [], [], [], encoder.seconds
+    shape, device = geometry(options, encoder.ae.variant), _Device(encoder)
+    batcher = Batcher(device.batch)
+    encoding, keys, skipped = [], [], []
     written: deque[Future] = deque()
-    with _Workers(workers or min(16, os.cpu_count() or 1), shape, job.source) as pool, ThreadPoolExecutor(1) as writer:
-        for (part, chunk, last), results in _ahead(pool.map(_chunks(pending, job.source)), 2):
+    workers = workers or min(16, os.cpu_count() or 1)
+    with _Workers(workers, shape, job.source) as pool, device, ThreadPoolExecutor(1) as writer:
+        for (part, chunk, last), results in pool.map(_chunks(pending, job.source)):
             keys += [one.key for one in chunk]
             skipped += [one for one in results if isinstance(one, Unreadable)]
             full = [batch for one in results if isinstance(one, Ready) and (batch := batcher.add(one))]
-            for batch in full + (batcher.rest() if last else []):
-                rows += encoder(batch)
+            encoding += map(device.submit, full + (batcher.rest() if last else []))
             if not last:
                 continue
-            seconds = encoder.seconds - before
-            written.append(writer.submit(save_part, job, part, in_order(rows, keys), skipped, seconds))
-            rows, keys, skipped, before = [], [], [], encoder.seconds
+            written.append(writer.submit(_save, job, part, encoding, keys, skipped, device.ways))
+            encoding, keys, skipped = [], [], []
             while written and (written[0].done() or len(written) > 4):
                 told(written.popleft().result())
         while written:
             told(written.popleft().result())
+
+
+def _save(job: Job, part: Part, encoding: list[Future], keys: list[str], skipped: list[Unreadable], ways: int) -> Done:
+    """Waits for what is being encoded, and writes it."""
+    made = [one.result() for one in encoding]
+    rows = in_order([row for rows, _ in made for row in rows], keys)
+    return save_part(job, part, rows, skipped, sum(seconds for _, seconds in made) / ways)
+
+
+class _Device:
+    """Encodes in threads, for which few batches wait. On a CPU several do so side by side, each on cores of its own:
+    cores that share a batch all wait when one of them makes way for a process that decodes. ways: how many; batch:
+    pictures in each, together those that `Options` has at once."""
+
+    def __init__(self, encoder: Encoder):
+        self.encoder, self.ways = encoder, 1
+        self.threads, most = torch.get_num_threads(), encoder.options.batch
+        # In fp16 what overflows is done again with the weights in fp32, and they are the same weights.
+        if encoder.ae.device.type == "cpu" and encoder.ae.dtype != torch.float16:
+            self.ways = max(n for n in range(1, min(self.threads, most) + 1) if self.threads % n == 0)
+        self.batch = max(1, most // self.ways)
+        bound = parse_bytes(encoder.options.budget) or free_bytes(encoder.ae.device)
+        self.share = bound and bound // self.ways  # bytes; None where the system does not tell what is free
+        self.mine = threading.local()
+        self.waiting: deque[Future] = deque()
+
+    def __enter__(self) -> _Device:
+        self.pool = ThreadPoolExecutor(self.ways, initializer=self._start)
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.pool.shutdown(cancel_futures=error[0] is not None)
+        torch.set_num_threads(self.threads)  # also of threads that are still to come
+
+    def _start(self) -> None:
+        torch.set_num_threads(self.threads // self.ways)
+        self.mine.encoder = Encoder(self.encoder.options, copy.copy(self.encoder.ae))
+
+    def submit(self, batch: list[Ready]) -> Future:
+        """Of (rows, seconds that they took a thread)."""
+        beside = self._fits_beside(batch)
+        while len(self.waiting) > (self.ways if beside else 0):
+            self.waiting.popleft().result()
+        if beside:
+            made = self.pool.submit(lambda: _timed(self.mine.encoder, batch))
+        else:  # here, with all cores and the whole budget
+            rows, seconds = _timed(self.encoder, batch)
+            (made := Future()).set_result((rows, seconds * self.ways))
+        self.waiting.append(made)
+        return made
+
+    def _fits_beside(self, batch: list[Ready]) -> bool:
+        """Do as many at once as there are ways fit into the budget, each run as a whole?"""
+        if self.ways == 1:
+            return True
+        _, height, width = batch[0].pixels.shape
+        ae, channels = self.encoder.ae, self.encoder.options.latent_channels
+        try:
+            plan = ae.plan("encode", height, width, len(batch), self.share, channels)
+        except BudgetError:
+            return False
+        return plan.whole and plan.together == len(batch)
+
+
+def _timed(encoder: Encoder, batch: list[Ready]) -> tuple[list[Row], float]:
+    before = encoder.seconds
+    return encoder(batch), encoder.seconds - before
 
 
 def _chunks(pending: list[Part], source: str) -> Iterator[tuple[Part, list[Item | Unreadable], bool]]:
@@ -143,41 +211,3 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _ahead(things: Iterable[Thing], count: int) -> Iterator[Thing]:
-    """`things`, made by a thread that is up to `count` ahead."""
-    line: queue.Queue = queue.Queue(count)
-    stop = threading.Event()
-
-    def put(what) -> bool:
-        while not stop.is_set():
-            try:
-                line.put(what, timeout=0.2)
-                return True
-            except queue.Full:
-                pass
-        return False
-
-    def work() -> None:
-        try:
-            for thing in things:
-                if not put((thing, None)):
-                    return
-            put((None, StopIteration()))
-        except BaseException as error:
-            put((None, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            thing, error = line.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield thing
-    finally:
-        stop.set()
-        thread.join(timeout=5)

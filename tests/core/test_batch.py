@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,42 @@ def test_fits(folder, tmp_path):
     assert bucket["odd ones/line.png"].size == (64, 160) or bucket["odd ones/line.png"].size[1] > 96
     scaled = encoded(folder, tmp_path / "scaled", scaled=True)
     assert torch.allclose(scaled["even/00000.jpg"].latents, crop["even/00000.jpg"].latents * 1.322, rtol=2e-3)
+
+
+@pytest.mark.parametrize("enough", [True, False], ids=["budget for two", "budget for one"])
+def test_cores_encode_side_by_side_where_the_budget_lets_them(folder, tmp_path, monkeypatch, enough):
+    """Each on its own: 4 pictures at once are 2 for each of 2 threads. Else with all threads, one run after another."""
+    budget = DCAE(DEMO, "cpu", "fp32").plan("encode", 64, 64, 2).peak_bytes * (2 if enough else 1)
+    before, seen, now = torch.get_num_threads(), [], []
+    whole = DCAE.encode
+
+    def watched(ae, x, *args, **kwargs):
+        now.append(x)
+        seen.append((torch.get_num_threads(), len(now), len(x)))
+        try:
+            return whole(ae, x, *args, **kwargs)
+        finally:
+            now.pop()
+
+    wanted = encoded(folder, tmp_path / "wanted")
+    monkeypatch.setattr(DCAE, "encode", watched)
+    try:
+        torch.set_num_threads(2)
+        assert same(wanted, encoded(folder, tmp_path / "out", batch=4, budget=str(budget)))
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2, "threads that come later have all cores"
+    finally:
+        torch.set_num_threads(before)
+    of_two = [(threads, at_once) for threads, at_once, pictures in seen if pictures == 2]
+    assert len(of_two) > 10 and max(pictures for _, _, pictures in seen) == 2
+    assert {threads for threads, _ in of_two} == {1 if enough else 2}
+    assert max(at_once for _, at_once in of_two) == (2 if enough else 1)
+
+
+def test_fp16_that_overflows_is_not_encoded_side_by_side():
+    """It is done again with the same weights in fp32, which another run must not meet."""
+    options = Options("in", "out", DEMO, device="cpu", dtype="fp16")
+    assert local._Device(Encoder(options)).ways == 1
 
 
 @given(

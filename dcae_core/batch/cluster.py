@@ -47,7 +47,8 @@ def run(
     rows = ray.data.from_items([{"part": pickle.dumps(part)} for part in pending], override_num_blocks=len(pending))
     # Half a core, since it often waits; and with the actors' own share Ray would put both into one step.
     rows = rows.map(_Load(options.source, shape), num_cpus=0.5)
-    rows = rows.map(_Encode, fn_constructor_args=(options,), concurrency=actors, num_gpus=gpus or None, num_cpus=cpus)
+    pool = {"compute": ray.data.ActorPoolStrategy(size=actors), "num_gpus": gpus or None, "num_cpus": cpus}
+    rows = rows.map(_Encode, fn_constructor_args=(options,), **pool)
     rows = rows.map(_Save(options), num_cpus=0.1)
     for row in rows.iter_rows():
         told(pickle.loads(row["done"]))

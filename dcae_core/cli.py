@@ -236,6 +236,9 @@ def compare(arguments: argparse.Namespace) -> None:
     bar = _bar(len(names) * len(pictures))
     keep = arguments.rows if arguments.html or arguments.output else 0
     made = run.compare(opened, pictures, repeats=arguments.repeats, keep=keep, progress=bar, **had)
+    whole = [column.name for column in made.columns if column.kind not in ("", "DC-AE")]
+    if arguments.budget and whole:
+        notes.append(f"The budget is for DC-AEs: {', '.join(whole)} ran without.")
     made.notes += notes
     print(text.table(made))
     outputs = (

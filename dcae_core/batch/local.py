@@ -156,7 +156,8 @@ class _Workers:
         return self
 
     def __exit__(self, *error) -> None:
-        self.pool.shutdown(wait=error[0] is None, cancel_futures=True)
+        # Waits after an error too, for what was begun: Python 3.11 may fail at its exit where the pool ends meanwhile.
+        self.pool.shutdown(cancel_futures=True)
 
     def _new(self, count: int | None = None) -> ProcessPoolExecutor:
         # Not forked from here: threads and devices of this process would come along.

@@ -11,8 +11,8 @@ from PIL import Image
 from dcae_core import DCAE, DEMO, VARIANTS, checkpoint, hub, images
 from dcae_core.metrics import psnr, scores
 
+from .prompts import loader, node, photograph, save
 from .server import comfyui_of, python_of
-from .test_nodes import loader, node, photograph, save
 
 # ComfyUI's own network of a TAESD, in random weights.
 TAESD = """

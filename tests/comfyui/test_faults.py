@@ -11,8 +11,8 @@ from benchmarks.faults import changes
 from dcae_core import DCAE, DEMO, VARIANTS, checkpoint, images
 from dcae_core.hub import bundled
 
+from .prompts import BUNDLED, loaded, loader, message, node, photograph, pixels, save
 from .server import PACK, comfyui_of, default_env, python_of
-from .test_nodes import BUNDLED, loaded, loader, message, node, photograph, pixels, save
 
 NAME = "dc-ae-f64c128-mix-1.0"
 DOWNLOAD = f"{NAME} (download)"

@@ -8,7 +8,7 @@ from dcae_core import DEMO, hub, images
 from dcae_core.metrics import psnr
 from dcae_core.sizes import Fit
 
-from .test_nodes import loader, message, node
+from .prompts import loader, message, node
 
 STEPS = 3
 

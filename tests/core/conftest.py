@@ -1,5 +1,6 @@
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,3 +57,21 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")
 def no_weights(monkeypatch, tmp_path):
     """Nor weights."""
     monkeypatch.setenv("DCAE_HOME", str(tmp_path / "dcae-home"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A folder with a small model of each class, in random weights."""
+    from .vaes import CLASSES  # imports diffusers, which most tests here do without
+
+    folder = tmp_path_factory.mktemp("models")
+    for kind, (make, levels, _) in CLASSES.items():
+        torch.manual_seed(0)
+        make(levels).save_pretrained(folder / kind)
+    return folder
+
+
+@pytest.fixture
+def nothing_else_here(monkeypatch, tmp_path):
+    """No weights of LPIPS and rFID that happen to be on this machine."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch-home"))

@@ -151,7 +151,7 @@ def test_a_model_that_fails_is_said_in_its_place_and_the_others_are_there(models
 
 
 def test_who_runs_without_the_budget_is_said(models, capsys):
-    given = ["compare", str(EXAMPLE), "--size", "64", "--repeats", "1", "--models", DEMO, *CPU]
+    given = ["compare", str(EXAMPLE), "--size", "64", "--repeats", "1", *CPU, "--models", DEMO]
     assert main([*given, str(models / "AutoencoderTiny"), "--budget", "1GiB"]) == 0
     line = f"The budget is for DC-AEs: {models / 'AutoencoderTiny'} ran without."
     assert line in capsys.readouterr().out.splitlines()

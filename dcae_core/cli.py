@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import variants
+from . import __version__, variants
 from .batch import commands as batch
 from .errors import DCAEError, OptionError, one_line
 from .files import beside
@@ -66,7 +66,7 @@ def info(arguments: argparse.Namespace) -> None:
     from .checkpoint import Checkpoint
     from .errors import CheckpointError
 
-    checkpoint = Checkpoint(arguments.file)
+    checkpoint = Checkpoint(_file_of(arguments.file))
     try:
         chosen, doubt = checkpoint.choose(), None
     except CheckpointError as error:
@@ -86,6 +86,15 @@ def info(arguments: argparse.Namespace) -> None:
         print(f"note            {doubt}")
 
 
+def _file_of(name: str) -> str:
+    """The path of a variant that is here, for its name; any other name as it is."""
+    from . import hub
+    from .autoencoder import is_path
+
+    found = None if is_path(name) or name not in variants.VARIANTS else hub.find(name)
+    return str(found or name)
+
+
 def list_variants(arguments: argparse.Namespace) -> None:
     from . import hub
 
@@ -101,14 +110,11 @@ def plan(arguments: argparse.Namespace) -> None:
     from .devices import best_device, best_dtype, parse_dtype
 
     variant = variants.find(arguments.variant)
-    try:
-        width, height = (int(side) for side in arguments.size.lower().split("x"))
-    except ValueError:
-        raise OptionError(f"--size is WIDTHxHEIGHT, such as 4096x4096, not {arguments.size!r}.") from None
+    height, width = _sides(arguments.size)
     dtype = parse_dtype(arguments.dtype) or best_dtype(best_device())
     budgets = [arguments.budget] if arguments.budget else [None, *(f"{n}GiB" for n in (24, 12, 8, 4, 2, 1))]
-    print(f"{variant.name}, {width}x{height}, batch {arguments.batch}, {str(dtype)[6:]}; GiB beside the weights")
-    print(f"{'':7} {'budget':>8} {'peak':>8} {'weights':>8}  strips")
+    lines = [f"{variant.name}, {width}x{height}, batch {arguments.batch}, {str(dtype)[6:]}; GiB beside the weights"]
+    lines.append(f"{'':7} {'budget':>8} {'peak':>8} {'weights':>8}  strips")
     for direction in planning.DIRECTIONS:
         for budget in budgets:
             limit = planning.parse_bytes(budget)
@@ -117,8 +123,9 @@ def plan(arguments: argparse.Namespace) -> None:
                 peak, strips = f"{made.peak_bytes / 2**30:.2f}", "whole" if made.whole else made.strips
                 weights = f"{made.weight_bytes / 2**30:.2f}"
             except planning.BudgetError as error:
-                peak, weights, strips = "-", "", f"needs {error.needed / 2**30:.2f}"
-            print(f"{direction:7} {budget or 'none':>8} {peak:>8} {weights:>8}  {strips}")
+                peak, weights, strips = "-", "", f"needs {planning.rounded_up(error.needed)}"
+            lines.append(f"{direction:7} {budget or 'none':>8} {peak:>8} {weights:>8}  {strips}")
+    print("\n".join(lines))
 
 
 def download(arguments: argparse.Namespace) -> None:
@@ -133,7 +140,12 @@ def convert(arguments: argparse.Namespace) -> None:
     from .devices import parse_dtype
     from .finite import is_finite
 
-    source = checkpoint.Checkpoint(arguments.source)
+    target = Path(arguments.target)
+    if target.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt", ".gguf"):
+        raise OptionError(f"{target} would be a folder: name a file that ends in .safetensors, or a folder.")
+    source = checkpoint.Checkpoint(_file_of(arguments.source))
+    if target.exists() and any(target.samefile(file) for file in source.files):
+        raise OptionError(f"{target} is what is converted, and would be written over: name another.")
     chosen = source.choose(arguments.variant)
     dtype = parse_dtype(None if arguments.dtype == "keep" else arguments.dtype)
     state = source.state(chosen)
@@ -155,6 +167,7 @@ def encode(arguments: argparse.Namespace) -> None:
     pairs = _pairs(arguments, ".safetensors")
     if wrong := [target for _, target in pairs if target.suffix not in (".safetensors", ".latent")]:
         raise OptionError(f"Latents are written to .safetensors files, or into a folder, not to {wrong[0]}.")
+    _can_be_written([], [str(target) for _, target in pairs])
     ae = _load(arguments)
     factor = ae.variant.factor(arguments.scaling_factor) if arguments.scaled else None
     for source, target in _bar_over(pairs):
@@ -241,6 +254,8 @@ def compare(arguments: argparse.Namespace) -> None:
         notes.append(f"The budget is for DC-AEs: {', '.join(whole)} ran without.")
     made.notes += notes
     print(text.table(made))
+    if not any(cell.scores for column in made.columns for cell in column.cells):
+        raise DCAEError("No autoencoder made anything of any picture: see above. No output was written.")
     outputs = (
         (arguments.json, lambda path: _write_text(Path(path), json.dumps(text.as_json(made), indent=1) + "\n")),
         (arguments.html, lambda path: print(one_line(str(page.write_page(path, made, arguments.amplify))))),
@@ -255,8 +270,6 @@ def compare(arguments: argparse.Namespace) -> None:
             failed.append(str(error))
     if failed:
         raise DCAEError(" ".join(failed))
-    if not any(cell.scores for column in made.columns for cell in column.cells):
-        raise DCAEError("No autoencoder made anything of any picture: see above.")
 
 
 def _can_be_written(pictures: list[str | None], others: list[str | None]) -> None:
@@ -284,8 +297,8 @@ def _sides(size: str | None) -> tuple[int, int] | None:
     if size is None:
         return None
     try:
-        width, _, height = size.lower().partition("x")
-        sides = int(height or width), int(width)
+        width, *height = size.lower().split("x", 1)
+        sides = int(height[0] if height else width), int(width)
         if min(sides) < 1:
             raise ValueError
         return sides
@@ -388,6 +401,8 @@ def _pairs(arguments: argparse.Namespace, ending: str) -> list[tuple[Path, Path]
     sources, output = [Path(s) for s in arguments.inputs], arguments.output and Path(arguments.output)
     if nameless := [source for source in sources if not source.name]:
         raise DCAEError(f"{nameless[0]} is a folder: name the files in it.")
+    if output and len(sources) > 1 and output.suffix and not output.is_dir():
+        raise DCAEError(f"{output} is one file, and there are {len(sources)} inputs: name a folder.")
     if output and (len(sources) > 1 or output.is_dir() or not output.suffix):
         output.mkdir(parents=True, exist_ok=True)
         targets = [output / (source.stem + ending) for source in sources]
@@ -419,7 +434,9 @@ def _size(count: int) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dcae", description="DC-AE: pictures to small latents and back.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"dcae {__version__}")
+    parser.set_defaults(run=lambda arguments: parser.print_help())
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     def command(run, name: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
@@ -449,8 +466,8 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("file")
     folder(command(list_variants, "variants", "List the variants, and which are on this machine."))
     added = command(plan, "plan", "Say what memory a size needs, whole and within budgets.")
-    added.add_argument("--variant", default="dc-ae-f32c32-mix-1.0")
-    added.add_argument("--size", default="4096x4096", help="WIDTHxHEIGHT of the picture")
+    added.add_argument("--variant", default="dc-ae-f32c32-mix-1.0", help="(default: dc-ae-f32c32-mix-1.0)")
+    added.add_argument("--size", default="4096x4096", help="side or WIDTHxHEIGHT of the picture (default: 4096x4096)")
     added.add_argument("--batch", type=int, default=1)
     added.add_argument("--budget", help="one budget instead of the table's, such as 6GiB")
     added.add_argument("--dtype", choices=DTYPE_CHOICES, default="bf16")
@@ -487,7 +504,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--repeats", type=int, default=3, help="timed runs, after one that is not (default: 3)")
     added.add_argument("--rows", type=int, default=8, help="pictures shown, of those compared (default: 8)")
     added.add_argument("--amplify", type=float, default=5, help="of the differences shown (default: 5)")
-    added.add_argument("-o", "--out", dest="output", help="write the pictures side by side: FILE.png or .jpg")
+    added.add_argument("-o", "--out", dest="output", help="write the pictures side by side: FILE.png, .jpg or .webp")
     added.add_argument("--json", help="write all numbers: FILE.json")
     added.add_argument("--html", help="write a page with a slider: FILE.html, and a folder of pictures beside it")
     added.add_argument("--download", action="store_true", help="fetch models and metrics' weights that are not here")

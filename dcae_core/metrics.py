@@ -87,7 +87,8 @@ def lpips(download: bool = False) -> Perceptual:
         from torchvision.models import AlexNet_Weights
     except (ImportError, RuntimeError) as error:  # RuntimeError: a build for another torch
         raise OptionError(
-            f"LPIPS needs torchmetrics and torchvision, which can't be imported ({error}): pip install 'dcae[compare]'."
+            f"LPIPS needs torchmetrics and torchvision, which can't be imported ({error}): "
+            "pip install torchmetrics torchvision"
         ) from error
     path = _weights("LPIPS", AlexNet_Weights.DEFAULT.url, download)
     with _reading("LPIPS", path):
@@ -145,7 +146,7 @@ def frechet(download: bool = False) -> Callable[[], Frechet]:
     except (ImportError, RuntimeError) as error:
         raise OptionError(
             f"rFID needs torch-fidelity and torchvision, which can't be imported ({error}): "
-            "pip install 'dcae[compare]'."
+            "pip install torch-fidelity torchvision"
         ) from error
     path = _weights("rFID", URL_INCEPTION_V3, download)
     with _reading("rFID", path):

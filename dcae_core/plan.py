@@ -31,6 +31,7 @@ __all__ = [
     "make",
     "parse_bytes",
     "release",
+    "rounded_up",
 ]
 
 Budget = str | int | float | None
@@ -154,9 +155,10 @@ def make(
         at, before = after_size, after
     least = min(least, ends + layers.bytes(pixels, scratch, 1)) if whole else least
     if budget is not None and least > budget:
+        needed = f"{rounded_up(least)} GiB"
         raise BudgetError(
-            f"{direction} of {width}x{height} with {variant.name} needs at least {_up(least)} GiB beside the weights, "
-            f"but the budget is {budget / 2**30:.2f} GiB. Give it {_up(least)} GiB, or a smaller picture.",
+            f"{direction} of {width}x{height} with {variant.name} needs at least {needed} beside the weights, but the "
+            f"budget is {_shown(budget)}. Give it {needed}, or a smaller picture.",
             least,
         )
     return Plan(
@@ -356,6 +358,10 @@ def _tallest(peak, height: int, unit: int, budget: int | None) -> int:
     return min(-(-units // -(-units // most)) * unit, height)
 
 
-def _up(count: int) -> str:
+def _shown(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 // 10 else f"{count / 2**20:.2f} MiB"
+
+
+def rounded_up(count: int) -> str:
     """GiB with two decimals, rounded up."""
     return f"{-(-count * 100 // 2**30) / 100:.2f}"

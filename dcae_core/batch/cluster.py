@@ -33,10 +33,7 @@ def run(
     actors: with a model each; gpus: that each of them takes. Source, destination and model must be reachable
     from every machine. Raises OptionError without Ray.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise OptionError("The engine 'ray' needs Ray: pip install 'dcae[ray]'.") from error
+    ray = the_library()
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -52,6 +49,16 @@ def run(
     rows = rows.map(_Save(options), num_cpus=0.1)
     for row in rows.iter_rows():
         told(pickle.loads(row["done"]))
+
+
+def the_library():
+    """The module `ray`. Raises OptionError where it is not installed."""
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise OptionError(f"The engine 'ray' needs Ray ({error}): pip install 'ray[data]'") from error
+    return ray
 
 
 def open_variant(options: Options):

@@ -17,7 +17,8 @@ def add(commands, sides: Callable, dtypes: tuple[str, ...]) -> None:
     kinds = batch.add_subparsers(required=True, metavar="COMMAND")
 
     def running(added: argparse.ArgumentParser, default: str | None) -> None:
-        added.add_argument("--model", default=default, help="variant name, file or folder")
+        what = f"variant name, file or folder (default: {default or 'what the latents say'})"
+        added.add_argument("--model", default=default, help=what)
         added.add_argument("--batch", type=int, default=8, help="pictures at once (default: 8)")
         added.add_argument("--device", help="cuda, cpu, mps, ... (default: the accelerator, else cpu)")
         added.add_argument("--dtype", choices=dtypes, default="auto")
@@ -110,6 +111,7 @@ def decode(arguments: argparse.Namespace) -> None:
 
     from .decode import DecodeOptions
     from .decode import decode as work
+    from .run import counted
 
     options = DecodeOptions(
         source=arguments.source,
@@ -124,4 +126,7 @@ def decode(arguments: argparse.Namespace) -> None:
     )
     with tqdm(unit="image") as bar:
         made = work(options, lambda done: bar.update(done.images))
-    print(f"{made.images} pictures, {made.pixels / 1e6:.1f} megapixels")
+    if not made.images:
+        print(f"0 pictures: all that is in {arguments.source} is in {arguments.dest}.")
+        return
+    print(f"{counted(made.images)}, {made.pixels / 1e6:.1f} megapixels")

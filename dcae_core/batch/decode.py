@@ -80,7 +80,7 @@ def decode(options: DecodeOptions, told: Callable[[Done], None] = lambda done: N
     if not names:
         raise OptionError(f"There are no finished parts of latents in {options.source}.")
     target.tidy()
-    _claim(source, target)
+    _claim(source, target, options.ending)
     files = Names(options.ending)
     done = {name.removesuffix(".json") for name in target.names("decoded") if name.endswith(".json")}
     for part in sorted(done):
@@ -103,13 +103,17 @@ def decode(options: DecodeOptions, told: Callable[[Done], None] = lambda done: N
     return made
 
 
-def _claim(source: Place, target: Place) -> None:
-    """Raises OptionError where other latents are decoded: their parts have the same names. Else says whose it is."""
+def _claim(source: Place, target: Place, ending: str) -> None:
+    """Raises OptionError where other latents are decoded, whose parts have the same names, or to files of another kind.
+    Else says whose it is."""
     job = source.read_bytes("job.json") if source.exists("job.json") else b""
-    own, name = hashlib.sha256(job).hexdigest(), "decoded/job.sha256"
-    if target.exists(name) and target.read_bytes(name).decode(errors="replace").strip() != own:
+    own, name = [hashlib.sha256(job).hexdigest(), ending], "decoded/job.txt"
+    before = target.read_bytes(name).decode(errors="replace").split() if target.exists(name) else own
+    if before[:1] != own[:1]:
         raise OptionError(f"{target.url} holds the pictures of other latents than {source.url}: name another folder.")
-    target.write_text(name, own + "\n")
+    if before != own:
+        raise OptionError(f"{target.url} holds these pictures as .{shown(before[-1], 20)} files: name another folder.")
+    target.write_text(name, " ".join(own) + "\n")
 
 
 def _made_before(target: Place, name: str) -> list[str]:

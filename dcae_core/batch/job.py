@@ -64,17 +64,18 @@ class Job:
     """A source, a destination, and the settings that decide what is written. Raises OptionError where the destination
     holds another job.
 
-    settings: JSON's types; equal for a job that goes on. size: picture files in a part.
+    settings: JSON's types; equal for a job that goes on. size: picture files in a part. new: is nothing there yet?
+    `parts` writes the first, once there is something to do.
     """
 
     def __init__(self, source: str, destination: str, settings: dict[str, Any], size: int = 512):
         self.source, self.settings, self.size = source, settings, size
         self.place = Place(destination)
-        asked = {"format": "dcae-batch-1", "source": source, "part_size": size, **settings}
-        if not self.place.exists("job.json"):
+        self.asked = asked = {"format": "dcae-batch-1", "source": source, "part_size": size, **settings}
+        self.new = not self.place.exists("job.json")
+        if self.new:
             if self.place.names(""):
                 raise OptionError(f"{destination} is not empty, and holds no job of this kind: name another folder.")
-            self.place.write_text("job.json", json.dumps(asked, indent=1) + "\n")
             return
         before = self._read("job.json", "Put it back from a copy, or name another folder.")
         names = [name for name in {**before, **asked} if before.get(name) != asked.get(name)]
@@ -101,6 +102,9 @@ class Job:
                 raise self._damaged("parts", f"{shown(one[0], 300)} is listed twice", LISTING)
             known.add(one)
         new = list(sources.parts(self.source, self.size, frozenset(known), len(listed), self.place))
+        if self.new:
+            self.place.write_text("job.json", json.dumps(self.asked, indent=1) + "\n")
+            self.new = False
         if new:
             text = "".join(json.dumps(part.as_dict()) + "\n" for part in new)
             self.place.write_text(f"parts/{len(self.place.names('parts')):06d}.jsonl", text)

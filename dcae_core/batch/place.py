@@ -158,6 +158,7 @@ def _fsspec():
     try:
         import fsspec
         import fsspec.core
+        import pyarrow.parquet  # noqa: F401  said here, and not once the first part is encoded
     except ImportError as error:
-        raise OptionError("Whole data sets need fsspec and pyarrow: pip install 'dcae[batch]'.") from error
+        raise OptionError(f"Whole data sets need fsspec and pyarrow ({error}): pip install fsspec pyarrow") from error
     return fsspec

@@ -10,23 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OptionError
+from . import cluster, sources
 from .cluster import open_variant
 from .encode import Encoder, Options, job_of, open_model
 from .job import Done, Summary
 
-__all__ = ["ENGINES", "Outcome", "encode", "words"]
+__all__ = ["ENGINES", "Outcome", "counted", "encode", "words"]
 
 ENGINES = ("local", "ray")
 
 
 @dataclass
 class Outcome:
-    """summary: of the whole job. images, seconds: of this run (wall time, the loading of the model included)."""
+    """summary: of the whole job. images, seconds: of this run (wall time, the loading of the model included). variant:
+    the name of what encodes."""
 
     summary: Summary
     images: int
     seconds: float
     device_seconds: float
+    variant: str
 
 
 def encode(
@@ -60,6 +63,12 @@ def encode(
             ) from error
     start = time.monotonic()
     job = job_of(options, open_variant(options))
+    model, ray = None, engine == "ray"
+    if job.new:  # what is wrong is said before anything is written there
+        sources.check(options.source)
+        model = None if ray else open_model(options)
+    if ray:
+        cluster.the_library()
     parts, finished = job.parts(), set(job.finished())
     pending = [part for part in parts if part.name not in finished]
     before = job.summary()
@@ -81,23 +90,26 @@ def encode(
                 file.write(json.dumps({**line, "device_seconds": round(one.seconds, 3), **rate}) + "\n")
         told(done, total, skipped)
 
-    if pending and engine == "local":
+    if pending and not ray:
         from . import local
 
-        local.run(options, job, pending, Encoder(options, open_model(options)), workers, part_done)
+        local.run(options, job, pending, Encoder(options, model), workers, part_done)
     elif pending:
-        from . import cluster
-
         cluster.run(options, job, pending, actors, gpus, part_done)
     summary = job.summary()
     job.report(summary)
-    return Outcome(summary, images, time.monotonic() - start, device)
+    return Outcome(summary, images, time.monotonic() - start, device, job.settings["variant"])
+
+
+def counted(pictures: int) -> str:
+    return f"{pictures} picture{'' if pictures == 1 else 's'}"
 
 
 def words(outcome: Outcome) -> str:
     """The summary for people."""
     summary = outcome.summary
-    lines = [f"{summary.images} pictures, {summary.pixels / 1e6:.1f} megapixels, {len(summary.skipped)} skipped"]
+    skipped = f"{len(summary.skipped)} skipped; by {outcome.variant}"
+    lines = [f"{counted(summary.images)}, {summary.pixels / 1e6:.1f} megapixels, {skipped}"]
     if outcome.images:
         rate, device = outcome.images / outcome.seconds, outcome.images / outcome.device_seconds
         lines.append(f"this run: {outcome.images} in {outcome.seconds:.1f} s, {rate:.2f} images/s")

@@ -115,10 +115,16 @@ def parts(
                     yield Part(next(numbers), "parquet", (path,), group=group)
 
 
-def _found(place: Place) -> list[str]:
-    kind = _kind(place)
-    if kind is None:
+def check(source: str) -> None:
+    """Raises OptionError where there is no such source."""
+    place = Place(source)
+    if _kind(place) is None:
         raise OptionError(f"There is no file or folder {place.url}.")
+
+
+def _found(place: Place) -> list[str]:
+    check(place.url)
+    kind = _kind(place)
     found = {"file": lambda root: [root], "folder": place.fs.find, "glob": place.fs.glob}[kind](place.root)
     return sorted(path for path in found if path.lower().endswith((*IMAGES, ".tar", ".parquet")))
 

@@ -113,6 +113,10 @@ def load(
     if colon and kind == "diffusers":
         return of_diffusers(_open(rest, dtype, download).to(device), name)
     if not is_path(name):
+        try:
+            variants.find(name)
+        except variants.UnknownVariant as error:
+            raise DCAEError(f"There is no file or folder {name}. {error}") from error
         return of_dcae(DCAE(name, device, dtype, cache_dir, download=download), budget)
     if Path(name).is_file() or name.endswith(".safetensors") or is_dcae(name):
         return of_dcae(DCAE.from_file(name, None, device, dtype), budget, name)
@@ -178,9 +182,11 @@ def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
         raise
     except Exception as error:  # of every kind, on configs and weights that are damaged
         first = shown(next(iter(str(error).strip().splitlines()), type(error).__name__), 300)
+        if isinstance(error.__cause__ or error, (ImportError, RuntimeError)) and "import" in first:
+            raise DCAEError(f"{name}: diffusers does not work here: {shown(error.__cause__ or error, 300)}") from error
         if not Path(name).is_dir() and not download:
             raise DownloadError(
-                f"{name} is not on this machine ({first}). Allow downloads, or name a folder."
+                f"{name} is not on this machine ({first}). Allow downloads (--download), or name a folder."
             ) from error
         raise CheckpointError(f"{name} can't be loaded by diffusers: {first}") from error
     return made.eval().requires_grad_(False)

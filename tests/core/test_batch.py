@@ -299,6 +299,39 @@ def test_there_and_back(folder, tmp_path, capsys):
     assert "holds the pictures of other latents" in capsys.readouterr().err
 
 
+def test_what_is_wrong_is_said_before_anything_is_written(folder, tmp_path, monkeypatch, capsys):
+    """So that the command that is put right finds its destination free."""
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    command = ["batch", "encode", str(folder), str(out), "--size", "64", "--device", "cpu"]
+    for wrong, says in (
+        (["batch", "encode", str(tmp_path / "nope"), str(out)], "There is no file or folder"),
+        (["batch", "encode", str(tmp_path / "empty"), str(out)], "There are no pictures"),
+        ([*command, "--model", "dc-ae-f32c32-sana-1.1"], "dcae download"),
+    ):
+        assert main(wrong) == 1 and says in capsys.readouterr().err
+    for module, engine in (("pyarrow", "local"), ("ray", "ray")):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            patch.setitem(sys.modules, f"{module}.parquet", None)
+            assert main([*command, "--engine", engine]) == 1
+            assert f"pip install {'fsspec pyarrow' if engine == 'local' else chr(39) + 'ray[data]'}" in (
+                capsys.readouterr().err
+            )
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_decoding_again_and_to_other_files(folder, tmp_path, capsys):
+    encoded(folder / "even", tmp_path / "in")
+    back = ["batch", "decode", str(tmp_path / "in"), str(tmp_path / "back"), "--device", "cpu"]
+    assert main(back) == 0
+    capsys.readouterr()
+    assert main(back) == 0
+    assert f"all that is in {tmp_path / 'in'} is in {tmp_path / 'back'}" in capsys.readouterr().out
+    assert main([*back, "--format", "jpg"]) == 1
+    assert "holds these pictures as .png files: name another folder" in capsys.readouterr().err
+
+
 def test_ray_gives_the_same_rows(folder, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: the engine of a cluster was not run")
     wanted = encoded(folder, tmp_path / "local")

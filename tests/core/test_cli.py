@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, hub, images, latents
+from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, __version__, hub, images, latents, plan
 from dcae_core.checkpoint import Checkpoint
 from dcae_core.cli import main
 from dcae_core.metrics import psnr
@@ -154,6 +154,60 @@ def test_mistakes_are_one_line(picture, tmp_path, capsys):
         out = ["-o", str(tmp_path / name)]
         assert "does not end in a picture format" in fails(["roundtrip", str(picture), *out, *CPU], capsys)
     assert "was made with dc-ae-f64c128-in-1.0" in fails(["decode", str(foreign), "--model", DEMO, *CPU], capsys)
+
+
+def test_names_of_files_that_would_surprise(picture, tmp_path, capsys):
+    """One file for several inputs, a folder that looks like a file, the source itself, a folder that is not there."""
+    many = [str(picture), str(EXAMPLE), "-o", str(tmp_path / "one.safetensors")]
+    assert "one.safetensors is one file, and there are 2 inputs" in fails(["encode", *many, *CPU], capsys)
+    mine = tmp_path / "mine.safetensors"
+    assert main(["convert", DEMO, str(mine), "--to", "original"]) == 0, "a variant that is here goes by its name too"
+    before = mine.read_bytes()
+    assert "is what is converted" in fails(["convert", str(mine), str(mine), "--to", "diffusers"], capsys)
+    assert "would be a folder" in fails(["convert", str(mine), str(tmp_path / "a.bin"), "--to", "diffusers"], capsys)
+    deep = ["-o", str(tmp_path / "no" / "z.safetensors")]
+    assert f"there is no folder {tmp_path / 'no'}" in fails(["encode", str(picture), *deep, *CPU], capsys)
+    assert mine.read_bytes() == before and {one.name for one in tmp_path.iterdir()} == {"bird.png", "mine.safetensors"}
+
+
+@pytest.mark.parametrize("size", ["512x", "x512", "0", "1x2x3", "lots"])
+def test_sizes_that_are_none(size, capsys):
+    for command in (["plan"], ["compare", str(EXAMPLE), "--models", DEMO]):
+        assert f"not {size!r}" in fails([*command, "--size", size], capsys)
+
+
+def test_what_a_plan_says_is_needed_is_enough(capsys):
+    for side in ("8192", "4096x2048"):
+        assert main(["plan", "--size", side, "--budget", "10MiB"]) == 0
+        needed = [line.split()[-1] for line in capsys.readouterr().out.splitlines()[2:]]
+        for number, line in zip(needed, (2, 3), strict=True):
+            assert main(["plan", "--size", side, "--budget", f"{number}GiB"]) == 0
+            assert "needs" not in capsys.readouterr().out.splitlines()[line]
+
+
+def test_the_version_and_the_commands(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"dcae {__version__}\n"
+    assert main([]) == 0 and "COMMAND" in capsys.readouterr().out
+
+
+def test_the_table_in_the_readme():
+    """GiB that a picture needs at the least, and whole."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("| picture | f32c32 encode") :].split("\n\n")[0].splitlines()[2:]
+    names = ("dc-ae-f32c32-mix-1.0", "dc-ae-f32c32-sana-1.0")
+    halves = [(VARIANTS[name], direction) for name in names for direction in plan.DIRECTIONS]
+    assert len(table) == 5
+    for line in table:
+        side, *told = line.strip("| ").split(" | ")
+        side = int(side.split("x")[0])
+        for (variant, direction), given in zip(halves, told[:4], strict=True):
+            with pytest.raises(BudgetError) as error:
+                plan.make(variant, direction, side, side, 1, 1)
+            assert given == plan.rounded_up(error.value.needed)
+        whole = [plan.make(variant, direction, side, side).peak_bytes / 2**30 for variant, direction in halves]
+        assert told[4] == f"{min(whole):.1f} to {max(whole):.1f}"
 
 
 def test_decode_never_overwrites_the_picture_that_was_encoded(picture, tmp_path):

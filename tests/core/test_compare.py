@@ -159,6 +159,16 @@ def test_who_runs_without_the_budget_is_said(models, capsys):
     assert "The budget" not in capsys.readouterr().out
 
 
+def test_nothing_is_written_where_nothing_was_made(tmp_path, capsys):
+    for name in ("a.png", "a.json", "a.html"):
+        (tmp_path / name).write_text("of a run before")
+    outputs = ["--out", str(tmp_path / "a.png"), "--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html")]
+    assert main(["compare", str(EXAMPLE), *outputs, *CPU, "--size", "64", "--models", "my-vae-folder"]) == 1
+    said = capsys.readouterr()
+    assert "There is no file or folder my-vae-folder." in said.out and "No output was written" in said.err
+    assert {one.read_text() for one in tmp_path.iterdir()} == {"of a run before"}
+
+
 def test_pictures_that_are_not_there(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for given, reason in (("absent", "no file or folder"), ("empty", "no picture in the folder")):

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from . import __version__, variants
+from .arguments import can_be_written, file_of, sides, targets_of
 from .batch import commands as batch
 from .errors import DCAEError, OptionError, one_line
 from .files import beside
@@ -66,7 +67,7 @@ def info(arguments: argparse.Namespace) -> None:
     from .checkpoint import Checkpoint
     from .errors import CheckpointError
 
-    checkpoint = Checkpoint(_file_of(arguments.file))
+    checkpoint = Checkpoint(file_of(arguments.file))
     try:
         chosen, doubt = checkpoint.choose(), None
     except CheckpointError as error:
@@ -86,15 +87,6 @@ def info(arguments: argparse.Namespace) -> None:
         print(f"note            {doubt}")
 
 
-def _file_of(name: str) -> str:
-    """The path of a variant that is here, for its name; any other name as it is."""
-    from . import hub
-    from .autoencoder import is_path
-
-    found = None if is_path(name) or name not in variants.VARIANTS else hub.find(name)
-    return str(found or name)
-
-
 def list_variants(arguments: argparse.Namespace) -> None:
     from . import hub
 
@@ -110,7 +102,7 @@ def plan(arguments: argparse.Namespace) -> None:
     from .devices import best_device, best_dtype, parse_dtype
 
     variant = variants.find(arguments.variant)
-    height, width = _sides(arguments.size)
+    height, width = sides(arguments.size)
     dtype = parse_dtype(arguments.dtype) or best_dtype(best_device())
     budgets = [arguments.budget] if arguments.budget else [None, *(f"{n}GiB" for n in (24, 12, 8, 4, 2, 1))]
     lines = [f"{variant.name}, {width}x{height}, batch {arguments.batch}, {str(dtype)[6:]}; GiB beside the weights"]
@@ -143,7 +135,7 @@ def convert(arguments: argparse.Namespace) -> None:
     target = Path(arguments.target)
     if target.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt", ".gguf"):
         raise OptionError(f"{target} would be a folder: name a file that ends in .safetensors, or a folder.")
-    source = checkpoint.Checkpoint(_file_of(arguments.source))
+    source = checkpoint.Checkpoint(file_of(arguments.source))
     if target.exists() and any(target.samefile(file) for file in source.files):
         raise OptionError(f"{target} is what is converted, and would be written over: name another.")
     chosen = source.choose(arguments.variant)
@@ -164,10 +156,10 @@ def encode(arguments: argparse.Namespace) -> None:
 
     if arguments.scaling_factor is not None and not arguments.scaled:
         raise OptionError("--scaling-factor is for scaled latents: add --scaled, or leave it out.")
-    pairs = _pairs(arguments, ".safetensors")
+    pairs = targets_of(arguments, ".safetensors")
     if wrong := [target for _, target in pairs if target.suffix not in (".safetensors", ".latent")]:
         raise OptionError(f"Latents are written to .safetensors files, or into a folder, not to {wrong[0]}.")
-    _can_be_written([], [str(target) for _, target in pairs])
+    can_be_written([], [str(target) for _, target in pairs])
     ae = _load(arguments)
     factor = ae.variant.factor(arguments.scaling_factor) if arguments.scaled else None
     for source, target in _bar_over(pairs):
@@ -184,8 +176,8 @@ def decode(arguments: argparse.Namespace) -> None:
     from .errors import ImageError, LatentError
     from .finite import NotFinite
 
-    ae, pairs = None, _pairs(arguments, "-dcae.png")
-    _can_be_written([str(target) for _, target in pairs], [])
+    ae, pairs = None, targets_of(arguments, "-dcae.png")
+    can_be_written([str(target) for _, target in pairs], [])
     for source, target in _bar_over(pairs):
         file = latents.read(source)
         if ae is None:
@@ -212,8 +204,8 @@ def decode(arguments: argparse.Namespace) -> None:
 def roundtrip(arguments: argparse.Namespace) -> None:
     from . import images
 
-    pairs = _pairs(arguments, "-dcae.png")
-    _can_be_written([str(target) for _, target in pairs], [])
+    pairs = targets_of(arguments, "-dcae.png")
+    can_be_written([str(target) for _, target in pairs], [])
     ae = _load(arguments)
     for source, target in _bar_over(pairs):
         picture, result, _ = _roundtrip(ae, source, arguments.budget)
@@ -229,12 +221,12 @@ def compare(arguments: argparse.Namespace) -> None:
     from .devices import parse_device
     from .plan import parse_bytes
 
-    _can_be_written([arguments.output], [arguments.html, arguments.json])
+    can_be_written([arguments.output], [arguments.html, arguments.json])
     if arguments.repeats < 1 or arguments.rows < 1 or not 0 < arguments.amplify < 1e6:
         raise OptionError("--repeats and --rows must be 1 or more, and --amplify more than 0.")
     parse_device(arguments.device), parse_bytes(arguments.budget)  # said here, not once for each model
     names = arguments.models or codecs.local(arguments.cache_dir)
-    pictures = list(run.pictures(arguments.images, _sides(arguments.size)))
+    pictures = list(run.pictures(arguments.images, sides(arguments.size)))
     options = (arguments.device, arguments.dtype, arguments.budget, arguments.cache_dir, arguments.download)
     opened = [(name, lambda name=name: codecs.load(name, *options)) for name in names]
     had, notes = {}, []
@@ -272,38 +264,11 @@ def compare(arguments: argparse.Namespace) -> None:
         raise DCAEError(" ".join(failed))
 
 
-def _can_be_written(pictures: list[str | None], others: list[str | None]) -> None:
-    """Raises OptionError before hours of work for a path that is in no folder, or a picture of no known ending."""
-    from PIL import Image
-
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
-    for path in filter(None, [*pictures, *others]):
-        if not Path(path).absolute().parent.is_dir():
-            raise OptionError(f"{path} can't be written: there is no folder {Path(path).parent}.")
-        if path in pictures and Path(path).suffix.lower() not in endings:
-            raise OptionError(f"{path} does not end in a picture format: use .png, .jpg or .webp.")
-
-
 def _write_picture(path: str, picture) -> None:
     from . import images
 
     images.write(path, images.of_pil(picture))
     print(one_line(str(path)))
-
-
-def _sides(size: str | None) -> tuple[int, int] | None:
-    """(height, width) of "512" or "768x512" (width first)."""
-
-    if size is None:
-        return None
-    try:
-        width, *height = size.lower().split("x", 1)
-        sides = int(height[0] if height else width), int(width)
-        if min(sides) < 1:
-            raise ValueError
-        return sides
-    except ValueError:
-        raise OptionError(f"--size is a side or WIDTHxHEIGHT, such as 512 or 768x512, not {size!r}.") from None
 
 
 def _bar(total: int):
@@ -394,26 +359,6 @@ def _load(arguments: argparse.Namespace):
         variant = getattr(arguments, "variant", None)
         return DCAE.from_file(arguments.model, variant, arguments.device, arguments.dtype)
     return DCAE(arguments.model, arguments.device, arguments.dtype, arguments.cache_dir, download=arguments.download)
-
-
-def _pairs(arguments: argparse.Namespace, ending: str) -> list[tuple[Path, Path]]:
-    """(source, target) for each input. No two share a target, and none is an input. Raises DCAEError."""
-    sources, output = [Path(s) for s in arguments.inputs], arguments.output and Path(arguments.output)
-    if nameless := [source for source in sources if not source.name]:
-        raise DCAEError(f"{nameless[0]} is a folder: name the files in it.")
-    if output and len(sources) > 1 and output.suffix and not output.is_dir():
-        raise DCAEError(f"{output} is one file, and there are {len(sources)} inputs: name a folder.")
-    if output and (len(sources) > 1 or output.is_dir() or not output.suffix):
-        output.mkdir(parents=True, exist_ok=True)
-        targets = [output / (source.stem + ending) for source in sources]
-    else:
-        targets = [output or source.with_name(source.stem + ending) for source in sources]
-    for source, target in zip(sources, targets, strict=True):
-        if targets.count(target) > 1:
-            raise DCAEError(f"Several inputs would be written to {target}, {source} among them: run them one by one.")
-        if target.exists() and any(target.samefile(one) for one in sources if one.exists()):
-            raise DCAEError(f"{target} is an input, and would be written over: name another output.")
-    return list(zip(sources, targets, strict=True))
 
 
 def _bar_over(pairs: list[tuple[Path, Path]]):
@@ -509,7 +454,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--html", help="write a page with a slider: FILE.html, and a folder of pictures beside it")
     added.add_argument("--download", action="store_true", help="fetch models and metrics' weights that are not here")
     running(added, None, None)
-    batch.add(commands, _sides, DTYPE_CHOICES)
+    batch.add(commands, DTYPE_CHOICES)
     added = command(demo, "demo", "Round trip with the bundled model and photograph; nothing to download.")
     running(added, variants.DEMO, None)
     added.add_argument("image", nargs="?", help="another picture")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from ..arguments import sides
 from ..variants import DEMO
 
 __all__ = ["add"]
 
 
-def add(commands, sides: Callable, dtypes: tuple[str, ...]) -> None:
-    """Adds the commands. sides: reads "512" or "768x512"; dtypes: the names of --dtype."""
+def add(commands, dtypes: tuple[str, ...]) -> None:
+    """Adds the commands. dtypes: the names of --dtype."""
     text = "Whole data sets: pictures to latents and back, resumable, on one machine or a Ray cluster."
     batch = commands.add_parser("batch", help=text, description=text)
     kinds = batch.add_subparsers(required=True, metavar="COMMAND")
@@ -48,7 +49,7 @@ def add(commands, sides: Callable, dtypes: tuple[str, ...]) -> None:
     added.add_argument("--actors", type=int, default=1, help="ray: how many hold the model (default: 1)")
     added.add_argument("--gpus", type=float, default=0, help="ray: GPUs that each of them takes (default: 0)")
     added.add_argument("--metrics", help="append a JSON line for each part to this file")
-    added.set_defaults(run=lambda arguments: encode(arguments, sides))
+    added.set_defaults(run=encode)
 
     text = "Latents that `dcae batch encode` wrote to picture files. Run it again to go on."
     added = kinds.add_parser("decode", help=text, description=text)
@@ -59,7 +60,7 @@ def add(commands, sides: Callable, dtypes: tuple[str, ...]) -> None:
     added.set_defaults(run=decode)
 
 
-def encode(arguments: argparse.Namespace, sides: Callable) -> None:
+def encode(arguments: argparse.Namespace) -> None:
     from . import run
     from .encode import Options
 

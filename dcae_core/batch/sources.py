@@ -117,25 +117,24 @@ def parts(
 
 def check(source: str) -> None:
     """Raises OptionError where there is no such source."""
-    place = Place(source)
-    if _kind(place) is None:
-        raise OptionError(f"There is no file or folder {place.url}.")
+    _kind(Place(source))
 
 
 def _found(place: Place) -> list[str]:
-    check(place.url)
     kind = _kind(place)
     found = {"file": lambda root: [root], "folder": place.fs.find, "glob": place.fs.glob}[kind](place.root)
     return sorted(path for path in found if path.lower().endswith((*IMAGES, ".tar", ".parquet")))
 
 
-def _kind(place: Place) -> str | None:
-    """What a source is: names of files and folders may look like globs. None where there is nothing."""
+def _kind(place: Place) -> str:
+    """What a source is: names of files and folders may look like globs. Raises OptionError where there is nothing."""
     if place.fs.isfile(place.root):
         return "file"
     if place.fs.isdir(place.root):
         return "folder"
-    return "glob" if any(c in place.root for c in "*?[") else None
+    if any(c in place.root for c in "*?["):
+        return "glob"
+    raise OptionError(f"There is no file or folder {place.url}.")
 
 
 def _base(place: Place) -> str:

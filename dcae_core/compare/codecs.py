@@ -164,13 +164,16 @@ def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
     """diffusers' module of a folder or repository."""
     try:
         import diffusers
-    except ImportError as error:
-        raise DCAEError(f"{name} needs diffusers: pip install diffusers.") from error
+
+        opener = diffusers.AutoencoderKL  # imported only now, with all that it needs
+    except (ImportError, RuntimeError) as error:
+        cause = shown(error.__cause__ or error, 300)
+        raise DCAEError(f"{name} needs diffusers, which can't be imported ({cause}): pip install diffusers") from error
     where = {"local_files_only": not download}
     if Path(name).is_dir():
         where["subfolder"] = "" if Path(name, "config.json").is_file() else "vae"
     try:
-        config = diffusers.AutoencoderKL.load_config(name, **where)
+        config = opener.load_config(name, **where)
         kind = config.get("_class_name")
         if kind not in RULES:
             raise DCAEError(f"{name} is {kind or 'of no class'}: known are {', '.join(RULES)}.")
@@ -182,8 +185,6 @@ def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
         raise
     except Exception as error:  # of every kind, on configs and weights that are damaged
         first = shown(next(iter(str(error).strip().splitlines()), type(error).__name__), 300)
-        if isinstance(error.__cause__ or error, (ImportError, RuntimeError)) and "import" in first:
-            raise DCAEError(f"{name}: diffusers does not work here: {shown(error.__cause__ or error, 300)}") from error
         if not Path(name).is_dir() and not download:
             raise DownloadError(
                 f"{name} is not on this machine ({first}). Allow downloads (--download), or name a folder."

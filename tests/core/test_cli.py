@@ -160,6 +160,8 @@ def test_names_of_files_that_would_surprise(picture, tmp_path, capsys):
     """One file for several inputs, a folder that looks like a file, the source itself, a folder that is not there."""
     many = [str(picture), str(EXAMPLE), "-o", str(tmp_path / "one.safetensors")]
     assert "one.safetensors is one file, and there are 2 inputs" in fails(["encode", *many, *CPU], capsys)
+    assert main(["encode", str(picture), "-o", f"{tmp_path / 'v1.2'}/", *CPU]) == 0
+    assert (tmp_path / "v1.2" / "bird.safetensors").is_file()
     mine = tmp_path / "mine.safetensors"
     assert main(["convert", DEMO, str(mine), "--to", "original"]) == 0, "a variant that is here goes by its name too"
     before = mine.read_bytes()
@@ -167,7 +169,11 @@ def test_names_of_files_that_would_surprise(picture, tmp_path, capsys):
     assert "would be a folder" in fails(["convert", str(mine), str(tmp_path / "a.bin"), "--to", "diffusers"], capsys)
     deep = ["-o", str(tmp_path / "no" / "z.safetensors")]
     assert f"there is no folder {tmp_path / 'no'}" in fails(["encode", str(picture), *deep, *CPU], capsys)
-    assert mine.read_bytes() == before and {one.name for one in tmp_path.iterdir()} == {"bird.png", "mine.safetensors"}
+    assert mine.read_bytes() == before and {one.name for one in tmp_path.iterdir()} == {
+        "bird.png",
+        "mine.safetensors",
+        "v1.2",
+    }
 
 
 @pytest.mark.parametrize("size", ["512x", "x512", "0", "1x2x3", "lots"])

@@ -1,6 +1,7 @@
 """`dcae compare`: autoencoders of several kinds, used as their own classes would be."""
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -219,6 +220,16 @@ def test_a_model_whose_file_lacks_weights_is_refused(models, tmp_path):
         save_file(state, file, {"format": "pt"})
         with pytest.raises(CheckpointError, match="weights are not there"):
             of_file(kind, tmp_path)
+
+
+def test_a_diffusers_that_does_not_work_here_is_said_with_its_cause(models, monkeypatch):
+    class Broken:
+        def __getattr__(self, name):
+            raise RuntimeError("Failed to import") from RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setitem(sys.modules, "diffusers", Broken())
+    with pytest.raises(DCAEError, match=r"can't be imported \(operator torchvision::nms does not exist\)"):
+        of_file("AutoencoderKL", models)
 
 
 def test_taesana(tmp_path):

@@ -11,13 +11,14 @@ import functools
 import io
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import requests
 from PIL import Image
+
+from tests.chromium import chromium
 
 from .server import Server, default_env
 
@@ -213,15 +214,7 @@ def test_a_browser_shows_the_pages(nodes, pages, newest, language):
 @pytest.fixture(scope="module")
 def newest():
     """Opens ComfyUI's page in its newest frontend, in a language."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser to test in")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no Chromium (on Debian: apt install chromium): no browser to test in")
-    with (
-        Server(args=["--front-end-root", str(default_env() / "frontend")]) as server,
-        sync_api.sync_playwright() as play,
-        play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]) as browser,
-    ):
+    with chromium() as browser, Server(args=["--front-end-root", str(default_env() / "frontend")]) as server:
 
         def opened(language: str):
             for name, value in {"Comfy.TutorialCompleted": True, "Comfy.Locale": language}.items():

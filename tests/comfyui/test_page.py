@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import statistics
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import requests
 import torch
 
 from dcae_core import DEMO, latents, variants
+from tests.chromium import chromium
 
 from .page import change, dismiss, drop, line, load, open_round_trip, open_template, press, wait, wait_for_idle
 from .server import FP32, PACK, Server, default_env
@@ -27,14 +27,8 @@ PAGES = {
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser to test in")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no Chromium (on Debian: apt install chromium): no browser to test in")
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module", params=PAGES)

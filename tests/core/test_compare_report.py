@@ -16,6 +16,7 @@ from dcae_core.cli import main
 from dcae_core.compare import sheet, text
 from dcae_core.compare.page import write_page
 from dcae_core.compare.run import Cell, Column, Comparison, Row
+from tests.chromium import chromium
 
 from .vaes import CPU, photograph
 
@@ -127,14 +128,8 @@ def test_the_page_names_only_files_that_are_there_and_escapes_names(report, tmp_
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser to test in")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no Chromium (on Debian: apt install chromium): no browser to test in")
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 def test_the_page_in_a_browser(report, browser, tmp_path):

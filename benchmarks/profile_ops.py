@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.speed import NAMES, flops, matmul_peak
 from benchmarks.streaming import clock, machine, picture
-from dcae_core import DCAE, VARIANTS, plan, winograd
-from dcae_core.devices import best_dtype, parse_dtype
+from dcae_core import DCAE, VARIANTS, plan
+from dcae_core.engine.devices import best_dtype, parse_dtype
+from dcae_core.engine.ops import winograd
 
 KINDS = {
     "convolutions": ("convolution", "cudnn", "mkldnn", "_depth_gate"),

@@ -28,8 +28,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dcae_core import DCAE, DEMO, BudgetError, checkpoint, hub, images, plan
-from dcae_core.count import LiveBytes
-from dcae_core.metrics import psnr
+from dcae_core.compare.metrics import psnr
+from dcae_core.engine.live_bytes import LiveBytes
 
 SIZE = 2752, 4096
 STEPS = 127.5  # of 8 bits, in 1.0 of a picture in [-1, 1]

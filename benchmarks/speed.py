@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.streaming import clock, machine, picture, quarter
 from dcae_core import DCAE, VARIANTS, plan
-from dcae_core.count import LiveBytes
-from dcae_core.devices import best_dtype, parse_dtype
+from dcae_core.engine.devices import best_dtype, parse_dtype
+from dcae_core.engine.live_bytes import LiveBytes
 
 NAMES = {"f32c32": "dc-ae-f32c32-mix-1.0", "f64c128": "dc-ae-f64c128-mix-1.0", "f128c512": "dc-ae-f128c512-mix-1.0"}
 NAMES |= {"sana": "dc-ae-f32c32-sana-1.1", "lite": "dc-ae-lite-f32c32-sana-1.1"}

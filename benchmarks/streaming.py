@@ -22,8 +22,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, __version__, hub, images, plan
-from dcae_core.count import LiveBytes
-from dcae_core.metrics import psnr
+from dcae_core.compare.metrics import psnr
+from dcae_core.engine.live_bytes import LiveBytes
 
 GIB = 2**30
 

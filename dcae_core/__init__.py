@@ -1,4 +1,7 @@
-"""DC-AE (Deep Compression Autoencoder) for images, without a host: loading, encoding, decoding."""
+"""DC-AE (Deep Compression Autoencoder) for images, without a host: loading, encoding, decoding.
+
+What is public is imported from here: `from dcae_core import DCAE, images`.
+"""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -8,7 +11,11 @@ from .variants import DEMO, VARIANTS, Variant, find, names
 
 if TYPE_CHECKING:
     from .autoencoder import DCAE
-    from .plan import BudgetError, Plan
+    from .compare import metrics
+    from .engine import plan
+    from .engine.plan import BudgetError, Plan
+    from .media import images, latents, preview
+    from .weights import checkpoint, hub
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,17 +32,34 @@ __all__ = [
     "UnknownVariant",
     "Variant",
     "__version__",
+    "checkpoint",
     "find",
+    "hub",
+    "images",
+    "latents",
+    "metrics",
     "names",
+    "plan",
+    "preview",
 ]
 
-# These import torch, which takes seconds that the processes of `batch` that only decode pictures do without.
-_LATER = {"DCAE": "autoencoder", "BudgetError": "plan", "Plan": "plan"}
+# Imported when they are first used, since torch takes seconds to import and some processes do without: module: names.
+_LAZY = {
+    ".autoencoder": ("DCAE",),
+    ".compare": ("metrics",),
+    ".engine": ("plan",),
+    ".engine.plan": ("BudgetError", "Plan"),
+    ".media": ("images", "latents", "preview"),
+    ".weights": ("checkpoint", "hub"),
+}
 
 
 def __getattr__(name: str):
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    made = getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
-    globals()[name] = made
-    return made
+    for module, exported in _LAZY.items():
+        if name in exported:
+            parent = importlib.import_module(module, __name__)
+            if not hasattr(parent, name):
+                importlib.import_module(f"{module}.{name}", __name__)
+            globals()[name] = getattr(parent, name)
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,14 +14,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import fast, finite, hub, images, keys, measure, rewrite, stream, variants
-from . import plan as planning
-from .checkpoint import Checkpoint, choose, complete
-from .devices import best_dtype, parse_device, parse_dtype
+from . import variants
+from .engine import coder as fast
+from .engine import plan as planning
+from .engine import rewrites as rewrite
+from .engine import sweeps as stream
+from .engine.devices import best_dtype, parse_device, parse_dtype
 from .errors import CheckpointError, ImageError, LatentError, Undecided
+from .media import images
+from .media import nonfinite as finite
+from .media.sizes import Fit
 from .model import Autoencoder
-from .sizes import Fit
 from .variants import Variant
+from .weights import hub, keys
+from .weights import infer_variant as measure
+from .weights.checkpoint import Checkpoint, choose, complete
 
 __all__ = ["DCAE"]
 

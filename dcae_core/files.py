@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writing files that appear whole or not at all; where the bundled ones are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["beside"]
+__all__ = ["ASSETS", "beside"]
+
+ASSETS = Path(__file__).parent / "assets"  # what comes with this package; see SOURCES.md there
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import time
 
 from comfy_api.v0_0_2 import io
 
-from ..dcae_core.sizes import MODES, Fit
+from ..dcae_core.media.sizes import MODES, Fit
 from .latents import channels_input, check_variant, remember, true_size
 from .schema import aliases
 from .vae import require

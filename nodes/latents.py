@@ -10,9 +10,9 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ..dcae_core import VARIANTS, DCAEError, LatentError, Variant, find, names
-from ..dcae_core.latents import read
-from ..dcae_core.sizes import Fit
-from ..dcae_core.strangers import inside
+from ..dcae_core.media.latents import read
+from ..dcae_core.media.sizes import Fit
+from ..dcae_core.untrusted import inside
 from .schema import aliases
 from .vae import DCAEVAE, require
 

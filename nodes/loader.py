@@ -9,7 +9,7 @@ import comfy.utils
 from comfy_api.v0_0_2 import io
 
 from ..dcae_core import DCAE, names
-from ..dcae_core.devices import parse_dtype
+from ..dcae_core.engine.devices import parse_dtype
 from . import models
 from .schema import aliases
 from .vae import DCAEVAE, auto_dtype

@@ -11,10 +11,10 @@ from pathlib import Path
 import folder_paths
 
 from ..dcae_core import DEMO, VARIANTS, CheckpointError, DownloadError, UnknownVariant, find, hub
-from ..dcae_core.checkpoint import Checkpoint, is_dcae, is_shard
 from ..dcae_core.errors import Undecided
-from ..dcae_core.files import beside
+from ..dcae_core.files import ASSETS, beside
 from ..dcae_core.variants import Variant
+from ..dcae_core.weights.checkpoint import Checkpoint, is_dcae, is_shard
 
 __all__ = ["choices", "fingerprint", "locate", "look", "place_example", "problem"]
 
@@ -110,7 +110,7 @@ def place_example() -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with beside(target) as part:
-            shutil.copyfile(Path(hub.__file__).parent / "assets" / "example.jpg", part)
+            shutil.copyfile(ASSETS / "example.jpg", part)
     except OSError as error:
         log.warning("DC-AE: the example photograph could not be put at %s: %s", target, error)
 

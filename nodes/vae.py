@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..dcae_core import DCAE, DCAEError, images
 from ..dcae_core import plan as planning
-from ..dcae_core.devices import best_dtype
-from ..dcae_core.sizes import Fit
+from ..dcae_core.engine.devices import best_dtype
+from ..dcae_core.media.sizes import Fit
 
 __all__ = ["DCAEVAE", "auto_dtype", "require"]
 

@@ -9,9 +9,9 @@ from server import PromptServer
 
 from ..dcae_core import DCAEError, Plan, Variant
 from ..dcae_core import plan as planning
-from ..dcae_core.devices import parse_dtype
+from ..dcae_core.engine.devices import parse_dtype
 from ..dcae_core.errors import OptionError
-from ..dcae_core.sizes import Fit
+from ..dcae_core.media.sizes import Fit
 from . import models
 from .vae import auto_dtype
 

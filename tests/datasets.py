@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
-from dcae_core import hub
+from dcae_core.files import ASSETS
 
-EXAMPLE = Path(hub.__file__).parent / "assets" / "example.jpg"
+EXAMPLE = ASSETS / "example.jpg"
 
 
 def photographs() -> list[Image.Image]:

@@ -29,8 +29,8 @@ from torch.nn import functional as F
 
 from dcae_core import DCAE, DCAEError, images, preview
 from dcae_core.autoencoder import is_path
-from dcae_core.metrics import psnr
-from dcae_core.preview import RIDGE, TABLE, Pair, Preview
+from dcae_core.compare.metrics import psnr
+from dcae_core.media.preview import RIDGE, TABLE, Pair, Preview
 
 SIDE = 32  # latent pixels along a photograph's longer side, at most
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}

@@ -64,8 +64,8 @@ def the_library():
 def open_variant(options: Options):
     """The variant, without its weights."""
     from ..autoencoder import is_path
-    from ..checkpoint import Checkpoint
     from ..variants import find
+    from ..weights.checkpoint import Checkpoint
 
     return Checkpoint(options.model).choose(options.variant) if is_path(options.model) else find(options.model)
 

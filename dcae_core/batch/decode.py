@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .. import images, variants
+from .. import variants
 from ..autoencoder import DCAE, is_path
+from ..engine.plan import parse_bytes
 from ..errors import LatentError, OptionError
-from ..finite import NotFinite
-from ..plan import parse_bytes
-from ..strangers import parsed, shown
+from ..media import images
+from ..media.nonfinite import NotFinite
+from ..untrusted import parsed, shown
 from . import shards
 from .job import Done, Summary
 from .place import Place, plain_name

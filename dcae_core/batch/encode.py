@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ..autoencoder import DCAE, is_path
+from ..engine.plan import parse_bytes
 from ..errors import OptionError
-from ..plan import parse_bytes
 from ..variants import Variant
 from . import shards
 from .job import Done, Job

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import OptionError
-from ..strangers import parsed, shown
+from ..untrusted import parsed, shown
 from . import sources
 from .place import Place
 from .sources import Part, Unreadable

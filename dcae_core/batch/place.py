@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import DCAEError, OptionError
-from ..strangers import is_file
+from ..untrusted import is_file
 
 __all__ = ["Place", "plain_name"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..strangers import open_picture, shown
+from ..untrusted import open_picture, shown
 from .sources import Item, Unreadable, open_bytes
 
 __all__ = ["FITS", "Geometry", "Ready", "prepare", "prepare_all"]

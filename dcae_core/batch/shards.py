@@ -16,9 +16,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import LatentError
-from ..finite import is_finite, which
-from ..latents import belongs, facts
-from ..strangers import MAX_HEADER_BYTES, parsed, shown
+from ..media.latents import belongs, facts
+from ..media.nonfinite import is_finite, which
+from ..untrusted import MAX_HEADER_BYTES, parsed, shown
 from .place import Place, plain_name
 from .sources import LONGEST_KEY
 

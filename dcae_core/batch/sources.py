@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import OptionError
-from ..strangers import is_file, shown
+from ..untrusted import is_file, shown
 from .place import Place, _fsspec
 
 __all__ = ["Item", "Part", "Unreadable", "items", "open_bytes", "parts"]

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import hub, variants
+from .. import variants
 from ..autoencoder import DCAE, is_path, without_autocast
-from ..checkpoint import is_dcae
-from ..devices import best_dtype, parse_device, parse_dtype
+from ..engine.devices import best_dtype, parse_device, parse_dtype
+from ..engine.plan import Budget
 from ..errors import CheckpointError, DCAEError, DownloadError
-from ..plan import Budget
-from ..strangers import shown
+from ..untrusted import shown
+from ..weights import hub
+from ..weights.checkpoint import is_dcae
 from . import taesana
 
 __all__ = ["Codec", "load", "local", "of_dcae", "of_diffusers"]

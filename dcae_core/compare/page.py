@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from .. import images
 from ..errors import ImageError
 from ..files import beside
+from ..media import images
 from .run import Comparison
 from .sheet import difference
 from .text import caption, each, means, problems

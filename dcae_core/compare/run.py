@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import images
-from ..count import LiveBytes
+from ..engine.live_bytes import LiveBytes
 from ..errors import DCAEError, ImageError
-from ..metrics import Frechet, Perceptual, Scores, scores
-from ..sizes import Fit
+from ..media import images
+from ..media.sizes import Fit
 from .codecs import Codec
+from .metrics import Frechet, Perceptual, Scores, scores
 
 __all__ = ["Cell", "Column", "Comparison", "Row", "compare", "pictures", "resized"]
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..finite import check_weights
-from ..strangers import open_safetensors, shown
+from ..media.nonfinite import check_weights
+from ..untrusted import open_safetensors, shown
 
 __all__ = ["RATIO", "load"]
 

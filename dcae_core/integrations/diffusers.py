@@ -19,8 +19,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from ..autoencoder import DCAE
+from ..engine.plan import Budget, Plan
 from ..errors import OptionError
-from ..plan import Budget, Plan
 from ..variants import Variant
 
 __all__ = ["Latent", "StreamedAutoencoderDC"]

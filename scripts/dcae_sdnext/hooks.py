@@ -11,8 +11,8 @@ from modules import devices, processing_vae, script_callbacks, sd_vae, shared
 from modules.modeldata import model_data
 
 from dcae_core import DCAEError
-from dcae_core.checkpoint import Checkpoint, is_dcae
 from dcae_core.integrations import sana
+from dcae_core.weights.checkpoint import Checkpoint, is_dcae
 
 from . import active, names, panel, settings
 from .host import log

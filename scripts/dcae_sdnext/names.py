@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dcae_core import VARIANTS, UnknownVariant, hub, variants
-from dcae_core.checkpoint import INDEX_FILES, SINGLE_FILES, is_dcae, is_shard
 from dcae_core.variants import Variant
+from dcae_core.weights.checkpoint import INDEX_FILES, SINGLE_FILES, is_dcae, is_shard
 
 __all__ = ["DOWNLOAD", "arrange", "locate", "published"]
 

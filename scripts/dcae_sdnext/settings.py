@@ -7,7 +7,7 @@ import torch
 from modules import devices, script_callbacks, sd_vae, shared
 from modules.call_queue import wrap_queued_call
 
-from dcae_core.devices import parse_dtype
+from dcae_core.engine.devices import parse_dtype
 
 __all__ = ["budget", "downloads", "dtype", "register"]
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dcae_core import DEMO, hub, images
+from dcae_core import DEMO, images
+from dcae_core.files import ASSETS
 
 from .server import Rejected
 
 PACK = Path(__file__).resolve().parents[2]
-EXAMPLE = Path(hub.__file__).parent / "assets" / "example.jpg"
+EXAMPLE = ASSETS / "example.jpg"
 BUNDLED = f"{DEMO} (bundled)"
 
 

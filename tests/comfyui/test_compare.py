@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dcae_core import DCAE, DEMO, VARIANTS, checkpoint, hub, images
-from dcae_core.metrics import psnr, scores
+from dcae_core.compare.metrics import psnr, scores
 
 from .prompts import loader, node, photograph, save
 from .server import comfyui_of, python_of

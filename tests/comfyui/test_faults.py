@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from benchmarks.faults import changes
 from dcae_core import DCAE, DEMO, VARIANTS, checkpoint, images
-from dcae_core.hub import bundled
+from dcae_core.weights.hub import bundled
 
 from .prompts import BUNDLED, loaded, loader, message, node, photograph, pixels, save
 from .server import PACK, comfyui_of, default_env, python_of

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, checkpoint, images, keys, latents
-from dcae_core.metrics import psnr
+from dcae_core import DCAE, DEMO, VARIANTS, checkpoint, images, latents
+from dcae_core.compare.metrics import psnr
 from dcae_core.model import Autoencoder
+from dcae_core.weights import keys
 
 from .prompts import BUNDLED, EXAMPLE, PACK, loader, message, node, photograph, pixels, save
 

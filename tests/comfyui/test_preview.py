@@ -5,8 +5,8 @@ from PIL import Image, ImageOps
 from torch.nn import functional as F
 
 from dcae_core import DEMO, hub, images
-from dcae_core.metrics import psnr
-from dcae_core.sizes import Fit
+from dcae_core.compare.metrics import psnr
+from dcae_core.media.sizes import Fit
 
 from .prompts import loader, message, node
 

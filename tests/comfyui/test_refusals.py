@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from dcae_core import DEMO, VARIANTS, hub, keys, latents
+from dcae_core import DEMO, VARIANTS, hub, latents
+from dcae_core.weights import keys
 
 from .prompts import BUNDLED, loaded, loader, message, node, photograph, save
 from .server import Rejected

@@ -6,12 +6,13 @@ import torch
 from diffusers import AutoencoderDC
 from safetensors import safe_open
 
-from dcae_core import DCAE, DEMO, VARIANTS, LatentError, keys, latents
+from dcae_core import DCAE, DEMO, VARIANTS, LatentError, latents
 from dcae_core.batch.encode import Options, job_of
 from dcae_core.cli import main
 from dcae_core.compare.codecs import of_dcae
 from dcae_core.errors import OptionError
 from dcae_core.integrations.diffusers import StreamedAutoencoderDC
+from dcae_core.weights import keys
 
 from .conftest import randomised, streamed
 from .test_plan_and_stream import relative_error

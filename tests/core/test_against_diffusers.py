@@ -5,8 +5,9 @@ import pytest
 import torch
 from diffusers import AutoencoderDC
 
-from dcae_core import DCAE, VARIANTS, checkpoint, keys
-from dcae_core.checkpoint import Checkpoint
+from dcae_core import DCAE, VARIANTS, checkpoint
+from dcae_core.weights import keys
+from dcae_core.weights.checkpoint import Checkpoint
 
 from .conftest import randomised, streamed
 

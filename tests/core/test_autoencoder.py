@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, CheckpointError, DownloadError, ImageError, LatentError, images
 from dcae_core.errors import OptionError
-from dcae_core.sizes import Fit
+from dcae_core.media.sizes import Fit
 
 
 @pytest.fixture

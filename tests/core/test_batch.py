@@ -25,7 +25,7 @@ from dcae_core.batch.encode import Batcher, Encoder, Options, job_of, open_model
 from dcae_core.batch.prepare import Geometry, Ready, prepare
 from dcae_core.batch.sources import Item, Unreadable
 from dcae_core.cli import main
-from dcae_core.metrics import psnr
+from dcae_core.compare.metrics import psnr
 from tests import datasets
 
 FP32 = {"device": "cpu", "dtype": "fp32", "store": "fp16"}

@@ -13,11 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, __version__, hub, images, latents, plan
-from dcae_core.checkpoint import Checkpoint
 from dcae_core.cli import main
-from dcae_core.metrics import psnr
+from dcae_core.compare.metrics import psnr
+from dcae_core.files import ASSETS
+from dcae_core.weights.checkpoint import Checkpoint
 
-EXAMPLE = Path(hub.__file__).parent / "assets" / "example.jpg"
+EXAMPLE = ASSETS / "example.jpg"
 CPU = ["--device", "cpu", "--dtype", "fp32"]
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from skimage import data
 
 from dcae_core import DCAE, DEMO, images
-from dcae_core.metrics import psnr
+from dcae_core.compare.metrics import psnr
 
 
 @pytest.fixture(scope="module")

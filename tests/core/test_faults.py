@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, ImageError, LatentError, checkpoint, images
-from dcae_core import hub as weights
 from dcae_core import latents as latent_files
 from dcae_core import plan as planning
 from dcae_core.cli import main
-from dcae_core.devices import has_failed
+from dcae_core.engine.devices import has_failed
+from dcae_core.files import ASSETS
 from tests import datasets, faults
 
-EXAMPLE = Path(weights.__file__).parent / "assets" / "example.jpg"
+EXAMPLE = ASSETS / "example.jpg"
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, LatentError, checkpoint, fast, hub, images, latents
-from dcae_core.checkpoint import Checkpoint
+from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, LatentError, checkpoint, hub, images, latents
 from dcae_core.cli import main
-from dcae_core.count import LiveBytes
+from dcae_core.engine import coder as fast
+from dcae_core.engine.live_bytes import LiveBytes
 from dcae_core.files import beside
 from dcae_core.model import Autoencoder
+from dcae_core.weights.checkpoint import Checkpoint
 
 
 def refused(path, *parts: str) -> None:

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import save_file
 
 from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, DCAEError, ImageError, LatentError, images, latents
-from dcae_core.checkpoint import Checkpoint
 from dcae_core.cli import main
-from dcae_core.finite import is_finite, which
+from dcae_core.media.nonfinite import is_finite, which
+from dcae_core.weights.checkpoint import Checkpoint
 
 NAN, INF = float("nan"), float("inf")
 DTYPES = ("fp32", "bf16", "fp16")

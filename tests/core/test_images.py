@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from dcae_core import ImageError, images
-from dcae_core.metrics import psnr
-from dcae_core.sizes import Fit
+from dcae_core.compare.metrics import psnr
+from dcae_core.media.sizes import Fit
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

@@ -9,13 +9,14 @@ from diffusers import AutoencoderDC
 from PIL import Image
 from safetensors.torch import save_file
 
-from dcae_core import DCAE, VARIANTS, CheckpointError, DownloadError, find, hub, images, keys, latents, names
+from dcae_core import DCAE, VARIANTS, CheckpointError, DownloadError, find, hub, images, latents, names
 from dcae_core.batch.decode import rows_of
-from dcae_core.checkpoint import Checkpoint
 from dcae_core.cli import main
 from dcae_core.compare import codecs
 from dcae_core.errors import OptionError
 from dcae_core.variants import Coder, Stage, Variant
+from dcae_core.weights import keys
+from dcae_core.weights.checkpoint import Checkpoint
 
 from .conftest import randomised, streamed
 from .test_plan_and_stream import counted, least, plan, relative_error

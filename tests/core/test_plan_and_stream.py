@@ -6,10 +6,11 @@ import random
 import pytest
 import torch
 
-from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, hub, images, plan, stream
-from dcae_core.count import LiveBytes
+from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, hub, images, plan
+from dcae_core.compare.metrics import psnr
+from dcae_core.engine import sweeps as stream
+from dcae_core.engine.live_bytes import LiveBytes
 from dcae_core.errors import OptionError
-from dcae_core.metrics import psnr
 
 from .conftest import streamed
 from .test_demo_model import square

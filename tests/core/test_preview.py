@@ -11,7 +11,7 @@ from PIL import Image
 from skimage import data
 
 from dcae_core import DCAE, DEMO, LatentError, find, hub, images, preview
-from dcae_core.metrics import psnr
+from dcae_core.compare.metrics import psnr
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "fit_preview.py"
 EXAMPLE = hub.bundled().with_name("example.jpg")

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from dcae_core import DCAE, DEMO, VARIANTS, fast, hub, images, model, rewrite
-from dcae_core.checkpoint import Checkpoint
-from dcae_core.metrics import psnr
+from dcae_core import DCAE, DEMO, VARIANTS, hub, images, model
+from dcae_core.compare.metrics import psnr
+from dcae_core.engine import coder as fast
+from dcae_core.engine import rewrites as rewrite
 from dcae_core.variants import Stage
+from dcae_core.weights.checkpoint import Checkpoint
 
 from .conftest import randomised
 from .test_plan_and_stream import photograph, relative_error

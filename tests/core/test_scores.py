@@ -17,14 +17,15 @@ from PIL import Image
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 from torch.nn import functional as F
 
-from dcae_core import DCAE, DEMO, hub, images, metrics
+from dcae_core import DCAE, DEMO, images, metrics
 from dcae_core.compare.run import resized
 from dcae_core.errors import ImageError, OptionError
+from dcae_core.files import ASSETS
 
 BOUND = 1e-4
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left.png", "example.jpg")
 SIZES = [(96, 96), (192, 257), (320, 320)]  # height, width
-HERE = Path(hub.__file__).parent / "assets"
+HERE = ASSETS
 
 
 def photograph(name: str, height: int, width: int) -> torch.Tensor:

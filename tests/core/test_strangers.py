@@ -24,9 +24,9 @@ from dcae_core.batch.place import Place
 from dcae_core.batch.prepare import Geometry, prepare
 from dcae_core.batch.shards import Row
 from dcae_core.batch.sources import Item, Part, Unreadable
-from dcae_core.checkpoint import Checkpoint, is_dcae
 from dcae_core.cli import main
-from dcae_core.strangers import MAX_HEADER_BYTES, MAX_JSON_BYTES, inside
+from dcae_core.untrusted import MAX_HEADER_BYTES, MAX_JSON_BYTES, inside
+from dcae_core.weights.checkpoint import Checkpoint, is_dcae
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants, file_download
 
-from dcae_core import DCAE, VARIANTS, CheckpointError, DownloadError, hub, transfer
-from dcae_core.checkpoint import is_dcae
+from dcae_core import DCAE, VARIANTS, CheckpointError, DownloadError, hub
+from dcae_core.weights import download as transfer
+from dcae_core.weights.checkpoint import is_dcae
 from tests import faults
 
 from .standin_hub import StandinHub

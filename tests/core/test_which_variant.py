@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, UnknownVariant, checkpoint, find, hub, keys, measure
-from dcae_core.checkpoint import Checkpoint
+from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, UnknownVariant, checkpoint, find, hub
+from dcae_core.weights import infer_variant as measure
+from dcae_core.weights import keys
+from dcae_core.weights.checkpoint import Checkpoint
 
 IN, MIX = VARIANTS["dc-ae-f32c32-in-1.0"], VARIANTS["dc-ae-f32c32-mix-1.0"]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dcae_core import winograd
-from dcae_core.count import LiveBytes
+from dcae_core.engine.live_bytes import LiveBytes
+from dcae_core.engine.ops import winograd
 
 from .test_plan_and_stream import relative_error
 

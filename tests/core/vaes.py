@@ -7,10 +7,11 @@ import skimage.data
 import torch
 from PIL import Image
 
-from dcae_core import DEMO, hub, images
+from dcae_core import DEMO, images
 from dcae_core.compare import codecs
+from dcae_core.files import ASSETS
 
-EXAMPLE = Path(hub.__file__).parent / "assets" / "example.jpg"
+EXAMPLE = ASSETS / "example.jpg"
 CPU = ["--device", "cpu", "--dtype", "fp32"]
 GROUPS = {"norm_num_groups": 4}
 

@@ -12,9 +12,10 @@ from random import Random
 import torch
 from safetensors.torch import load_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, hub, keys
-from dcae_core.checkpoint import Checkpoint, is_dcae
+from dcae_core import DCAE, DEMO, VARIANTS, hub
 from dcae_core.cli import main
+from dcae_core.weights import keys
+from dcae_core.weights.checkpoint import Checkpoint, is_dcae
 
 from .examine import Broken, Target, attempt, ran
 from .mutate import bent, json_bytes, odd, odd_text, pack, scrambled, special, write_sparse

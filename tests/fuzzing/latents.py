@@ -10,8 +10,8 @@ from random import Random
 import torch
 
 from dcae_core import DCAE, DEMO, VARIANTS, latents
-from dcae_core.finite import NotFinite
-from dcae_core.sizes import Fit
+from dcae_core.media.nonfinite import NotFinite
+from dcae_core.media.sizes import Fit
 
 from .checkpoints import cli
 from .examine import Broken, Target, attempt

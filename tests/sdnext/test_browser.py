@@ -2,15 +2,14 @@
 
 import shutil
 import time
-from pathlib import Path
 
 import pytest
 
-from dcae_core import hub
+from dcae_core.files import ASSETS
 
 from .server import Server
 
-EXAMPLE = Path(hub.__file__).parent / "assets" / "example.jpg"
+EXAMPLE = ASSETS / "example.jpg"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from .errors import OptionError
+from ..errors import OptionError
 
 __all__ = ["best_device", "best_dtype", "has_failed", "parse_device", "parse_dtype"]
 

@@ -11,20 +11,21 @@ import itertools
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import hub, images, variants
-from .errors import LatentError
+from .. import variants
+from ..errors import LatentError
+from ..files import ASSETS
+from ..variants import Variant
+from . import images
 from .sizes import Fit
-from .variants import Variant
 
 __all__ = ["RIDGE", "TABLE", "Pair", "Preview", "find", "fit", "fit_example", "pair", "scale_of"]
 
-TABLE = Path(__file__).parent / "assets" / "previews.json"
+TABLE = ASSETS / "previews.json"
 # Added to the variance of each latent channel, as a part of the mean variance. Without it, channels that hardly vary,
 # or more of them than latent pixels can tell apart, get large factors, which show a sampler's noise more than its
 # picture. Demo model, photographs held out: 1e-3 changes a fit to 17,000 latent pixels by 0.01 dB, and one to 40 from
@@ -95,7 +96,7 @@ def fit_example(variant: Variant, encode: Encode) -> Preview:
     It is mostly green: six upright bands of it have their channels in six orders, so that all colours are in it. Each
     time, another band has the first order.
     """
-    photograph = images.from_host(images.read(hub.bundled().with_name("example.jpg")))
+    photograph = images.from_host(images.read(ASSETS / "example.jpg"))
     orders = list(itertools.permutations(range(3)))
     pairs: list[Pair] = []
     for first in range(len(orders)):

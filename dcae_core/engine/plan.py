@@ -13,13 +13,15 @@ from pathlib import Path
 
 import torch
 
-from . import fast, model, winograd
-from .count import LiveBytes
-from .errors import OptionError
-from .sizes import Fit
-from .stream.layers import Attend, Sums
-from .stream.program import Sweep, sweeps
-from .variants import VARIANTS, Variant
+from .. import model
+from ..errors import OptionError
+from ..media.sizes import Fit
+from ..variants import VARIANTS, Variant
+from . import coder as fast
+from .layers.strips import Attend, Sums
+from .live_bytes import LiveBytes
+from .ops import winograd
+from .sweeps import Sweep, sweeps
 
 __all__ = [
     "Budget",

@@ -14,10 +14,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError
-from .model import Autoencoder
-from .strangers import shown
-from .variants import VARIANTS, Variant
+from ..errors import CheckpointError
+from ..model import Autoencoder
+from ..untrusted import shown
+from ..variants import VARIANTS, Variant
 
 __all__ = ["LAYOUTS", "PREFIXES", "candidates", "expected", "from_original", "strip_prefix", "to_original", "widened"]
 

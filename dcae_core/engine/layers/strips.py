@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import fast
-from ..fused import add_norm, conv3, conv3_scratch, depth_gate, norm_size, silu_into
-from ..variants import HEAD_DIM
-from .rows import Rows
+from ...variants import HEAD_DIM
+from .. import coder as fast
+from ..ops.fused import add_norm, conv3, conv3_scratch, depth_gate, norm_size, silu_into
+from ..rows import Rows
 
 __all__ = ["Attend", "Conv", "Glu", "Head", "Layer", "Res", "Sums"]
 

@@ -13,8 +13,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .. import fast, images
-from .layers import Attend, Conv, Glu, Head, Layer, Res, Sums
+from ..media import images
+from . import coder as fast
+from .layers.strips import Attend, Conv, Glu, Head, Layer, Res, Sums
 
 __all__ = ["Source", "Sweep", "empty", "run", "sweeps", "weight"]
 

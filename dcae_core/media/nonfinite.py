@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, DCAEError, ImageError, LatentError
+from ..errors import CheckpointError, DCAEError, ImageError, LatentError
 
 __all__ = ["NotFinite", "blame", "check_weights", "checked", "is_finite", "which"]
 

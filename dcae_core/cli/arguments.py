@@ -6,8 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from . import variants
-from .errors import DCAEError, OptionError
+from .. import variants
+from ..errors import DCAEError, OptionError
 
 __all__ = ["can_be_written", "file_of", "sides", "targets_of"]
 
@@ -61,8 +61,8 @@ def can_be_written(pictures: list[str | None], others: list[str | None]) -> None
 
 def file_of(name: str) -> str:
     """The path of a variant that is here, for its name; any other name as it is."""
-    from . import hub
-    from .autoencoder import is_path
+    from ..autoencoder import is_path
+    from ..weights import hub
 
     found = None if is_path(name) or name not in variants.VARIANTS else hub.find(name)
     return str(found or name)

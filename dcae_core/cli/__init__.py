@@ -12,11 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-from . import __version__, variants
+from .. import __version__, variants
+from ..errors import DCAEError, OptionError, one_line
+from ..files import ASSETS, beside
+from . import batch
 from .arguments import can_be_written, file_of, sides, targets_of
-from .batch import commands as batch
-from .errors import DCAEError, OptionError, one_line
-from .files import beside
 
 __all__ = ["main"]
 
@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _machine(error: Exception) -> str | None:
     """What to do where the machine is to blame, and not this program."""
-    from .devices import has_failed
-    from .plan import is_out_of_memory
+    from ..engine.devices import has_failed
+    from ..engine.plan import is_out_of_memory
 
     if is_out_of_memory(error):
         return "out of memory: use a smaller picture, --dtype bf16, or --device cpu."
@@ -64,8 +64,8 @@ def _machine(error: Exception) -> str | None:
 
 
 def info(arguments: argparse.Namespace) -> None:
-    from .checkpoint import Checkpoint
-    from .errors import CheckpointError
+    from ..errors import CheckpointError
+    from ..weights.checkpoint import Checkpoint
 
     checkpoint = Checkpoint(file_of(arguments.file))
     try:
@@ -88,7 +88,7 @@ def info(arguments: argparse.Namespace) -> None:
 
 
 def list_variants(arguments: argparse.Namespace) -> None:
-    from . import hub
+    from ..weights import hub
 
     print(f"{'variant':28} ratio channels  factor  here")
     for v in variants.VARIANTS.values():
@@ -98,8 +98,8 @@ def list_variants(arguments: argparse.Namespace) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    from . import plan as planning
-    from .devices import best_device, best_dtype, parse_dtype
+    from ..engine import plan as planning
+    from ..engine.devices import best_device, best_dtype, parse_dtype
 
     variant = variants.find(arguments.variant)
     height, width = sides(arguments.size)
@@ -121,16 +121,16 @@ def plan(arguments: argparse.Namespace) -> None:
 
 
 def download(arguments: argparse.Namespace) -> None:
-    from . import hub
+    from ..weights import hub
 
     path = hub.download(arguments.variant, arguments.cache_dir, revision=arguments.revision)
     print(one_line(str(path)))
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    from . import checkpoint
-    from .devices import parse_dtype
-    from .finite import is_finite
+    from ..engine.devices import parse_dtype
+    from ..media.nonfinite import is_finite
+    from ..weights import checkpoint
 
     target = Path(arguments.target)
     if target.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt", ".gguf"):
@@ -151,8 +151,8 @@ def convert(arguments: argparse.Namespace) -> None:
 
 
 def encode(arguments: argparse.Namespace) -> None:
-    from . import images, latents
-    from .sizes import Fit
+    from ..media import images, latents
+    from ..media.sizes import Fit
 
     if arguments.scaling_factor is not None and not arguments.scaled:
         raise OptionError("--scaling-factor is for scaled latents: add --scaled, or leave it out.")
@@ -172,9 +172,9 @@ def encode(arguments: argparse.Namespace) -> None:
 
 
 def decode(arguments: argparse.Namespace) -> None:
-    from . import images, latents
-    from .errors import ImageError, LatentError
-    from .finite import NotFinite
+    from ..errors import ImageError, LatentError
+    from ..media import images, latents
+    from ..media.nonfinite import NotFinite
 
     ae, pairs = None, targets_of(arguments, "-dcae.png")
     can_be_written([str(target) for _, target in pairs], [])
@@ -202,7 +202,7 @@ def decode(arguments: argparse.Namespace) -> None:
 
 
 def roundtrip(arguments: argparse.Namespace) -> None:
-    from . import images
+    from ..media import images
 
     pairs = targets_of(arguments, "-dcae.png")
     can_be_written([str(target) for _, target in pairs], [])
@@ -216,10 +216,9 @@ def roundtrip(arguments: argparse.Namespace) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     import json
 
-    from . import metrics
-    from .compare import codecs, page, run, sheet, text
-    from .devices import parse_device
-    from .plan import parse_bytes
+    from ..compare import codecs, metrics, page, run, sheet, text
+    from ..engine.devices import parse_device
+    from ..engine.plan import parse_bytes
 
     can_be_written([arguments.output], [arguments.html, arguments.json])
     if arguments.repeats < 1 or arguments.rows < 1 or not 0 < arguments.amplify < 1e6:
@@ -265,7 +264,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def _write_picture(path: str, picture) -> None:
-    from . import images
+    from ..media import images
 
     images.write(path, images.of_pil(picture))
     print(one_line(str(path)))
@@ -294,11 +293,11 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    from . import images
+    from ..media import images
 
     arguments.model = variants.DEMO
     ae = _load(arguments)
-    photograph = Path(arguments.image) if arguments.image else Path(__file__).parent / "assets" / "example.jpg"
+    photograph = Path(arguments.image) if arguments.image else ASSETS / "example.jpg"
     print(f"{ae.variant.name}: a small demonstration model. The published variants are sharper.")
     picture, result, _ = _roundtrip(ae, photograph, arguments.budget)
     target = Path(arguments.output)
@@ -309,8 +308,8 @@ def demo(arguments: argparse.Namespace) -> None:
 
 def _roundtrip(ae, source: Path, budget: str | None):
     """(picture, reconstruction, PSNR) of one file; prints sizes, PSNR and times."""
-    from . import images
-    from .metrics import psnr
+    from ..compare.metrics import psnr
+    from ..media import images
 
     picture = images.read(source)
     x = images.from_host(picture)
@@ -353,7 +352,7 @@ def _beside(left, right):
 
 
 def _load(arguments: argparse.Namespace):
-    from .autoencoder import DCAE, is_path
+    from ..autoencoder import DCAE, is_path
 
     if is_path(arguments.model):
         variant = getattr(arguments, "variant", None)

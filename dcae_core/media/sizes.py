@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import ImageError
+from ..errors import ImageError
 
 __all__ = ["MODES", "Fit"]
 

@@ -21,11 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import finite, keys, variants
-from .errors import CheckpointError, Undecided, UnknownVariant
-from .files import beside
-from .strangers import MAX_HEADER_BYTES, header_bytes, is_file, open_safetensors, read_json, shown
-from .variants import Variant
+from .. import variants
+from ..errors import CheckpointError, Undecided, UnknownVariant
+from ..files import beside
+from ..media import nonfinite as finite
+from ..untrusted import FLOATS, MAX_HEADER_BYTES, header_bytes, is_file, open_safetensors, read_json, shown
+from ..variants import Variant
+from . import keys
 
 __all__ = ["Checkpoint", "choose", "is_dcae", "is_shard", "save"]
 
@@ -33,7 +35,6 @@ log = logging.getLogger(__name__)
 
 SINGLE_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX_FILES = ("diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json")
-FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 MOST_SHARDS = 64
 LONGEST_NAME = 200  # characters of what may name a variant: patterns take time that grows with the square of it
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import ImageError
-from .files import beside
-from .finite import checked
+from ..errors import ImageError
+from ..files import beside
+from ..untrusted import open_picture, shown
+from .nonfinite import checked
 from .sizes import Fit
-from .strangers import open_picture, shown
 
 __all__ = ["crop", "fit", "from_bytes", "from_host", "of_pil", "read", "to_bytes", "to_host", "write"]
 

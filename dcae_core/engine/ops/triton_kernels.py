@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from .model import RMS_EPS
+from ...model import RMS_EPS
 
 __all__ = ["add_norm", "depth_gate"]
 

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import images
-from .errors import CheckpointError
-from .finite import NotFinite
-from .variants import Variant
+from ..errors import CheckpointError
+from ..files import ASSETS
+from ..media import images
+from ..media.nonfinite import NotFinite
+from ..variants import Variant
 
 if TYPE_CHECKING:
-    from .autoencoder import DCAE
+    from ..autoencoder import DCAE
 
 __all__ = ["Finding", "decide", "photographs", "weigh"]
 
@@ -51,7 +52,7 @@ class Finding:
 
 def photographs() -> list[Path]:
     """The bundled ones, of 256x256 pixels; see assets/SOURCES.md."""
-    return sorted((Path(__file__).parent / "assets" / "photographs").glob("*.jpg"))
+    return sorted((ASSETS / "photographs").glob("*.jpg"))
 
 
 def factor_of(ae: DCAE) -> float:

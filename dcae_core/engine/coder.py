@@ -15,9 +15,10 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import model, rewrite
-from .fused import ACTIVATIONS, act_norm, add_norm, conv3, conv3_scratch, depth_gate, silu_into
-from .rewrite import parameter
+from .. import model
+from . import rewrites as rewrite
+from .ops.fused import ACTIVATIONS, act_norm, add_norm, conv3, conv3_scratch, depth_gate, silu_into
+from .rewrites import parameter
 
 __all__ = ["Attention", "Autoencoder", "Conv", "Down", "Glu", "Half", "Head", "Res", "Up"]
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import model, winograd
+from ... import model
+from . import winograd
 
 __all__ = [
     "ACTIVATIONS",
@@ -109,7 +110,7 @@ def load_kernels(device: torch.device, dtype: torch.dtype):
     """`kernels` if a trial of each on `device` gives what torch gives, else None: Triton wants a C compiler and a card
     it knows, and not every machine has them. Out of memory is raised, and tells nothing about kernels."""
     try:
-        from . import kernels
+        from . import triton_kernels as kernels
 
         try_out(kernels, device, dtype)
     except torch.OutOfMemoryError:

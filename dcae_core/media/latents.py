@@ -13,14 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import variants
-from .checkpoint import FLOATS
-from .errors import LatentError
-from .files import beside
-from .finite import is_finite, which
+from .. import variants
+from ..errors import LatentError
+from ..files import beside
+from ..untrusted import FLOATS, is_file, open_safetensors, shown
+from ..variants import Variant
+from .nonfinite import is_finite, which
 from .sizes import Fit
-from .strangers import is_file, open_safetensors, shown
-from .variants import Variant
 
 __all__ = ["LatentFile", "belongs", "facts", "read", "write"]
 

@@ -17,10 +17,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import transfer, variants
-from .errors import DownloadError
-from .files import beside
-from .variants import DEMO, Variant
+from .. import variants
+from ..errors import DownloadError
+from ..files import ASSETS, beside
+from ..variants import DEMO, Variant
+from . import download as transfer
 
 __all__ = ["bundled", "default_folder", "download", "find"]
 
@@ -30,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 def bundled() -> Path:
     """The demo model that comes with this package."""
-    return Path(__file__).parent / "assets" / f"{DEMO}.safetensors"
+    return ASSETS / f"{DEMO}.safetensors"
 
 
 def default_folder() -> Path:

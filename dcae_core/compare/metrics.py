@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import ImageError, OptionError
+from ..errors import ImageError, OptionError
 
 __all__ = ["Frechet", "Scores", "frechet", "lpips", "psnr", "scores"]
 

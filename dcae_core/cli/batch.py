@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from ..arguments import sides
 from ..variants import DEMO
+from .arguments import sides
 
 __all__ = ["add"]
 
@@ -61,8 +61,8 @@ def add(commands, dtypes: tuple[str, ...]) -> None:
 
 
 def encode(arguments: argparse.Namespace) -> None:
-    from . import run
-    from .encode import Options
+    from ..batch import run
+    from ..batch.encode import Options
 
     options = Options(
         source=arguments.source,
@@ -110,9 +110,9 @@ def _bar() -> Callable[[int, int | None, int], None]:
 def decode(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from .decode import DecodeOptions
-    from .decode import decode as work
-    from .run import counted
+    from ..batch.decode import DecodeOptions
+    from ..batch.decode import decode as work
+    from ..batch.run import counted
 
     options = DecodeOptions(
         source=arguments.source,

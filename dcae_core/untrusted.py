@@ -9,10 +9,23 @@ from typing import BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["header_bytes", "inside", "is_file", "open_picture", "open_safetensors", "parsed", "read_json", "shown"]
+__all__ = [
+    "FLOATS",
+    "MAX_HEADER_BYTES",
+    "MAX_JSON_BYTES",
+    "header_bytes",
+    "inside",
+    "is_file",
+    "open_picture",
+    "open_safetensors",
+    "parsed",
+    "read_json",
+    "shown",
+]
 
 # Opening takes up to 12 times a header's bytes. A whole pipeline's is below 1 MiB; pictures are put into some.
 MAX_HEADER_BYTES = 8 << 20
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' names of dtypes
 MAX_JSON_BYTES = 1 << 20  # as Python's objects up to 25 times that
 # What Pillow decodes by itself: for EPS it runs Ghostscript. Others are rare, and little tried.
 PICTURES = ("AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI")

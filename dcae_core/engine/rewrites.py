@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import model
+from .. import model
 
 __all__ = ["REWRITES", "fold_norm", "fold_shortcut", "interleaved", "joined", "phases"]
 

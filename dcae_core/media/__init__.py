@@ -1,0 +1,1 @@
+"""Pictures and latents, as files and as tensors."""

@@ -78,7 +78,7 @@ def photograph() -> Tensor:
     """The example, enlarged: [1, 3, H, W] in [-1, 1]."""
     with Image.open(hub.bundled().with_name("example.jpg")) as file:
         large = file.convert("RGB").resize(SIZE[::-1], Image.Resampling.LANCZOS)
-    return images.from_host(images.of_pil(large))
+    return images.from_host(images.from_pil(large))
 
 
 def of_diffusers():
@@ -133,7 +133,7 @@ def counted(name: str, decode: Callable[[], Tensor], ignored: list[Tensor]) -> R
 def compare(run: Run, whole: Tensor) -> None:
     run.difference = (run.picture - whole) * STEPS
     run.psnr = psnr(images.to_host(run.picture[None]), images.to_host(whole[None]))
-    run.changed = (images.to_bytes(run.picture) != images.to_bytes(whole)).float().mean().item()
+    run.changed = (images.to_uint8(run.picture) != images.to_uint8(whole)).float().mean().item()
 
 
 def table(runs: list[Run]) -> str:

@@ -20,7 +20,7 @@ from .engine import plan as planning
 from .engine import rewrites as rewrite
 from .engine import sweeps as stream
 from .engine.devices import best_dtype, parse_device, parse_dtype
-from .errors import CheckpointError, ImageError, LatentError, Undecided
+from .errors import AmbiguousVariant, CheckpointError, ImageError, LatentError
 from .media import images
 from .media import nonfinite as finite
 from .media.sizes import Fit
@@ -315,14 +315,14 @@ class DCAE:
         def once(dtype: torch.dtype) -> Tensor:
             plan = self.plan(direction, *size, len(x), budget, channels)
             wanted = torch.uint8 if as_uint8 else dtype
-            return finite.checked(self._within(half, plan, x, progress, output_device, wanted))
+            return finite.require_finite(self._within(half, plan, x, progress, output_device, wanted))
 
         with self._turn:
             dtype = stream.weight(half).dtype
             try:
                 return once(dtype)
-            except finite.NotFinite:
-                finite.blame(half, x)
+            except finite.NonFiniteError:
+                finite.explain_nonfinite(half, x)
                 if dtype != torch.float16:
                     raise
             log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", self.variant.name)
@@ -415,13 +415,13 @@ class DCAE:
         like, out = stream.weight(half), None
         for i, part in enumerate(x.split(plan.together)):
             if part.dtype == torch.uint8:
-                part = images.from_bytes(part.to(like.device).to(like.dtype))
+                part = images.from_uint8(part.to(like.device).to(like.dtype))
             part = part.to(like.device, like.dtype)
             if plan.direction == "encode":
                 part = images.fit(part, Fit(*part.shape[2:], self.spatial_ratio))
             y = half(part)
             if output_dtype == torch.uint8:
-                y = images.to_bytes(y)
+                y = images.to_uint8(y)
             if plan.together >= len(x):
                 out = y.to(output)
             else:
@@ -440,7 +440,7 @@ def _first_unless(choose: Callable[[], Variant], fits: list[Variant]) -> tuple[V
     """(what is chosen, True); or where nothing names one of them (the first of `fits`, which has its keys, False)."""
     try:
         return choose(), True
-    except Undecided:
+    except AmbiguousVariant:
         return fits[0], False
 
 

@@ -1,19 +1,19 @@
 """The errors this package raises on purpose. Each message says what was given, what is needed and what to do next."""
 
 __all__ = [
+    "AmbiguousVariant",
     "CheckpointError",
     "DCAEError",
     "DownloadError",
     "ImageError",
     "LatentError",
     "OptionError",
-    "Undecided",
     "UnknownVariant",
-    "one_line",
+    "escape_unprintable",
 ]
 
 
-def one_line(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """`text` with what is not printable escaped: line ends, what drives a terminal, what can't be encoded."""
     if text.isprintable():
         return text
@@ -27,7 +27,7 @@ class DCAEError(Exception):
     """
 
     def __str__(self) -> str:
-        return one_line(super().__str__())
+        return escape_unprintable(super().__str__())
 
 
 class OptionError(DCAEError, ValueError):
@@ -42,7 +42,7 @@ class CheckpointError(DCAEError):
     """A file that is not a DC-AE, is damaged, or can't be told apart from another variant."""
 
 
-class Undecided(CheckpointError):
+class AmbiguousVariant(CheckpointError):
     """A DC-AE that nothing tells apart from another variant, but perhaps the size of its latents."""
 
 

@@ -8,13 +8,13 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["ASSETS", "beside"]
+__all__ = ["ASSETS", "atomic_write"]
 
 ASSETS = Path(__file__).parent / "assets"  # what comes with this package; see SOURCES.md there
 
 
 @contextlib.contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path to write what is to be `path`: it takes that name when the block ends, in the place of what had it. After
     an error, Ctrl-C included, it is gone. It is a new file's, so that two that write the same leave one of theirs."""
     part = path.with_name(f"{path.name[:40]}.{secrets.token_hex(4)}.part")

@@ -13,14 +13,14 @@ __all__ = [
     "FLOATS",
     "MAX_HEADER_BYTES",
     "MAX_JSON_BYTES",
+    "file_in_folder",
     "header_bytes",
-    "inside",
     "is_file",
-    "open_picture",
+    "open_image",
     "open_safetensors",
-    "parsed",
+    "parse_json",
     "read_json",
-    "shown",
+    "shorten",
 ]
 
 # Opening takes up to 12 times a header's bytes. A whole pipeline's is below 1 MiB; pictures are put into some.
@@ -37,7 +37,7 @@ def is_file(path: str | os.PathLike) -> bool:
     return os.path.isfile(path)
 
 
-def inside(folder: str | os.PathLike, name: str) -> str | None:
+def file_in_folder(folder: str | os.PathLike, name: str) -> str | None:
     """The path of the file `name` in `folder`; None where there is none, and for a name that leads out of the folder.
     (A link in the folder is followed: whoever put it there may.)"""
     folder = os.path.abspath(folder)
@@ -45,7 +45,7 @@ def inside(folder: str | os.PathLike, name: str) -> str | None:
     return path if path.startswith(os.path.join(folder, "")) and is_file(path) else None
 
 
-def shown(text: object, most: int = 100) -> str:
+def shorten(text: object, most: int = 100) -> str:
     """A name or value from a file, as a message shows it: cut to `most` characters. (Errors escape what can't be
     printed themselves.)"""
     text = text if isinstance(text, str) else str(text)
@@ -76,10 +76,10 @@ def read_json(path: Path) -> object:
         data = file.read(MAX_JSON_BYTES + 1)
     if len(data) > MAX_JSON_BYTES:
         raise ValueError(f"it is larger than {MAX_JSON_BYTES >> 20} MiB")
-    return parsed(data)
+    return parse_json(data)
 
 
-def parsed(data: bytes) -> object:
+def parse_json(data: bytes) -> object:
     """JSON in UTF-8. Raises ValueError, also for what is nested too deeply."""
     try:
         return json.loads(data.decode("utf-8"))
@@ -89,7 +89,7 @@ def parsed(data: bytes) -> object:
         raise ValueError(f"it is not in UTF-8 (byte {error.start})") from None
 
 
-def open_picture(source: str | os.PathLike | BinaryIO):
+def open_image(source: str | os.PathLike | BinaryIO):
     """A Pillow image, not decoded yet, of a path or an open file. What it raises has no common class; Pillow's limit on
     pixels (Image.MAX_IMAGE_PIXELS, twice that is refused) is in force."""
     from PIL import Image

@@ -65,7 +65,7 @@ class DCAECompare(io.ComfyNode):
         rows = [(f"picture {i}", lambda one=one: rounded(one)) for i, one in enumerate(image, start=1)]
         codecs = [(f"vae_{i}", lambda i=i, vae=vae: codec_of(vae, i)) for i, vae in vaes]
         made = compare(codecs, rows, repeats=repeats, keep=KEPT, progress=progress())
-        grid = images.of_pil(draw(made, amplify))[None]
+        grid = images.from_pil(draw(made, amplify))[None]
         return io.NodeOutput(grid, table(made, narrow=True), ui={"dcae_compare": [shown(made, amplify)]})
 
 

@@ -12,7 +12,7 @@ from comfy_api.v0_0_2 import io
 from ..dcae_core import VARIANTS, DCAEError, LatentError, Variant, find, names
 from ..dcae_core.media.latents import read
 from ..dcae_core.media.sizes import Fit
-from ..dcae_core.untrusted import inside
+from ..dcae_core.untrusted import file_in_folder
 from .schema import aliases
 from .vae import DCAEVAE, require
 
@@ -160,7 +160,7 @@ def path_of(name: str) -> str | None:
     """The file of that name in ComfyUI's input folder, or in the one that its ending, such as [output], says; None
     where there is none. Workflows come from anywhere: a name that leads out of the folder is none."""
     plain, folder = folder_paths.annotated_filepath(name)
-    return inside(folder or folder_paths.get_input_directory(), plain)
+    return file_in_folder(folder or folder_paths.get_input_directory(), plain)
 
 
 def latent_files() -> list[str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import folder_paths
 
 from ..dcae_core import DEMO, VARIANTS, CheckpointError, DownloadError, UnknownVariant, find, hub
-from ..dcae_core.errors import Undecided
-from ..dcae_core.files import ASSETS, beside
+from ..dcae_core.errors import AmbiguousVariant
+from ..dcae_core.files import ASSETS, atomic_write
 from ..dcae_core.variants import Variant
 from ..dcae_core.weights.checkpoint import Checkpoint, is_dcae, is_shard
 
@@ -88,7 +88,7 @@ def look(choice: str, told: str | None = None) -> tuple[Variant, Checkpoint | No
     checkpoint = Checkpoint(path)
     try:
         return checkpoint.choose(told or variant), checkpoint
-    except Undecided:
+    except AmbiguousVariant:
         return checkpoint.fits[0], checkpoint
 
 
@@ -109,7 +109,7 @@ def place_example() -> None:
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with beside(target) as part:
+        with atomic_write(target) as part:
             shutil.copyfile(ASSETS / "example.jpg", part)
     except OSError as error:
         log.warning("DC-AE: the example photograph could not be put at %s: %s", target, error)

@@ -19,8 +19,8 @@ from ..autoencoder import DCAE, is_path
 from ..engine.plan import parse_bytes
 from ..errors import LatentError, OptionError
 from ..media import images
-from ..media.nonfinite import NotFinite
-from ..untrusted import parsed, shown
+from ..media.nonfinite import NonFiniteError
+from ..untrusted import parse_json, shorten
 from . import shards
 from .job import Done, Summary
 from .place import Place, plain_name
@@ -113,20 +113,22 @@ def _claim(source: Place, target: Place, ending: str) -> None:
     if before[:1] != own[:1]:
         raise OptionError(f"{target.url} holds the pictures of other latents than {source.url}: name another folder.")
     if before != own:
-        raise OptionError(f"{target.url} holds these pictures as .{shown(before[-1], 20)} files: name another folder.")
+        raise OptionError(
+            f"{target.url} holds these pictures as .{shorten(before[-1], 20)} files: name another folder."
+        )
     target.write_text(name, " ".join(own) + "\n")
 
 
 def _made_before(target: Place, name: str) -> list[str]:
     """The files that a part gave. Raises OptionError where that can't be told: others would take their place."""
     try:
-        told = parsed(target.read_bytes(name))
+        told = parse_json(target.read_bytes(name))
         files = told.get("files") if isinstance(told, dict) else None
         if not isinstance(files, list) or not all(isinstance(one, str) for one in files):
             raise ValueError("it does not name the files that were made")
         return files
     except (OSError, ValueError) as error:
-        words = f"{target.path(name)} is damaged: {shown(error, 200)}. Remove it, and its part is done again."
+        words = f"{target.path(name)} is damaged: {shorten(error, 200)}. Remove it, and its part is done again."
         raise OptionError(f"{words} Nothing was changed.") from error
 
 
@@ -204,7 +206,7 @@ def _check(ae: DCAE, rows: list[tuple[Row, dict[str, str]]], file: str) -> None:
         told = variants.find(common["variant"])
         if told.latent_space != ae.variant.latent_space:
             raise LatentError(
-                f"{file}: the latents of {shown(row.key)!r} are of {told.name}, but {ae.variant.name} is loaded and "
+                f"{file}: the latents of {shorten(row.key)!r} are of {told.name}, but {ae.variant.name} is loaded and "
                 f"does not read them: use {told.name}."
             )
 
@@ -230,8 +232,8 @@ def _part(
             z = torch.stack([row.latents.float() / factor for row, factor, _ in some])
             try:
                 pictures = ae.decode(z, budget=options.budget, as_uint8=True).cpu()
-            except (LatentError, NotFinite) as error:
-                keys = ", ".join(shown(row.key) for row, *_ in some[:3])
+            except (LatentError, NonFiniteError) as error:
+                keys = ", ".join(shorten(row.key) for row, *_ in some[:3])
                 raise LatentError(f"{name}: the latents of {keys} and {len(some)} in all: {error}") from error
             seconds += time.perf_counter() - start
             for (row, _, file), picture in zip(some, pictures, strict=True):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import OptionError
-from ..untrusted import parsed, shown
+from ..untrusted import parse_json, shorten
 from . import sources
 from .place import Place
 from .sources import Part, Unreadable
@@ -81,7 +81,7 @@ class Job:
         names = [name for name in {**before, **asked} if before.get(name) != asked.get(name)]
         if names:
             other = "; ".join(
-                f"{shown(name)}: {shown(repr(before.get(name)))}, now {asked.get(name)!r}" for name in names[:10]
+                f"{shorten(name)}: {shorten(repr(before.get(name)))}, now {asked.get(name)!r}" for name in names[:10]
             )
             raise OptionError(f"{destination} holds a job with other settings ({other}): name another folder.")
 
@@ -93,13 +93,13 @@ class Job:
         if [part.number for part in listed] != list(range(len(listed))):
             raise self._damaged("parts", "a listing is missing, or not whole", LISTING)
         if lost := sorted(set(self.finished()) - {part.name for part in listed}):
-            raise self._damaged("parts", f"{shown(lost[0])} is done, but not listed", LISTING)
+            raise self._damaged("parts", f"{shorten(lost[0])} is done, but not listed", LISTING)
         if listed and (path := sources.outside(listed, self.source)) is not None:
-            raise self._damaged("parts", f"{shown(path, 300)} is not in {self.source}", LISTING)
+            raise self._damaged("parts", f"{shorten(path, 300)} is not in {self.source}", LISTING)
         known: set[tuple[str, int]] = set()
         for one in ((path, part.group) for part in listed for path in part.paths):
             if one in known:
-                raise self._damaged("parts", f"{shown(one[0], 300)} is listed twice", LISTING)
+                raise self._damaged("parts", f"{shorten(one[0], 300)} is listed twice", LISTING)
             known.add(one)
         new = list(sources.parts(self.source, self.size, frozenset(known), len(listed), self.place))
         if self.new:
@@ -117,14 +117,14 @@ class Job:
             if not text.endswith(b"\n"):
                 raise ValueError("its last line is cut")
             for line in text.splitlines():
-                yield Part.of(parsed(line))
+                yield Part.of(parse_json(line))
         except (OSError, ValueError) as error:
             raise self._damaged(f"parts/{name}", error, LISTING) from error
 
     def _read(self, name: str, what_now: str) -> dict[str, Any]:
         """The object that a JSON file of the job holds."""
         try:
-            made = parsed(self.place.read_bytes(name))
+            made = parse_json(self.place.read_bytes(name))
             if not isinstance(made, dict):
                 raise ValueError("it is no object")
             return made
@@ -132,7 +132,9 @@ class Job:
             raise self._damaged(name, error, what_now) from error
 
     def _damaged(self, name: str, error: object, what_now: str) -> OptionError:
-        return OptionError(f"{self.place.path(name)} is damaged: {shown(error, 200)}. {what_now} Nothing was changed.")
+        return OptionError(
+            f"{self.place.path(name)} is damaged: {shorten(error, 200)}. {what_now} Nothing was changed."
+        )
 
     def finished(self) -> list[str]:
         """The names of the parts that are done."""
@@ -151,7 +153,7 @@ class Job:
                 skipped = tuple(Unreadable(str(one["key"]), str(one["reason"])) for one in told["skipped"])
                 counts = [told[count] for count in ("images", "pixels", "seconds")]
                 if not all(isinstance(count, (int, float)) and 0 <= count < 1e18 for count in counts):
-                    raise ValueError(f"it counts {shown(counts)}")
+                    raise ValueError(f"it counts {shorten(counts)}")
                 made.add(Done(name.removesuffix(".json"), *counts, skipped))
             except (KeyError, TypeError, ValueError) as error:
                 raise self._damaged(f"done/{name}", f"{type(error).__name__}: {error}", DONE) from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..untrusted import open_picture, shown
+from ..untrusted import open_image, shorten
 from .sources import Item, Unreadable, open_bytes
 
 __all__ = ["FITS", "Geometry", "Ready", "prepare", "prepare_all"]
@@ -81,7 +81,7 @@ def prepare(item: Item, geometry: Geometry, source: str) -> Ready | Unreadable:
     16 bits are rounded to 8; alpha is dropped. What can't be used comes back as Unreadable, with the reason."""
     try:
         data = open_bytes(item.path, source) if item.data is None else item.data
-        with open_picture(io.BytesIO(data)) as file:
+        with open_image(io.BytesIO(data)) as file:
             pixels = file.width * file.height
             if pixels > geometry.most:
                 return Unreadable(item.key, f"huge: {file.width}x{file.height} is more than {geometry.most} pixels")
@@ -98,7 +98,7 @@ def prepare(item: Item, geometry: Geometry, source: str) -> Ready | Unreadable:
     except Image.DecompressionBombError as error:
         return Unreadable(item.key, f"huge: {error}")
     except Exception as error:  # decoders raise of every kind on damaged files, and one file must not end the job
-        return Unreadable(item.key, f"{type(error).__name__}: {shown(str(error).strip() or 'no details', 300)}")
+        return Unreadable(item.key, f"{type(error).__name__}: {shorten(str(error).strip() or 'no details', 300)}")
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

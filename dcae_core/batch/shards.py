@@ -16,9 +16,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import LatentError
-from ..media.latents import belongs, facts
-from ..media.nonfinite import is_finite, which
-from ..untrusted import MAX_HEADER_BYTES, parsed, shown
+from ..media.latents import check_shape, parse_metadata
+from ..media.nonfinite import describe_nonfinite, is_finite
+from ..untrusted import MAX_HEADER_BYTES, parse_json, shorten
 from .place import Place, plain_name
 from .sources import LONGEST_KEY
 
@@ -75,7 +75,7 @@ def read(place: Place, name: str) -> Iterator[tuple[Row, dict[str, str]]]:
         except Exception as error:  # damaged files make their readers raise of every kind
             kind = "" if isinstance(error, (OSError, ValueError, tarfile.TarError)) else f"{type(error).__name__}: "
             raise LatentError(
-                f"{place.path(path)} is not a readable file of latents: {kind}{shown(error, 500)}. Encode its part "
+                f"{place.path(path)} is not a readable file of latents: {kind}{shorten(error, 500)}. Encode its part "
                 "again."
             ) from error
 
@@ -84,21 +84,21 @@ def checked(row: Row, common: Mapping[str, str]) -> dict[str, str]:
     """What of `common` all rows share. Raises ValueError for a row that encoding does not give."""
     told = {name: common.get(name) for name in COMMON}
     if not all(isinstance(value, str) for value in told.values()):
-        raise ValueError(f"it says {shown(told)}, where all of these are needed")
+        raise ValueError(f"it says {shorten(told)}, where all of these are needed")
     if not isinstance(row.key, str) or not 0 < len(row.key) <= LONGEST_KEY:
-        raise ValueError(f"the key {shown(row.key)!r} is none")
+        raise ValueError(f"the key {shorten(row.key)!r} is none")
     for name, numbers, count in (("size", row.size, 2), ("source_size", row.source_size, 2), ("crop", row.crop, 4)):
         kind = float if name == "crop" else int
         sound = len(numbers) == count and all(isinstance(n, (int, kind)) and math.isfinite(n) for n in numbers)
         if not sound or (kind is int and min(numbers) < 1):
-            raise ValueError(f"{shown(row.key)!r} has the {name} {shown(numbers)}")
-    variant, _, _ = facts(told)
+            raise ValueError(f"{shorten(row.key)!r} has the {name} {shorten(numbers)}")
+    variant, _, _ = parse_metadata(told)
     for z in (row.latents,) if row.flipped is None else (row.latents, row.flipped):
         if not isinstance(z, Tensor) or z.dtype not in DTYPES.values():
-            raise ValueError(f"{shown(row.key)!r} has latents that are neither bf16 nor fp16")
-        belongs((1, *z.shape), variant, row.size)
+            raise ValueError(f"{shorten(row.key)!r} has latents that are neither bf16 nor fp16")
+        check_shape((1, *z.shape), variant, row.size)
         if not is_finite(z):
-            raise ValueError(f"{shown(row.key)!r} has latents that are not finite: {which(z)}")
+            raise ValueError(f"{shorten(row.key)!r} has latents that are not finite: {describe_nonfinite(z)}")
     return told
 
 
@@ -171,7 +171,7 @@ def _of_safetensors(data: bytes) -> tuple[Row, dict[str, Any]]:
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"its header claims {length} bytes")
-    told = parsed(data[8 : 8 + length])["__metadata__"]
+    told = parse_json(data[8 : 8 + length])["__metadata__"]
     tensors = load(data)
     flipped = tensors.get("latents_flipped")
     row = Row(
@@ -179,8 +179,8 @@ def _of_safetensors(data: bytes) -> tuple[Row, dict[str, Any]]:
         tensors["latents"][0],
         None if flipped is None else flipped[0],
         (int(told["height"]), int(told["width"])),
-        tuple(parsed(told["source_size"].encode())),
-        tuple(parsed(told["crop"].encode())),
+        tuple(parse_json(told["source_size"].encode())),
+        tuple(parse_json(told["crop"].encode())),
         told["sha256"],
     )
     return row, told
@@ -204,8 +204,8 @@ def _write_tar(path: Path, rows: list[Row], common: dict[str, str]) -> None:
     with tarfile.open(path, "w") as archive:
         for name, row in zip(_names(rows), rows, strict=True):
             _add(archive, f"{name}.safetensors", _to_safetensors(row, common))
-            facts = {"key": row.key, "size": row.size, "crop": row.crop, "sha256": row.sha256, **common}
-            _add(archive, f"{name}.json", json.dumps(facts).encode())
+            fields = {"key": row.key, "size": row.size, "crop": row.crop, "sha256": row.sha256, **common}
+            _add(archive, f"{name}.json", json.dumps(fields).encode())
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -220,7 +220,7 @@ def _read_tar(place: Place, name: str) -> Found:
         for member in archive:
             if member.name.endswith(".safetensors"):
                 if not member.isreg() or member.issparse():
-                    raise ValueError(f"{shown(member.name)!r} in it is no file")
+                    raise ValueError(f"{shorten(member.name)!r} in it is no file")
                 yield _of_safetensors(archive.extractfile(member).read())
 
 

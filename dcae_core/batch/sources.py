@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import OptionError
-from ..untrusted import is_file, shown
+from ..untrusted import is_file, shorten
 from .place import Place, _fsspec
 
 __all__ = ["Item", "Part", "Unreadable", "items", "open_bytes", "parts"]
@@ -207,7 +207,7 @@ def _items(part: Part, source: str) -> Iterator[Item | Unreadable]:
         with _opened(place, path) as file:
             yield from _of_tar(file) if part.kind == "tar" else _of_parquet(file, part.group, name)
     except Exception as error:  # damaged files make their readers raise of every kind
-        yield Unreadable(f"{name} (from here on)", f"can't be read: {shown(error, 300)}")
+        yield Unreadable(f"{name} (from here on)", f"can't be read: {shorten(error, 300)}")
 
 
 def _opened(place: Place, path: str) -> BinaryIO:

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from .. import __version__, variants
-from ..errors import DCAEError, OptionError, one_line
-from ..files import ASSETS, beside
+from ..errors import DCAEError, OptionError, escape_unprintable
+from ..files import ASSETS, atomic_write
 from . import batch
 from .arguments import can_be_written, file_of, sides, targets_of
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (DCAEError, OSError) as error:
-        print(f"dcae: {one_line(str(error))}", file=sys.stderr)
+        print(f"dcae: {escape_unprintable(str(error))}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
         said = _machine(error)
@@ -73,9 +73,8 @@ def info(arguments: argparse.Namespace) -> None:
     except CheckpointError as error:
         chosen, doubt = checkpoint.fits[0], str(error)
     either = " or ".join
-    print(
-        f"file            {one_line(str(checkpoint.path))} ({_size(checkpoint.bytes)}, {len(checkpoint.files)} file(s))"
-    )
+    path = escape_unprintable(str(checkpoint.path))
+    print(f"file            {path} ({_size(checkpoint.bytes)}, {len(checkpoint.files)} file(s))")
     print(f"variant         {either([v.name for v in checkpoint.fits]) if doubt else chosen.name}")
     print(f"layout          {checkpoint.layout}{f', prefix {checkpoint.prefix}' if checkpoint.prefix else ''}")
     print(f"stored as       {', '.join(sorted(checkpoint.dtypes - {'I64'}))}")
@@ -124,7 +123,7 @@ def download(arguments: argparse.Namespace) -> None:
     from ..weights import hub
 
     path = hub.download(arguments.variant, arguments.cache_dir, revision=arguments.revision)
-    print(one_line(str(path)))
+    print(escape_unprintable(str(path)))
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -147,7 +146,7 @@ def convert(arguments: argparse.Namespace) -> None:
             if not is_finite(tensor):
                 raise DCAEError(f"{source.path}: {key} holds numbers that {arguments.dtype} can't: use bf16 or fp32.")
     written = checkpoint.save(arguments.target, state, chosen, arguments.to)
-    print(f"{one_line(str(written))} ({chosen.name}, {arguments.to} layout, {_size(written.stat().st_size)})")
+    print(f"{escape_unprintable(str(written))} ({chosen.name}, {arguments.to} layout, {_size(written.stat().st_size)})")
 
 
 def encode(arguments: argparse.Namespace) -> None:
@@ -168,13 +167,13 @@ def encode(arguments: argparse.Namespace) -> None:
         channels = arguments.latent_channels
         z = ae.encode(images.fit(x, how), arguments.budget, _strips(source), latent_channels=channels)
         latents.write(target, z.float(), ae.variant, how.true, scaled=arguments.scaled, scaling_factor=factor)
-        print(f"{one_line(str(target))} ({how.true[1]}x{how.true[0]} -> {list(z.shape[1:])})")
+        print(f"{escape_unprintable(str(target))} ({how.true[1]}x{how.true[0]} -> {list(z.shape[1:])})")
 
 
 def decode(arguments: argparse.Namespace) -> None:
     from ..errors import ImageError, LatentError
     from ..media import images, latents
-    from ..media.nonfinite import NotFinite
+    from ..media.nonfinite import NonFiniteError
 
     ae, pairs = None, targets_of(arguments, "-dcae.png")
     can_be_written([str(target) for _, target in pairs], [])
@@ -192,13 +191,13 @@ def decode(arguments: argparse.Namespace) -> None:
             )
         try:
             made = ae.decode(file.raw, file.size, arguments.budget, _strips(source))
-        except (LatentError, NotFinite, ImageError) as error:  # of several files, which?
+        except (LatentError, NonFiniteError, ImageError) as error:  # of several files, which?
             raise LatentError(f"{source}: {error}") from error
         pictures = images.to_host(made)
         for i, picture in enumerate(pictures, start=1):
             one = target if len(pictures) == 1 else target.with_stem(f"{target.stem}-{i}")
             images.write(one, picture)
-            print(f"{one_line(str(one))} ({picture.shape[1]}x{picture.shape[0]})")
+            print(f"{escape_unprintable(str(one))} ({picture.shape[1]}x{picture.shape[0]})")
 
 
 def roundtrip(arguments: argparse.Namespace) -> None:
@@ -210,7 +209,7 @@ def roundtrip(arguments: argparse.Namespace) -> None:
     for source, target in _bar_over(pairs):
         picture, result, _ = _roundtrip(ae, source, arguments.budget)
         images.write(target, _beside(picture[0], result[0]) if arguments.side_by_side else result[0])
-        print(f"  {one_line(str(target))}")
+        print(f"  {escape_unprintable(str(target))}")
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -249,7 +248,7 @@ def compare(arguments: argparse.Namespace) -> None:
         raise DCAEError("No autoencoder made anything of any picture: see above. No output was written.")
     outputs = (
         (arguments.json, lambda path: _write_text(Path(path), json.dumps(text.as_json(made), indent=1) + "\n")),
-        (arguments.html, lambda path: print(one_line(str(page.write_page(path, made, arguments.amplify))))),
+        (arguments.html, lambda path: print(escape_unprintable(str(page.write_page(path, made, arguments.amplify))))),
         (arguments.output, lambda path: _write_picture(path, sheet.draw(made, arguments.amplify))),
     )
     failed = []
@@ -266,8 +265,8 @@ def compare(arguments: argparse.Namespace) -> None:
 def _write_picture(path: str, picture) -> None:
     from ..media import images
 
-    images.write(path, images.of_pil(picture))
-    print(one_line(str(path)))
+    images.write(path, images.from_pil(picture))
+    print(escape_unprintable(str(path)))
 
 
 def _bar(total: int):
@@ -287,9 +286,9 @@ def _bar(total: int):
 
 
 def _write_text(path: Path, text: str) -> None:
-    with beside(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
-    print(one_line(str(path)))
+    print(escape_unprintable(str(path)))
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -303,7 +302,7 @@ def demo(arguments: argparse.Namespace) -> None:
     target = Path(arguments.output)
     target.parent.mkdir(parents=True, exist_ok=True)
     images.write(target, _beside(picture[0], result[0]))
-    print(f"  photograph left, reconstruction right: {one_line(str(target))}")
+    print(f"  photograph left, reconstruction right: {escape_unprintable(str(target))}")
 
 
 def _roundtrip(ae, source: Path, budget: str | None):
@@ -319,7 +318,7 @@ def _roundtrip(ae, source: Path, budget: str | None):
     result = images.to_host(ae.decode(z, tuple(x.shape[2:]), budget, _strips(source)).cpu())
     end = time.perf_counter()
     score = psnr(picture, result)
-    print(one_line(str(source)))
+    print(escape_unprintable(str(source)))
     print(f"  picture   {x.shape[3]}x{x.shape[2]}, {_size(x.shape[2] * x.shape[3] * 3)} in 8 bits")
     print(f"  latent    {'x'.join(map(str, z.shape[1:]))}, {_size(2 * z.numel())} in 16 bits")
     print(f"  PSNR      {score:.2f} dB")

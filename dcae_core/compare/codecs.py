@@ -15,12 +15,12 @@ from ..autoencoder import DCAE, is_path, without_autocast
 from ..engine.devices import best_dtype, parse_device, parse_dtype
 from ..engine.plan import Budget
 from ..errors import CheckpointError, DCAEError, DownloadError
-from ..untrusted import shown
+from ..untrusted import shorten
 from ..weights import hub
 from ..weights.checkpoint import is_dcae
 from . import taesana
 
-__all__ = ["Codec", "load", "local", "of_dcae", "of_diffusers"]
+__all__ = ["Codec", "from_dcae", "from_diffusers", "load", "local"]
 
 
 @dataclass(frozen=True)
@@ -112,19 +112,19 @@ def load(
     if colon and kind == "taesana":
         return _of_taesana(name, rest, device, dtype, cache_dir)
     if colon and kind == "diffusers":
-        return of_diffusers(_open(rest, dtype, download).to(device), name)
+        return from_diffusers(_open(rest, dtype, download).to(device), name)
     if not is_path(name):
         try:
             variants.find(name)
         except variants.UnknownVariant as error:
             raise DCAEError(f"There is no file or folder {name}. {error}") from error
-        return of_dcae(DCAE(name, device, dtype, cache_dir, download=download), budget)
+        return from_dcae(DCAE(name, device, dtype, cache_dir, download=download), budget)
     if Path(name).is_file() or name.endswith(".safetensors") or is_dcae(name):
-        return of_dcae(DCAE.from_file(name, None, device, dtype), budget, name)
-    return of_diffusers(_open(name, dtype, download).to(device), name)
+        return from_dcae(DCAE.from_file(name, None, device, dtype), budget, name)
+    return from_diffusers(_open(name, dtype, download).to(device), name)
 
 
-def of_dcae(ae: DCAE, budget: Budget = None, name: str | None = None) -> Codec:
+def from_dcae(ae: DCAE, budget: Budget = None, name: str | None = None) -> Codec:
     return Codec(
         name=name or ae.variant.name,
         kind="DC-AE",
@@ -138,7 +138,7 @@ def of_dcae(ae: DCAE, budget: Budget = None, name: str | None = None) -> Codec:
     )
 
 
-def of_diffusers(vae: nn.Module, name: str) -> Codec:
+def from_diffusers(vae: nn.Module, name: str) -> Codec:
     """A codec of one of diffusers' classes in RULES."""
     kind = type(vae).__name__
     factor = getattr(vae.config, "scaling_factor", None)
@@ -168,7 +168,7 @@ def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
 
         opener = diffusers.AutoencoderKL  # imported only now, with all that it needs
     except (ImportError, RuntimeError) as error:
-        cause = shown(error.__cause__ or error, 300)
+        cause = shorten(error.__cause__ or error, 300)
         raise DCAEError(f"{name} needs diffusers, which can't be imported ({cause}): pip install diffusers") from error
     where = {"local_files_only": not download}
     if Path(name).is_dir():
@@ -185,7 +185,7 @@ def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
     except DCAEError:
         raise
     except Exception as error:  # of every kind, on configs and weights that are damaged
-        first = shown(next(iter(str(error).strip().splitlines()), type(error).__name__), 300)
+        first = shorten(next(iter(str(error).strip().splitlines()), type(error).__name__), 300)
         if not Path(name).is_dir() and not download:
             raise DownloadError(
                 f"{name} is not on this machine ({first}). Allow downloads (--download), or name a folder."

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import ImageError
-from ..files import beside
+from ..files import atomic_write
 from ..media import images
 from .run import Comparison
 from .sheet import difference
@@ -69,7 +69,7 @@ def write_page(path: str | os.PathLike, comparison: Comparison, amplify: float =
         figures = [
             _figure(comparison, i, folder, amplify) for i, row in enumerate(comparison.rows) if row.picture is not None
         ]
-        with beside(path) as part:
+        with atomic_write(path) as part:
             part.write_text(_html(comparison, figures, amplify), encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ImageError(f"{path} can't be written: {error}.") from error

@@ -320,4 +320,4 @@ def resized(picture: Tensor, size: tuple[int, int] | None) -> Tensor:
     source = Image.fromarray((picture * 255).round().to(torch.uint8).numpy())
     scaled = source.resize(covering, Image.Resampling.LANCZOS)
     left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
-    return images.of_pil(scaled.crop((left, top, left + width, top + height)))
+    return images.from_pil(scaled.crop((left, top, left + width, top + height)))

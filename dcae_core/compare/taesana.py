@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..media.nonfinite import check_weights
-from ..untrusted import open_safetensors, shown
+from ..untrusted import open_safetensors, shorten
 
 __all__ = ["RATIO", "load"]
 
@@ -45,7 +45,7 @@ def load(folder: str | os.PathLike, part: str) -> nn.Module:
         network.load_state_dict(state)
     except (SafetensorError, OSError, RuntimeError, ValueError, MemoryError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{path} is not TAESANA's {part}: {shown(first, 200)}") from error
+        raise CheckpointError(f"{path} is not TAESANA's {part}: {shorten(first, 200)}") from error
     check_weights(state, str(path))
     return network.eval().requires_grad_(False)
 

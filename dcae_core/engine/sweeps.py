@@ -68,7 +68,7 @@ class Sink(Layer):
         rows = self.target[:, :, self.done : self.done + n]
         if not self.direct:
             made = self.buffer[:, :, :n]
-            rows.copy_(images.to_bytes(made) if rows.dtype == torch.uint8 else made)
+            rows.copy_(images.to_uint8(made) if rows.dtype == torch.uint8 else made)
         if self.sums:
             self.sums.add(rows, last)
         self.done += n
@@ -94,7 +94,7 @@ class Source:
 
     def copy(self, rows: Tensor, room: Tensor) -> None:
         if rows.dtype == torch.uint8:
-            images.from_bytes(room.copy_(rows.to(room.device)))  # moved as bytes: a copy would convert first, then move
+            images.from_uint8(room.copy_(rows.to(room.device)))  # moved as bytes: a copy would convert first, then move
         else:
             room.copy_(rows)
 

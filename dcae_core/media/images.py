@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import ImageError
-from ..files import beside
-from ..untrusted import open_picture, shown
-from .nonfinite import checked
+from ..files import atomic_write
+from ..untrusted import open_image, shorten
+from .nonfinite import require_finite
 from .sizes import Fit
 
-__all__ = ["crop", "fit", "from_bytes", "from_host", "of_pil", "read", "to_bytes", "to_host", "write"]
+__all__ = ["crop", "fit", "from_host", "from_pil", "from_uint8", "read", "to_host", "to_uint8", "write"]
 
 MOST_PADDED = 1 << 27  # pixels that a picture of less than half as many may be padded to
 
@@ -51,15 +51,15 @@ def to_host(x: Tensor) -> Tensor:
     return (x.float() + 1).div_(2).clamp_(0, 1).movedim(1, -1)
 
 
-def from_bytes(x: Tensor) -> Tensor:
+def from_uint8(x: Tensor) -> Tensor:
     """In place: whole numbers from 0 to 255 in a float tensor -> [-1, 1]. Rounded once, in bf16 and fp16 too."""
     return x.mul_(2).sub_(255).div_(255)
 
 
-def to_bytes(x: Tensor) -> Tensor:
-    """[..., H, W] in [-1, 1], clamped -> uint8, rounded to the nearest. Raises NotFinite, which bytes would hide."""
+def to_uint8(x: Tensor) -> Tensor:
+    """[..., H, W] in [-1, 1], clamped -> uint8, rounded to the nearest. Raises NonFiniteError."""
     made = torch.empty_like(x, dtype=torch.uint8)
-    checked(x)
+    require_finite(x)
     for part, place in zip(x.split(256, -2), made.split(256, -2), strict=True):  # fp32 of some rows at a time
         place.copy_(part.float().add(1).mul_(127.5).clamp_(0, 255).round_())
     return made
@@ -95,19 +95,19 @@ def read(path: str | os.PathLike) -> Tensor:
     if not os.path.lexists(path):
         raise ImageError(f"There is no picture at {path}.")
     try:
-        with open_picture(path) as file:
-            picture = of_pil(ImageOps.exif_transpose(file))[None]
+        with open_image(path) as file:
+            picture = from_pil(ImageOps.exif_transpose(file))[None]
     except MemoryError as error:
         raise ImageError(f"out of memory: use a smaller picture than {path}, or close other programs.") from error
     except Exception as error:  # decoders raise of every kind on damaged files
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
-        raise ImageError(f"{path} can't be read as a picture: {kind}{shown(error, 300)}.") from error
+        raise ImageError(f"{path} can't be read as a picture: {kind}{shorten(error, 300)}.") from error
     if not picture.numel():
         raise ImageError(f"{path} is a picture without pixels.")
     return picture
 
 
-def of_pil(picture) -> Tensor:
+def from_pil(picture) -> Tensor:
     """A Pillow image as [H, W, 3] in [0, 1] fp32. Raises ValueError for floating-point pixels, of no known range."""
     import numpy as np
 
@@ -134,7 +134,7 @@ def write(path: str | os.PathLike, image: Tensor) -> None:
         raise ImageError(f"{path} does not end in a picture format: use .png, .jpg or .webp.")
     array = np.rint(image.detach().float().cpu().clamp(0, 1).numpy() * 255).astype("uint8")
     try:
-        with beside(path) as part:
+        with atomic_write(path) as part:
             Image.fromarray(array).save(part, format=formats[path.suffix.lower()])
     except Exception as error:  # encoders raise of every kind, as for sides that a format can't have
         raise ImageError(f"{path} can't be written: {error}.") from error

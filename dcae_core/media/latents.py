@@ -15,13 +15,13 @@ from torch import Tensor
 
 from .. import variants
 from ..errors import LatentError
-from ..files import beside
-from ..untrusted import FLOATS, is_file, open_safetensors, shown
+from ..files import atomic_write
+from ..untrusted import FLOATS, is_file, open_safetensors, shorten
 from ..variants import Variant
-from .nonfinite import is_finite, which
+from .nonfinite import describe_nonfinite, is_finite
 from .sizes import Fit
 
-__all__ = ["LatentFile", "belongs", "facts", "read", "write"]
+__all__ = ["LatentFile", "check_shape", "parse_metadata", "read", "write"]
 
 MOST_NUMBERS = 1 << 28  # 1 GiB: of one picture with 92681 pixels along each side
 KEY = "latents"
@@ -67,10 +67,10 @@ def write(
         metadata["scaling_factor"] = str(factor)
     z = (raw * factor if scaled else raw).contiguous().cpu()
     try:
-        belongs(z.shape, variant, size)
+        check_shape(z.shape, variant, size)
         if not is_finite(z):
-            raise ValueError(f"its numbers are not finite: {which(z)}")
-        with beside(path) as part:
+            raise ValueError(f"its numbers are not finite: {describe_nonfinite(z)}")
+        with atomic_write(path) as part:
             save_file({KEY: z}, part, metadata)
     except ValueError as error:
         raise LatentError(f"{path} is not written: {error}.") from error
@@ -89,42 +89,42 @@ def read(path: str | os.PathLike) -> LatentFile:
             names, told = list(file.keys()), file.metadata() or {}
             key = next((k for k in (KEY, COMFYUI_KEY) if k in names), None)
             if key is None:
-                sample = ", ".join(map(shown, names[:3])) or "nothing"
+                sample = ", ".join(map(shorten, names[:3])) or "nothing"
                 raise LatentError(
                     f"{path} is not a latent file: it holds {sample}, and neither {KEY!r} (dcae encode) nor "
                     f"{COMFYUI_KEY!r} (ComfyUI's SaveLatent)."
                 )
             piece = file.get_slice(key)
-            variant, size, factor = facts(told)
-            belongs(piece.get_shape(), variant, size)
+            variant, size, factor = parse_metadata(told)
+            check_shape(piece.get_shape(), variant, size)
             if (dtype := str(piece.get_dtype())) not in FLOATS:
-                raise ValueError(f"its numbers are {shown(dtype)}, not floating-point")
+                raise ValueError(f"its numbers are {shorten(dtype)}, not floating-point")
             raw = file.get_tensor(key).float() / factor
         if not is_finite(raw):
-            raise ValueError(f"its numbers are not finite: {which(raw)}")
+            raise ValueError(f"its numbers are not finite: {describe_nonfinite(raw)}")
     except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
         raise LatentError(
-            f"{path} is not a readable latent file ({shown(error, 200)}): cut short, or something else."
+            f"{path} is not a readable latent file ({shorten(error, 200)}): cut short, or something else."
         ) from error
     except ValueError as error:
         if isinstance(error, LatentError):
             raise
-        raise LatentError(f"{path} is not a latent file that can be used: {shown(error, 500)}.") from error
+        raise LatentError(f"{path} is not a latent file that can be used: {shorten(error, 500)}.") from error
     return LatentFile(raw, variant, size)
 
 
-def facts(told: Mapping[str, str]) -> tuple[Variant | None, tuple[int, int] | None, float]:
+def parse_metadata(told: Mapping[str, str]) -> tuple[Variant | None, tuple[int, int] | None, float]:
     """(variant, size of the pictures, what to divide by) of a file's metadata. Raises ValueError."""
     variant = size = None
     factor = 1.0
     if "variant" in told:
-        variant = variants.find(shown(told["variant"]))
+        variant = variants.find(shorten(told["variant"]))
     if "height" in told or "width" in told:
         size = tuple(_whole(side, told.get(side)) for side in ("height", "width"))
     if (scale := told.get("scale", "raw")) not in ("raw", "scaled"):
-        raise ValueError(f"scale {shown(scale)!r} is neither raw nor scaled")
+        raise ValueError(f"scale {shorten(scale)!r} is neither raw nor scaled")
     if scale == "scaled":
-        text = shown(told.get("scaling_factor"))
+        text = shorten(told.get("scaling_factor"))
         try:
             factor = float(text)
         except ValueError:
@@ -136,13 +136,13 @@ def facts(told: Mapping[str, str]) -> tuple[Variant | None, tuple[int, int] | No
 
 def _whole(name: str, text: str | None) -> int:
     if text is None or not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
-        raise ValueError(f"{name} {shown(text)!r} is no number of pixels")
+        raise ValueError(f"{name} {shorten(text)!r} is no number of pixels")
     return int(text)
 
 
-def belongs(shape: Sequence[int], variant: Variant | None, size: tuple[int, int] | None) -> None:
+def check_shape(shape: Sequence[int], variant: Variant | None, size: tuple[int, int] | None) -> None:
     """Raises ValueError if latents [B, c, h, w] of this shape can't be of `variant`, or of pictures of this size."""
-    text = shown(list(shape))
+    text = shorten(list(shape))
     if len(shape) != 4 or not 0 < math.prod(shape) <= MOST_NUMBERS:
         raise ValueError(f"latents of shape {text}, where [batch, channels, height, width] is needed")
     if variant is None:

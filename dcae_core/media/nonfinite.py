@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, DCAEError, ImageError, LatentError
 
-__all__ = ["NotFinite", "blame", "check_weights", "checked", "is_finite", "which"]
+__all__ = ["NonFiniteError", "check_weights", "describe_nonfinite", "explain_nonfinite", "is_finite", "require_finite"]
 
 
-class NotFinite(DCAEError):
+class NonFiniteError(DCAEError):
     """A result that is not finite."""
 
 
@@ -27,10 +27,12 @@ def is_finite(x: Tensor) -> bool:
     return bool(x.sum().isfinite()) or bool(torch.linalg.vector_norm(x, float("inf")).isfinite())
 
 
-def checked(x: Tensor) -> Tensor:
-    """`x`. Raises NotFinite if it is not."""
+def require_finite(x: Tensor) -> Tensor:
+    """`x`. Raises NonFiniteError if it is not."""
     if not is_finite(x):
-        raise NotFinite("The result is not finite, although weights and input are: the numbers in between overflow.")
+        raise NonFiniteError(
+            "The result is not finite, although weights and input are: the numbers in between overflow."
+        )
     return x
 
 
@@ -39,24 +41,26 @@ def check_weights(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise CheckpointError(
-                f"{where}: the weights {name} are not finite ({which(tensor)}). The file is damaged, or its training "
-                "went wrong: get it again, or another one."
+                f"{where}: the weights {name} are not finite ({describe_nonfinite(tensor)}). The file is damaged, or its "
+                "training went wrong: get it again, or another one."
             )
 
 
-def blame(half: nn.Module, x: Tensor) -> None:
+def explain_nonfinite(half: nn.Module, x: Tensor) -> None:
     """Says why a result of `half`, an encoder or decoder, for `x` is not finite: raises CheckpointError where it is the
     weights as they run, and ImageError (of 3 channels) or LatentError where it is the input; else returns."""
     for name, tensor in _all(half):
         if not is_finite(tensor):
             dtype = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(
-                f"The weights {name} are not finite in {dtype} ({which(tensor)}): they are damaged, or too large for "
-                "this dtype. Use bf16 or fp32, or load the file again."
+                f"The weights {name} are not finite in {dtype} ({describe_nonfinite(tensor)}): they are damaged, or too "
+                "large for this dtype. Use bf16 or fp32, or load the file again."
             )
     if not is_finite(x):
         kind, what = (ImageError, "picture") if x.shape[1] == 3 else (LatentError, "latent")
-        raise kind(f"The {what} has numbers that are not finite: {which(x)}. What made it went wrong before this.")
+        raise kind(
+            f"The {what} has numbers that are not finite: {describe_nonfinite(x)}. What made it went wrong before this."
+        )
 
 
 def _all(half: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -64,7 +68,7 @@ def _all(half: nn.Module) -> Iterable[tuple[str, Tensor]]:
     yield from half.named_buffers()
 
 
-def which(x: Tensor) -> str:
+def describe_nonfinite(x: Tensor) -> str:
     """How many are not finite, and where the first is, in words. Takes a part of `x` at a time: memory may be short."""
     bad, first = 0, None
     for i, part in enumerate(x if x.ndim else x[None]):

@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import variants
-from ..errors import CheckpointError, Undecided, UnknownVariant
-from ..files import beside
+from ..errors import AmbiguousVariant, CheckpointError, UnknownVariant
+from ..files import atomic_write
 from ..media import nonfinite as finite
-from ..untrusted import FLOATS, MAX_HEADER_BYTES, header_bytes, is_file, open_safetensors, read_json, shown
+from ..untrusted import FLOATS, MAX_HEADER_BYTES, header_bytes, is_file, open_safetensors, read_json, shorten
 from ..variants import Variant
 from . import keys
 
@@ -72,7 +72,7 @@ class Checkpoint:
                 self.metadata = self.metadata or dict(handle.metadata() or {})
                 for key in handle.keys():  # noqa: SIM118 - a safe_open handle is not a mapping
                     if key in self._where:
-                        raise CheckpointError(f"{file} and {self._where[key][0]} both hold {shown(key)}.")
+                        raise CheckpointError(f"{file} and {self._where[key][0]} both hold {shorten(key)}.")
                     piece = handle.get_slice(key)
                     shapes[key], dtypes[key] = tuple(piece.get_shape()), str(piece.get_dtype())
                     self._where[key] = file, handle
@@ -84,7 +84,7 @@ class Checkpoint:
             dtype = dtypes[self.prefix + key]
             if dtype not in FLOATS and not key.endswith(keys.OPTIONAL):
                 raise CheckpointError(
-                    f"{self.path} holds {key} as {shown(dtype)}: needed are floating-point numbers. Quantised files "
+                    f"{self.path} holds {key} as {shorten(dtype)}: needed are floating-point numbers. Quantised files "
                     "are not supported; get the weights in fp32, bf16 or fp16."
                 )
         self.config = _config(self.files)
@@ -130,7 +130,7 @@ def choose(
 
     What the caller says is taken if it fits. Else the hints, (source, variant or scaling factor) each, if they agree.
     Else, if all that fit have the same scaling factor (sana-1.0 and 1.1), the first. Else raises CheckpointError with
-    the candidates; and where there is no hint at all Undecided, which is one (see `measure`).
+    the candidates; and where there is no hint at all AmbiguousVariant.
     """
     listed = " or ".join(v.name for v in fits)
     named = []
@@ -164,7 +164,7 @@ def choose(
     if named:
         clash = ", ".join(f"{source} says {v.name}" for source, v in named)
         raise CheckpointError(f"{where}: {clash}. Say which it is: variant={fits[0].name!r} or {fits[-1].name!r}.")
-    raise Undecided(
+    raise AmbiguousVariant(
         f"{where} is {listed}: their files have the same keys and shapes and differ in the scaling factor "
         f"({', '.join(str(v.scaling_factor) for v in fits)}), and no config.json, metadata, file or folder name says "
         f"which. Say it (variant={fits[0].name!r} or {fits[-1].name!r}) or put it in the file's name."
@@ -195,11 +195,11 @@ def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant,
         metadata["scaling_factor"] = str(variant.scaling_factor)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with beside(file) as part:
+        with atomic_write(file) as part:
             save_file({k: t.contiguous() for k, t in state.items()}, part, metadata)
         if file is not path:
             config = variant.diffusers_config() if layout == "diffusers" else {"model_name": variant.name}
-            with beside(path / "config.json") as part:
+            with atomic_write(path / "config.json") as part:
                 part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} can't be written: {error}.") from error
@@ -274,7 +274,7 @@ def _shards(index: Path) -> list[Path]:
     try:
         content = read_json(index)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{index} can't be read as JSON: {shown(error)}.") from error
+        raise CheckpointError(f"{index} can't be read as JSON: {shorten(error)}.") from error
     try:
         names = sorted(set(content["weight_map"].values()))
         inside = bool(names) and all(Path(n).name == n and n.endswith(".safetensors") for n in names)
@@ -284,7 +284,7 @@ def _shards(index: Path) -> list[Path]:
         raise CheckpointError(f"{index} is not an index of shards: its weight_map must name files of the same folder.")
     if len(names) > MOST_SHARDS:
         raise CheckpointError(f"{index} lists {len(names)} files, where {MOST_SHARDS} are the most.")
-    missing = [shown(n) for n in names if not is_file(index.parent / n)]
+    missing = [shorten(n) for n in names if not is_file(index.parent / n)]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise CheckpointError(
@@ -311,7 +311,7 @@ def _not_safetensors(file: Path, error: Exception) -> str:
     except OSError as unreadable:
         return f"{file} can't be read: {unreadable.strerror or unreadable}."
     if head[8:9] == b"{":  # a header follows its length, which may look like something else
-        return f"{file} is not a readable safetensors file ({shown(error, 200)}): it is cut short or damaged."
+        return f"{file} is not a readable safetensors file ({shorten(error, 200)}): it is cut short or damaged."
     if head.startswith(PICKLES):
         name = file.name if re.fullmatch(r"[\w. -]+", file.name) else "FILE.pt"  # it goes into a command line
         return (
@@ -326,9 +326,7 @@ def _not_safetensors(file: Path, error: Exception) -> str:
         return f"{file} is a Git LFS pointer, not the weights: run 'git lfs pull', or download it from its repository."
     if head.lstrip()[:1] == b"<":
         return f"{file} is a web page, not weights: the download was answered with one. Download it again."
-    return (
-        f"{file} is not a readable safetensors file ({shown(error, 200)}): it is something else, cut short or damaged."
-    )
+    return f"{file} is not a readable safetensors file ({shorten(error, 200)}): something else, cut short or damaged."
 
 
 def _config(files: list[Path]) -> dict:
@@ -343,7 +341,7 @@ def _config(files: list[Path]) -> dict:
     try:
         config = read_json(path)
     except (OSError, ValueError) as error:
-        log.warning("%s can't be read as JSON: %s. It is ignored.", path, shown(error))
+        log.warning("%s can't be read as JSON: %s. It is ignored.", path, shorten(error))
         return {}
     if isinstance(config, dict) and (config.get("_class_name") == "AutoencoderDC" or "model_name" in config):
         return config

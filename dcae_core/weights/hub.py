@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .. import variants
 from ..errors import DownloadError
-from ..files import ASSETS, beside
+from ..files import ASSETS, atomic_write
 from ..variants import DEMO, Variant
 from . import download as transfer
 
@@ -217,7 +217,7 @@ def _record(target: Path, source: dict) -> None:
     record, text = target.with_name(target.name + ".json"), json.dumps(source, indent=2) + "\n"
     try:
         if not record.is_file() or record.read_text(encoding="utf-8") != text:
-            with beside(record) as part:
+            with atomic_write(record) as part:
                 part.write_text(text, encoding="utf-8")
     except OSError as error:  # the weights are there and right
         log.warning("Where %s is from could not be recorded beside it: %s", target, error)

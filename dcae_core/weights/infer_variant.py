@@ -20,7 +20,7 @@ import torch
 from ..errors import CheckpointError
 from ..files import ASSETS
 from ..media import images
-from ..media.nonfinite import NotFinite
+from ..media.nonfinite import NonFiniteError
 from ..variants import Variant
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def factor_of(ae: DCAE) -> float:
     for path in photographs():
         try:
             squares.append(ae.encode(images.from_host(images.read(path))).double().square().mean())
-        except NotFinite:
+        except NonFiniteError:
             return math.nan
         if not squares[-1] > 0:
             break

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..model import Autoencoder
-from ..untrusted import shown
+from ..untrusted import shorten
 from ..variants import VARIANTS, Variant
 
 __all__ = ["LAYOUTS", "PREFIXES", "candidates", "expected", "from_original", "strip_prefix", "to_original", "widened"]
@@ -163,7 +163,7 @@ def candidates(shapes: Mapping[str, Shape], where: str) -> tuple[str, list[Varia
             return layout, fitting
     _, variant, layout, wanted = best
     if variant is None:
-        sample = ", ".join(map(shown, list(given)[:3])) or "nothing"
+        sample = ", ".join(map(shorten, list(given)[:3])) or "nothing"
         raise CheckpointError(
             f"{where} is not a DC-AE: it holds {len(given)} tensors such as {sample}. "
             f"Choose a DC-AE file (original or diffusers keys) of one of: {', '.join(VARIANTS)}."
@@ -171,10 +171,10 @@ def candidates(shapes: Mapping[str, Shape], where: str) -> tuple[str, list[Varia
     missing = [k for k in wanted if k not in given]
     extra = [k for k in given if k not in wanted]
     wrong = [
-        f"{k} is {shown(list(given[k]))}, not {list(s)}" for k, s in wanted.items() if k in given and given[k] != s
+        f"{k} is {shorten(list(given[k]))}, not {list(s)}" for k, s in wanted.items() if k in given and given[k] != s
     ]
     parts = [
-        f"{len(found)} {what} ({', '.join(map(shown, found[:3]))}{', ...' if len(found) > 3 else ''})"
+        f"{len(found)} {what} ({', '.join(map(shorten, found[:3]))}{', ...' if len(found) > 3 else ''})"
         for what, found in (("missing", missing), ("unexpected", extra), ("of another shape", wrong))
         if found
     ]

@@ -61,7 +61,7 @@ def compared(picture, names: list[str]):
         if shared.state.interrupted:
             raise gradio.Error("Stopped.")
 
-    rows = [("picture", lambda: images.of_pil(picture))]
+    rows = [("picture", lambda: images.from_pil(picture))]
     task = shared.state.begin("DC-AE compare")  # forgets that an earlier run was stopped
     try:
         made = compare([(n, lambda n=n: opened(n)) for n in names], rows, repeats=1, progress=progress)

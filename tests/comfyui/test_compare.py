@@ -34,7 +34,7 @@ for part in ("encoder", "decoder"):
 def picture(comfyui, name: str) -> torch.Tensor:
     """A picture of the temp folder as [H, W, 3] in [0, 1], through the address that the page uses."""
     file = comfyui.get(f"/view?filename={name}&type=temp").content
-    return images.of_pil(Image.open(io.BytesIO(file)))
+    return images.from_pil(Image.open(io.BytesIO(file)))
 
 
 def test_vaes_of_any_kind(comfyui, tmp_path):

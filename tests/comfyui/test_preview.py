@@ -47,14 +47,14 @@ def expected() -> Image.Image:
     """The photograph, 32 times smaller, then as large as ComfyUI sends previews."""
     x = images.from_host(images.read(hub.bundled().with_name("example.jpg")))
     small = F.avg_pool2d(images.fit(x, Fit(*x.shape[2:], 32)), 32)[0]
-    small = Image.fromarray(images.to_bytes(small).movedim(0, -1).numpy())
+    small = Image.fromarray(images.to_uint8(small).movedim(0, -1).numpy())
     return ImageOps.contain(small, (512, 512), Image.Resampling.BILINEAR)
 
 
 def likeness(preview: Image.Image, expected: Image.Image) -> float:
     """PSNR in dB."""
     assert preview.size == expected.size
-    return psnr(images.of_pil(preview), images.of_pil(expected))
+    return psnr(images.from_pil(preview), images.from_pil(expected))
 
 
 def test_the_last_preview_is_the_photograph_made_small(comfyui, expected):

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from dcae_core import DCAE, DEMO, VARIANTS, LatentError, latents
 from dcae_core.batch.encode import Options, job_of
 from dcae_core.cli import main
-from dcae_core.compare.codecs import of_dcae
+from dcae_core.compare.codecs import from_dcae
 from dcae_core.errors import OptionError
 from dcae_core.integrations.diffusers import StreamedAutoencoderDC
 from dcae_core.weights import keys
@@ -123,7 +123,7 @@ def test_no_scaling_factor_is_invented(tmp_path, capsys):
         StreamedAutoencoderDC(ae)
     assert StreamedAutoencoderDC(ae, scaling_factor=0.7).config.scaling_factor == 0.7
     assert UNSCALED.diffusers_config()["scaling_factor"] is None
-    assert of_dcae(ae).scaling_factor is None
+    assert from_dcae(ae).scaling_factor is None
     with pytest.raises(OptionError, match=says):
         job_of(Options("pictures", str(tmp_path / "job"), UNSCALED.name, scaled=True), UNSCALED)
     with pytest.raises(OptionError, match=says):

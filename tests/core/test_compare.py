@@ -73,7 +73,7 @@ def test_a_folder_with_a_corrupt_picture(photographs, models, tmp_path, capsys):
             width, height = (round(side * scale + 0.499) for side in picture.size)
             left, top = (width - 64) // 2, (height - 64) // 2
             cut = picture.resize((width, height), Image.Resampling.LANCZOS).crop((left, top, left + 64, top + 64))
-        x = images.from_host(images.of_pil(cut))
+        x = images.from_host(images.from_pil(cut))
         back = np.rint(images.to_host(ae.decode(ae.encode(x)))[0].numpy() * 255)
         mean.append(10 * np.log10(255**2 / np.square(back - np.asarray(cut, dtype=float)).mean()))
     assert told["models"][0]["means"]["psnr"] == pytest.approx(statistics.fmean(mean), abs=0.01)

@@ -68,7 +68,7 @@ def test_a_class_is_used_as_it_is_by_hand(kind, models):
 def test_the_ratio_follows_from_the_levels(kind, levels):
     torch.manual_seed(0)
     vae = CLASSES[kind][0](levels).eval()
-    codec = codecs.of_diffusers(vae, "some")
+    codec = codecs.from_diffusers(vae, "some")
     assert codec.ratio == {2: 2, 4: 8}[levels]
     z = codec.encode(torch.zeros(1, 3, 32, 48))
     assert z.shape[2:] == (32 // codec.ratio, 48 // codec.ratio)

@@ -12,7 +12,7 @@ from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, LatentError, checkp
 from dcae_core.cli import main
 from dcae_core.engine import coder as fast
 from dcae_core.engine.live_bytes import LiveBytes
-from dcae_core.files import beside
+from dcae_core.files import atomic_write
 from dcae_core.model import Autoencoder
 from dcae_core.weights.checkpoint import Checkpoint
 
@@ -141,7 +141,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_part(tmp_path, small_state, mo
 def test_two_that_write_the_same_file_leave_one_of_theirs(tmp_path):
     target = tmp_path / "x.bin"
     (tmp_path / "x.bin.part").write_text("the user's own")
-    with beside(target) as first, beside(target) as second:
+    with atomic_write(target) as first, atomic_write(target) as second:
         assert first != second and first.suffix == second.suffix == ".part"
         for part, byte in ((first, b"1"), (second, b"2"), (first, b"1"), (second, b"2")):
             with part.open("ab") as file:

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, DCAEError, ImageError, LatentError, images, latents
 from dcae_core.cli import main
-from dcae_core.media.nonfinite import is_finite, which
+from dcae_core.media.nonfinite import describe_nonfinite, is_finite
 from dcae_core.weights.checkpoint import Checkpoint
 
 NAN, INF = float("nan"), float("inf")
@@ -22,7 +22,7 @@ def test_one_number_among_many_is_seen(dtype):
         bad = x.clone()
         bad[1, 2, 3] = number
         assert not is_finite(bad)
-        assert which(bad) == "1 of 18900 are NaN or infinite, the first at [1, 2, 3]"
+        assert describe_nonfinite(bad) == "1 of 18900 are NaN or infinite, the first at [1, 2, 3]"
     both = x.clone()
     both[0, 0, 0], both[2, 69, 89] = INF, -INF
     assert not is_finite(both)
@@ -31,7 +31,7 @@ def test_one_number_among_many_is_seen(dtype):
 def test_what_is_always_finite():
     assert is_finite(torch.zeros(3, dtype=torch.int64))
     assert is_finite(torch.empty(3, device="meta"))
-    assert which(torch.tensor(NAN)) == "1 of 1 are NaN or infinite, the first at [0]"
+    assert describe_nonfinite(torch.tensor(NAN)) == "1 of 1 are NaN or infinite, the first at [0]"
 
 
 @pytest.fixture(params=DTYPES)
@@ -134,7 +134,7 @@ def test_bytes_hide_nothing():
     x = torch.zeros(1, 3, 600, 2)
     x[0, 1, 599, 1] = NAN
     with pytest.raises(DCAEError, match="not finite"):
-        images.to_bytes(x)
+        images.to_uint8(x)
 
 
 def test_fp16_that_overflows_is_still_done_again_in_bytes(small_state, caplog):

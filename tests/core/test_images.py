@@ -38,11 +38,11 @@ def test_wide_integers_are_refused_with_advice():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_bytes_are_rounded_once(dtype):
     whole = torch.arange(256, dtype=torch.uint8)
-    x = images.from_bytes(whole.to(dtype))
+    x = images.from_uint8(whole.to(dtype))
     assert torch.equal(x, (whole.double() / 127.5 - 1).to(dtype))
     if dtype == torch.float32:
-        assert torch.equal(images.to_bytes(x[:, None]), whole[:, None])
-    assert images.to_bytes(torch.tensor([[-9.0, -1, 0.001, 1, 9]]).to(dtype)).tolist() == [[0, 0, 128, 255, 255]]
+        assert torch.equal(images.to_uint8(x[:, None]), whole[:, None])
+    assert images.to_uint8(torch.tensor([[-9.0, -1, 0.001, 1, 9]]).to(dtype)).tolist() == [[0, 0, 128, 255, 255]]
 
 
 def test_crop_mode_keeps_the_centre():

@@ -116,7 +116,7 @@ def test_variants_that_read_each_others_latents_share_a_preview(monkeypatch):
 
 def test_a_fit_to_the_bundled_photograph_does_for_others(ae):
     made = preview.fit_example(ae.variant, ae.encode)
-    x = images.from_host(images.of_pil(Image.fromarray(data.coffee())))
+    x = images.from_host(images.from_pil(Image.fromarray(data.coffee())))
     z, colours = preview.pair(ae.variant, ae.encode, x)
     assert likeness(made(z), colours) > 40  # 42.3; the table's 45.3
 

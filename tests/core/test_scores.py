@@ -31,7 +31,7 @@ HERE = ASSETS
 def photograph(name: str, height: int, width: int) -> torch.Tensor:
     """Real pictures that come with scikit-image, and ours."""
     if "." not in name:
-        picture = images.of_pil(Image.fromarray(getattr(skimage.data, name)()))
+        picture = images.from_pil(Image.fromarray(getattr(skimage.data, name)()))
     else:
         folder = HERE if name == "example.jpg" else Path(skimage.data.__file__).parent
         picture = images.read(folder / name)[0]
@@ -46,7 +46,7 @@ def noisy(picture: torch.Tensor, spread: float) -> torch.Tensor:
 def as_jpeg(picture: torch.Tensor) -> torch.Tensor:
     file = io.BytesIO()
     Image.fromarray(in_bytes(picture)).save(file, "JPEG", quality=20)
-    return images.of_pil(Image.open(file))
+    return images.from_pil(Image.open(file))
 
 
 def in_bytes(picture: torch.Tensor) -> np.ndarray:

@@ -25,7 +25,7 @@ from dcae_core.batch.prepare import Geometry, prepare
 from dcae_core.batch.shards import Row
 from dcae_core.batch.sources import Item, Part, Unreadable
 from dcae_core.cli import main
-from dcae_core.untrusted import MAX_HEADER_BYTES, MAX_JSON_BYTES, inside
+from dcae_core.untrusted import MAX_HEADER_BYTES, MAX_JSON_BYTES, file_in_folder
 from dcae_core.weights.checkpoint import Checkpoint, is_dcae
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -455,9 +455,9 @@ def test_names_stay_inside_their_folder(tmp_path):
     for path in ("secret", "input/a", "input/sub/b", "input-2/c"):
         (tmp_path / path).write_text("x")
     folder = tmp_path / "input"
-    assert inside(folder, "a") == str(folder / "a")
-    assert inside(folder, "sub/../a") == str(folder / "a")
-    assert inside(folder, "sub/b") == str(folder / "sub" / "b")
+    assert file_in_folder(folder, "a") == str(folder / "a")
+    assert file_in_folder(folder, "sub/../a") == str(folder / "a")
+    assert file_in_folder(folder, "sub/b") == str(folder / "sub" / "b")
     for name in (
         "../secret",
         str(tmp_path / "secret"),
@@ -469,4 +469,4 @@ def test_names_stay_inside_their_folder(tmp_path):
         "absent",
         "a\0b",
     ):
-        assert inside(folder, name) is None, name
+        assert file_in_folder(folder, name) is None, name

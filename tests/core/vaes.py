@@ -78,7 +78,7 @@ CLASSES = {
 
 def photograph(height: int, width: int, name: str = "astronaut", left: int = 150, top: int = 30) -> torch.Tensor:
     """Cut from a real one."""
-    return images.of_pil(Image.fromarray(getattr(skimage.data, name)()[top : top + height, left : left + width]))
+    return images.from_pil(Image.fromarray(getattr(skimage.data, name)()[top : top + height, left : left + width]))
 
 
 def of_file(kind: str, models: Path) -> codecs.Codec:

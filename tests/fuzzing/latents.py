@@ -10,7 +10,7 @@ from random import Random
 import torch
 
 from dcae_core import DCAE, DEMO, VARIANTS, latents
-from dcae_core.media.nonfinite import NotFinite
+from dcae_core.media.nonfinite import NonFiniteError
 from dcae_core.media.sizes import Fit
 
 from .checkpoints import cli
@@ -71,7 +71,7 @@ def open_latents(path: Path, chance: Random) -> None:
     good(found.raw, found.size, found.variant)
     ours = found.variant in (None, VARIANTS[DEMO]) and found.raw.shape[1] == 32
     if ours and found.raw.numel() <= 256 and chance.randrange(4) == 3:
-        with contextlib.suppress(NotFinite):  # latents as large as numbers can be
+        with contextlib.suppress(NonFiniteError):  # latents as large as numbers can be
             if not decoder().decode(found.raw, found.variant and found.size).isfinite().all():
                 raise Broken("the picture is not finite")
 

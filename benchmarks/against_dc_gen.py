@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.streaming import machine, picture, smallest
 from dcae_core import DCAE, VARIANTS
+from dcae_core.engine.execute import run_plan
 
 ADAPTIVE = [name for name, variant in VARIANTS.items() if variant.adaptive]
 
@@ -91,7 +92,7 @@ def stripped(ae: DCAE, direction: str, given: torch.Tensor, channels: int) -> to
     scale = 1 if direction == "encode" else ae.spatial_ratio
     height, width = (side * scale for side in given.shape[2:])
     made = smallest(ae.variant, direction, height, width, ae.dtype, channels)
-    return ae._stream(ae.model.encoder if direction == "encode" else ae.model.decoder, made, given)
+    return run_plan(ae.model.encoder if direction == "encode" else ae.model.decoder, made, given)
 
 
 def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     variant = VARIANTS[NAMES[arguments.variant]]
-    model = Autoencoder(variant).state_dict()
+    model = Autoencoder(variant.architecture).state_dict()
     with tempfile.TemporaryDirectory() as folder:
         file = checkpoint.save(Path(folder) / "model.safetensors", model, variant)
         del model

@@ -95,7 +95,7 @@ def of_diffusers():
 def smallest(ours: DCAE) -> int:
     """Bytes of the smallest budget that decodes the picture."""
     try:
-        return plan.make(ours.variant, "decode", *SIZE, budget=1, dtype=torch.float32).peak_bytes
+        return plan.make(ours.variant.architecture, "decode", *SIZE, budget=1, dtype=torch.float32).peak_bytes
     except BudgetError as error:
         return error.needed
 

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.streaming import clock, machine, picture, quarter
 from dcae_core import DCAE, VARIANTS, plan
 from dcae_core.engine.devices import best_dtype, parse_dtype
+from dcae_core.engine.execute import run_plan
 from dcae_core.engine.live_bytes import LiveBytes
 
 NAMES = {"f32c32": "dc-ae-f32c32-mix-1.0", "f64c128": "dc-ae-f64c128-mix-1.0", "f128c512": "dc-ae-f128c512-mix-1.0"}
@@ -136,7 +137,7 @@ def case(name: str, side: int, dtype: torch.dtype, arguments, ways: list[str]):
 def strips(ours: DCAE, theirs, direction: str, side: int):
     half = ours.model.encoder if direction == "encode" else ours.model.decoder
     made = quarter(ours.variant, direction, side, side, ours.dtype)
-    return lambda x: ours._stream(half, made, x)
+    return lambda x: run_plan(half, made, x)
 
 
 def eager(ours, theirs: AutoencoderDC, direction: str, side: int):
@@ -190,7 +191,7 @@ def counted(name: str, direction: str, side: int, dtype: torch.dtype, way: str) 
     if way.startswith("ours"):
         variant = VARIANTS[name]
         if way == "ours":
-            return plan.make(variant, direction, side, side, 1, None, dtype).peak_bytes
+            return plan.make(variant.architecture, direction, side, side, 1, None, dtype).peak_bytes
         return quarter(variant, direction, side, side, dtype).peak_bytes
     half, x = meta(name, direction, side, dtype)
     with LiveBytes([*half.parameters(), *half.buffers()]) as count, torch.no_grad():

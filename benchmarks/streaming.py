@@ -21,8 +21,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, __version__, hub, images, plan
+from dcae_core import DCAE, DEMO, VARIANTS, __version__, hub, images, plan
 from dcae_core.compare.metrics import psnr
+from dcae_core.engine.execute import run_plan
 from dcae_core.engine.live_bytes import LiveBytes
 
 GIB = 2**30
@@ -61,21 +62,15 @@ def machine(device: str) -> str:
 def smallest(
     variant, direction: str, height: int, width: int, dtype: torch.dtype, channels: int | None = None
 ) -> plan.Plan:
-    args = (variant, direction, height, width, 1)
-    try:
-        return plan.make(*args, 1, dtype, whole=False, channels=channels)
-    except BudgetError as error:
-        return plan.make(*args, error.needed, dtype, whole=False, channels=channels)
+    options = {"whole": False, "channels": channels, "strict": False}
+    return plan.make(variant.architecture, direction, height, width, 1, 1, dtype, **options)
 
 
 def counted(ae: DCAE, made: plan.Plan) -> int:
     half = ae.model.encoder if made.direction == "encode" else ae.model.decoder
-    f = ae.spatial_ratio
-    shape = (3, made.height, made.width)
-    if made.direction == "decode":
-        shape = (ae.latent_channels, made.height // f, made.width // f)
+    shape = (3, made.height, made.width) if made.direction == "encode" else (ae.latent_channels, *made.latent_size)
     with LiveBytes([*half.parameters(), *half.buffers()]) as count, torch.no_grad():
-        ae._stream(half, made, torch.empty(1, *shape, device="meta", dtype=ae.dtype))
+        run_plan(half, made, torch.empty(1, *shape, device="meta", dtype=ae.dtype))
     return count.peak
 
 
@@ -165,7 +160,7 @@ def errors(arguments):
             for direction, half, given in halves(ae, side, arguments.device):
                 whole = half(given).float()
                 made = smallest(ae.variant, direction, side, side, ae.dtype)
-                got = ae._stream(half, made, given).float()
+                got = run_plan(half, made, given).float()
                 error = ((got - whole).norm() / whole.norm()).item()
                 score = psnr(images.to_host(got), images.to_host(whole)) if direction == "decode" else float("nan")
                 yield f"{name:28} {dtype:5} {direction:9} {side:5} {made.strips:6} {error:15.1e} {score:8.1f}"
@@ -189,7 +184,7 @@ def times(arguments):
             whole, streamed = [], []
             for i in range(arguments.repeats if slow else 6):
                 whole.append(clock(arguments.device, half, given))
-                streamed.append(clock(arguments.device, ae._stream, half, made, given))
+                streamed.append(clock(arguments.device, run_plan, half, made, given))
                 if i == 0 and not slow:  # a warm-up
                     whole, streamed = [], []
             each = " ".join(f"{s / w:.2f}" for w, s in zip(whole, streamed, strict=True))

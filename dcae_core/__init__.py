@@ -6,14 +6,14 @@ What is public is imported from here: `from dcae_core import DCAE, images`.
 import importlib
 from typing import TYPE_CHECKING
 
-from .errors import CheckpointError, DCAEError, DownloadError, ImageError, LatentError, UnknownVariant
+from .errors import BudgetError, CheckpointError, DCAEError, DownloadError, ImageError, LatentError, UnknownVariant
 from .variants import DEMO, VARIANTS, Variant, find, names
 
 if TYPE_CHECKING:
     from .autoencoder import DCAE
     from .compare import metrics
     from .engine import plan
-    from .engine.plan import BudgetError, Plan
+    from .engine.plan import Plan
     from .media import images, latents, preview
     from .weights import checkpoint, hub
 
@@ -48,7 +48,7 @@ _LAZY = {
     ".autoencoder": ("DCAE",),
     ".compare": ("metrics",),
     ".engine": ("plan",),
-    ".engine.plan": ("BudgetError", "Plan"),
+    ".engine.plan": ("Plan",),
     ".media": ("images", "latents", "preview"),
     ".weights": ("checkpoint", "hub"),
 }

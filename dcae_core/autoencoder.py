@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from . import variants
-from .engine import coder as fast
+from .engine import execute
 from .engine import plan as planning
-from .engine import rewrites as rewrite
-from .engine import sweeps as stream
+from .engine.coder import InferenceAutoencoder, InferenceCoder
 from .engine.devices import best_dtype, parse_device, parse_dtype
+from .engine.memory import Budget, free_bytes, parse_bytes
+from .engine.rewrites import REWRITES
 from .errors import AmbiguousVariant, CheckpointError, ImageError, LatentError
 from .media import images
-from .media import nonfinite as finite
 from .media.sizes import Fit
 from .model import Autoencoder
 from .variants import Variant
-from .weights import hub, keys
-from .weights import infer_variant as measure
+from .weights import hub, infer_variant, keys
 from .weights.checkpoint import Checkpoint, choose, complete
 
 __all__ = ["DCAE"]
 
-log = logging.getLogger(__name__)
 Device = str | torch.device | None
 Dtype = str | torch.dtype | None
-Progress = Callable[[int, int], None]
-RETRIES = 3
+Progress = execute.Progress
 
 
 class DCAE:
@@ -45,6 +39,7 @@ class DCAE:
     model: a name from `dcae_core.names()` or of a repository, or the path of a file or folder. device: None picks the
     accelerator, else the CPU. dtype: a torch dtype, "fp32", "bf16" or "fp16"; None picks what is fast and safe there.
     cache_dir: where weights are looked for and downloaded to; None is $DCAE_HOME or ~/.cache/dcae.
+    variant: for a file or folder that does not say which of several it is, as in `from_file`.
     Raises UnknownVariant, DownloadError (not here, or could not be fetched) and CheckpointError (not a DC-AE).
 
         ae = DCAE("dc-ae-f32c32-mix-1.0", download=True)
@@ -61,27 +56,16 @@ class DCAE:
 
     def __init__(
         self,
-        model: str = "dc-ae-f32c32-mix-1.0",
+        model: str | os.PathLike = "dc-ae-f32c32-mix-1.0",
         device: Device = None,
         dtype: Dtype = None,
         cache_dir: str | os.PathLike | None = None,
         *,
+        variant: str | Variant | None = None,
         download: bool = False,
     ):
-        if is_path(model):
-            self._load(model, None, device, dtype)
-            return
-        variant = variants.find(model)
-        path = hub.find(variant, cache_dir)
-        if path is None:
-            if not download:
-                folder = Path(cache_dir) if cache_dir is not None else hub.default_folder()
-                raise hub.DownloadError(
-                    f"{variant.name} is not in {folder} nor in the Hugging Face cache. Download it with "
-                    f"DCAE({variant.name!r}, download=True) or 'dcae download {variant.name}'."
-                )
-            path = hub.download(variant, cache_dir)
-        self._load(path, variant, device, dtype)
+        path, named = hub.locate(model, cache_dir, allow_download=download)
+        self._load(path, named or variant, device, dtype)
 
     @classmethod
     def from_file(
@@ -94,7 +78,8 @@ class DCAE:
         """A DC-AE from a safetensors file or a (diffusers) folder, in either key layout, with or without a prefix.
 
         `variant` is needed only where the file does not tell: `in` and `mix` differ in nothing but the scaling factor.
-        Where nothing names one, the size of its latents decides, if it can (see `measure`). Raises CheckpointError.
+        Where nothing names one, the size of its latents decides, if it can: see `infer_variant`. Raises
+        CheckpointError.
         """
         self = cls.__new__(cls)
         self._load(path, variant, device, dtype)
@@ -107,12 +92,12 @@ class DCAE:
         variant: str | Variant | None = None,
         device: Device = None,
         dtype: Dtype = None,
-        rewrites: Collection[str] = rewrite.REWRITES,
+        rewrites: Collection[str] = REWRITES,
     ) -> DCAE:
         """A DC-AE from tensors in either key layout, with or without a prefix. Strict: every tensor must fit.
 
         Tensors that are used as they are stay shared with the caller, others are copied: give a copy to go on training.
-        `rewrites` are those of `dcae_core.rewrite` to make: all, but for tests. Raises CheckpointError.
+        `rewrites` are those of `dcae_core.engine.rewrites` to make: all, but for tests. Raises CheckpointError.
         """
         for key, tensor in state_dict.items():
             if not isinstance(key, str) or not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.is_meta:
@@ -125,7 +110,7 @@ class DCAE:
         chosen, named = _first_unless(lambda: choose(fits, variant, [], "The state dict"), fits)
         self._build(complete(inner, layout, chosen), chosen, device, dtype, rewrites)
         if not named:
-            self.variant = measure.decide(self, fits, "The state dict")
+            self.variant = infer_variant.decide(self, fits, "The state dict")
         return self
 
     @classmethod
@@ -135,9 +120,9 @@ class DCAE:
         chosen = variants.find(variant)
         device = parse_device(device)
         with torch.device("meta"):
-            model = fast.Autoencoder(Autoencoder(chosen))
+            model = InferenceAutoencoder(Autoencoder(chosen.architecture))
         model.to(parse_dtype(dtype) or best_dtype(device))
-        self.model, self.variant, self._turn = model.to_empty(device=device), chosen, threading.Lock()
+        self.model, self.variant, self._lock = model.to_empty(device=device), chosen, threading.Lock()
         return self
 
     def _load(self, path: str | os.PathLike, variant: str | Variant | None, device: Device, dtype: Dtype) -> None:
@@ -146,7 +131,7 @@ class DCAE:
         self.path, self.layout = checkpoint.path, checkpoint.layout
         self._build(checkpoint.state(chosen), chosen, device, dtype)
         if not named:
-            self.variant = measure.decide(self, checkpoint.fits, str(self.path))
+            self.variant = infer_variant.decide(self, checkpoint.fits, str(self.path))
 
     def _build(
         self,
@@ -154,24 +139,24 @@ class DCAE:
         variant: Variant,
         device: Device,
         dtype: Dtype,
-        rewrites: Collection[str] = rewrite.REWRITES,
+        rewrites: Collection[str] = REWRITES,
     ) -> None:
         device = parse_device(device)
         dtype = parse_dtype(dtype) or best_dtype(device)
         with torch.device("meta"):
-            model = Autoencoder(variant)
+            model = Autoencoder(variant.architecture)
         wide = {key: keys.widened(tensor) for key, tensor in state.items()}
         model.requires_grad_(False).load_state_dict(wide, assign=True)
         wide.clear()
         state.clear()  # so that the weights as they were and as they are run never both exist whole
-        self.model, self.variant = fast.Autoencoder(model, rewrites, device, dtype), variant
-        self._turn = threading.Lock()
+        self.model, self.variant = InferenceAutoencoder(model, rewrites, device, dtype), variant
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_turn"}  # locks can't be copied
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}  # locks can't be copied
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _turn=threading.Lock())
+        self.__dict__.update(state, _lock=threading.Lock())
 
     @property
     def scaling_factor(self) -> float:
@@ -191,11 +176,11 @@ class DCAE:
 
     @property
     def device(self) -> torch.device:
-        return stream.weight(self.model).device
+        return self.model.encoder.like.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return stream.weight(self.model).dtype
+        return self.model.encoder.like.dtype
 
     def to(self, device: Device = None, dtype: Dtype = None) -> DCAE:
         """Moves or converts the weights in place; returns itself."""
@@ -208,36 +193,38 @@ class DCAE:
         height: int,
         width: int,
         batch: int = 1,
-        budget: planning.Budget = None,
+        budget: Budget = None,
         latent_channels: int | None = None,
     ) -> planning.Plan:
         """How `direction` ("encode" or "decode") of pictures of `height` x `width` pixels would go.
 
         budget: bytes for activations, input and output, beside the weights, as a number or as "4GiB"; None is what is
-        free on the device now. latent_channels: as for `encode`. Raises BudgetError, which names the smallest budget
-        that would do, and OptionError.
+        free on the device now, or where that is too little the least that can do. latent_channels: as for `encode`.
+        Raises BudgetError, which names the smallest budget that would do, and OptionError.
         """
-        like = stream.weight(self._half(direction))
-        limit, firm = planning.parse_bytes(budget), budget is not None
-        if not firm:
-            limit = planning.free_bytes(like.device)
-        args, channels = (self.variant, direction, height, width, batch), latent_channels
-        try:
-            return planning.make(*args, limit, like.dtype, channels=channels)
-        except planning.BudgetError as error:
-            if firm:
-                raise
-            # What is free was only measured: try with the least there is.
-            return planning.make(*args, error.needed, like.dtype, channels=channels)
+        like, limit = self._coder(direction).like, parse_bytes(budget)
+        return planning.make(
+            self.variant.architecture,
+            direction,
+            height,
+            width,
+            batch,
+            free_bytes(like.device) if limit is None else limit,
+            like.dtype,
+            device=like.device.type,
+            channels=self.variant.channels(latent_channels),
+            name=self.variant.name,
+            strict=limit is not None,
+        )
 
-    def _half(self, direction: str) -> fast.Half:
+    def _coder(self, direction: str) -> InferenceCoder:
         return self.model.encoder if direction == "encode" else self.model.decoder
 
     @torch.no_grad()
     def encode(
         self,
         x: Tensor,
-        budget: planning.Budget = None,
+        budget: Budget = None,
         progress: Progress | None = None,
         output_device: Device = None,
         latent_channels: int | None = None,
@@ -265,7 +252,7 @@ class DCAE:
         self,
         z: Tensor,
         size: tuple[int, int] | None = None,
-        budget: planning.Budget = None,
+        budget: Budget = None,
         progress: Progress | None = None,
         output_device: Device = None,
         as_uint8: bool = False,
@@ -283,9 +270,9 @@ class DCAE:
 
     def check_latent(self, z: Tensor) -> None:
         """Raises LatentError if `z` can't be a latent of this variant."""
-        if z.ndim == 4 and self.variant.takes(z.shape[1]) and min(z.shape) > 0 and z.is_floating_point():
+        if z.ndim == 4 and self.variant.accepts(z.shape[1]) and min(z.shape) > 0 and z.is_floating_point():
             return
-        others = [v.name for v in variants.VARIANTS.values() if z.ndim == 4 and v.takes(z.shape[1])]
+        others = [v.name for v in variants.VARIANTS.values() if z.ndim == 4 and v.accepts(z.shape[1])]
         hint = f" Latents of {z.shape[1]} channels belong to {', '.join(others)}." if others else ""
         if z.ndim == 4 and z.shape[1] in (4, 16):
             hint = f" {z.shape[1]} channels are those of Stable Diffusion or Flux VAEs, which DC-AE can't read."
@@ -302,138 +289,18 @@ class DCAE:
         x: Tensor,
         size: tuple[int, int],
         channels: int,
-        budget: planning.Budget,
+        budget: Budget,
         progress: Progress | None,
         output_device: Device,
         as_uint8: bool = False,
     ) -> Tensor:
-        """Plans and streams; `size` is the padded picture's, `channels` are the latent's. Plans again for less where
-        memory runs out all the same, and in fp32 where fp16 overflows. One run at a time: the redo changes the weights'
-        dtype under way. A result that is not finite is an error, with its cause."""
-        half = self._half(direction)
-
-        def once(dtype: torch.dtype) -> Tensor:
-            plan = self.plan(direction, *size, len(x), budget, channels)
-            wanted = torch.uint8 if as_uint8 else dtype
-            return finite.require_finite(self._within(half, plan, x, progress, output_device, wanted))
-
-        with self._turn:
-            dtype = stream.weight(half).dtype
-            try:
-                return once(dtype)
-            except finite.NonFiniteError:
-                finite.explain_nonfinite(half, x)
-                if dtype != torch.float16:
-                    raise
-            log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", self.variant.name)
-            try:
-                half.float()  # fp16 weights survive the way to fp32 and back unchanged
-                return once(torch.float32)
-            finally:
-                half.to(dtype)
-
-    def _within(
-        self,
-        half: fast.Half,
-        plan: planning.Plan,
-        x: Tensor,
-        progress: Progress | None,
-        output_device: Device,
-        output_dtype: torch.dtype,
-    ) -> Tensor:
-        run = _here
-        for tries in range(1, RETRIES + 1):
-            try:
-                made = run(self._stream, half, plan, x, progress, output_device, output_dtype)
-                self.last_plan = plan
-                return made
-            except (RuntimeError, MemoryError) as error:
-                if not planning.is_out_of_memory(error):
-                    raise
-                log.warning("Out of memory in: %s. Trying again with less.", plan)
-                run = _apart if planning.is_onednns(error) else run
-            planning.release(stream.weight(half).device)
-            less = plan.peak_bytes // 2 if tries + 1 < RETRIES else 1  # the last time with the least there is
-            smaller = self._smaller(plan, less) if tries < RETRIES else None
-            if smaller is None:
-                break
-            plan = smaller
-        elsewhere = "" if self.device.type == "cpu" else ", or run it on the CPU"
-        raise planning.BudgetError(
-            f"Memory ran out {tries} times on {self.device}, the last time in: {plan}. Close other programs, or use a "
-            f"smaller picture{elsewhere}."
-        )
-
-    def _smaller(self, plan: planning.Plan, limit: int) -> planning.Plan | None:
-        """The same run within `limit` bytes, or if that can't be within the least; None where it takes that already."""
-        run = (plan.direction, plan.height, plan.width, plan.batch)
-        try:
-            return self.plan(*run, limit, plan.channels)
-        except planning.BudgetError as error:
-            return self.plan(*run, error.needed, plan.channels) if error.needed < plan.peak_bytes else None
-
-    def _stream(
-        self,
-        half: fast.Half,
-        plan: planning.Plan,
-        x: Tensor,
-        progress: Progress | None = None,
-        output_device: Device = None,
-        output_dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        half, like = half.of_first(plan.channels), stream.weight(half)
-        output_device, output_dtype = output_device or like.device, output_dtype or like.dtype
-        if plan.whole:
-            return self._whole(half, plan, x, progress, output_device, output_dtype)
-        if plan.direction == "encode":
-            read, shape = (plan.height, plan.width), (plan.channels, *self._latent_size(plan))
-        else:
-            read, shape = self._latent_size(plan), (3, plan.height, plan.width)
-        out = torch.empty((len(x), *shape), dtype=output_dtype, device=output_device)
-        done = 0
-
-        def tick() -> None:
-            nonlocal done
-            done += 1
-            if progress:
-                progress(done, plan.steps)
-
-        for i in range(len(x)):
-            stream.run(half, stream.Source(x[i : i + 1], read), out[i : i + 1], plan.rows, tick)
-        return out
-
-    def _whole(
-        self,
-        half: fast.Half,
-        plan: planning.Plan,
-        x: Tensor,
-        progress: Progress | None,
-        output: Device,
-        output_dtype: torch.dtype,
-    ) -> Tensor:
-        """Layer by layer, as many pictures at once as the plan says."""
-        like, out = stream.weight(half), None
-        for i, part in enumerate(x.split(plan.together)):
-            if part.dtype == torch.uint8:
-                part = images.from_uint8(part.to(like.device).to(like.dtype))
-            part = part.to(like.device, like.dtype)
-            if plan.direction == "encode":
-                part = images.fit(part, Fit(*part.shape[2:], self.spatial_ratio))
-            y = half(part)
-            if output_dtype == torch.uint8:
-                y = images.to_uint8(y)
-            if plan.together >= len(x):
-                out = y.to(output)
-            else:
-                out = y.new_empty((len(x), *y.shape[1:]), device=output) if out is None else out
-                out[i * plan.together : i * plan.together + len(y)].copy_(y)
-            del y, part
-            if progress:
-                progress(i + 1, plan.steps)
-        return out
-
-    def _latent_size(self, plan: planning.Plan) -> tuple[int, int]:
-        return plan.height // self.spatial_ratio, plan.width // self.spatial_ratio
+        """`size` is the padded picture's, `channels` are the latent's. One run at a time, see `execute.run`."""
+        make_plan = partial(self.plan, direction, *size, len(x), budget, channels)
+        with self._lock:
+            result, self.last_plan = execute.run(
+                self._coder(direction), make_plan, x, progress, output_device, as_uint8
+            )
+        return result
 
 
 def _first_unless(choose: Callable[[], Variant], fits: list[Variant]) -> tuple[Variant, bool]:
@@ -444,43 +311,5 @@ def _first_unless(choose: Callable[[], Variant], fits: list[Variant]) -> tuple[V
         return fits[0], False
 
 
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """Autocast would change dtypes behind our back."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
-
-
-def _here(run: Callable[..., Tensor], half: torch.nn.Module, *arguments) -> Tensor:
-    with torch.no_grad(), without_autocast(stream.weight(half).device):
-        return run(half, *arguments)
-
-
-def _apart(*arguments) -> Tensor:
-    """In a thread of its own, since oneDNN can do no more in this one: see `planning.is_onednns`."""
-    mode = torch.is_inference_mode_enabled()
-
-    def work() -> Tensor:
-        with torch.inference_mode(mode):
-            return _here(*arguments)
-
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(contextvars.copy_context().run, work).result()
-
-
 def _describe(x: Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} of shape {list(x.shape)}"
-
-
-def is_path(model: str | os.PathLike) -> bool:
-    """Is this a file or folder, and not the name of a variant or its repository?"""
-    if isinstance(model, os.PathLike):
-        return True
-    looks_like_one = "/" in model or os.sep in model or Path(model).suffix in (".safetensors", ".pt", ".pth", ".ckpt")
-    if looks_like_one and Path(model).exists():
-        return True
-    try:
-        variants.find(model)
-        return False
-    except variants.UnknownVariant:
-        return looks_like_one or Path(model).exists()

@@ -2,6 +2,7 @@
 
 __all__ = [
     "AmbiguousVariant",
+    "BudgetError",
     "CheckpointError",
     "DCAEError",
     "DownloadError",
@@ -32,6 +33,14 @@ class DCAEError(Exception):
 
 class OptionError(DCAEError, ValueError):
     """A device, dtype or output that can't be had."""
+
+
+class BudgetError(OptionError):
+    """A memory budget that is too small; `needed` is the smallest that would do, in bytes (0: not known)."""
+
+    def __init__(self, message: str, needed: int = 0):
+        super().__init__(message)
+        self.needed = needed
 
 
 class UnknownVariant(DCAEError, ValueError):

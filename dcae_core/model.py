@@ -12,7 +12,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .variants import HEAD_DIM, Coder, Stage, Variant
+from .architecture import HEAD_DIM, Architecture, CoderSpec, Stage
 
 __all__ = ["Autoencoder", "Decoder", "Encoder"]
 
@@ -44,7 +44,7 @@ class Pointwise(nn.Linear):
 
 
 def norm(kind: str, channels: int) -> nn.Module:
-    return {"rms": RMSNorm, "batch": nn.BatchNorm2d}[kind](channels)
+    return {"rms_norm": RMSNorm, "batch_norm": nn.BatchNorm2d}[kind](channels)
 
 
 class ResBlock(nn.Module):
@@ -80,8 +80,8 @@ class LinearAttention(nn.Module):
         self.to_q = Pointwise(stage.width, inner, bias=False)
         self.to_k = Pointwise(stage.width, inner, bias=False)
         self.to_v = Pointwise(stage.width, inner, bias=False)
-        self.to_qkv_multiscale = nn.ModuleList(MultiscaleProjection(3 * inner, k) for k in stage.scales)
-        self.to_out = Pointwise(inner * (1 + len(stage.scales)), stage.width, bias=False)
+        self.to_qkv_multiscale = nn.ModuleList(MultiscaleProjection(3 * inner, k) for k in stage.qkv_multiscales)
+        self.to_out = Pointwise(inner * (1 + len(stage.qkv_multiscales)), stage.width, bias=False)
         self.norm_out = norm(stage.norm, stage.width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class LinearAttention(nn.Module):
         return x + self.norm_out(self.to_out(out.to(x.dtype)))
 
 
-class GLUConv(nn.Module):
+class GLUMBConv(nn.Module):
     """Inverted bottleneck with a gate: widen 8x, 3x3 depthwise, one half gates the other, project back."""
 
     def __init__(self, stage: Stage):
@@ -118,22 +118,25 @@ class EfficientViTBlock(nn.Module):
     def __init__(self, stage: Stage):
         super().__init__()
         self.attn = LinearAttention(stage)
-        self.conv_out = GLUConv(stage)
+        self.conv_out = GLUMBConv(stage)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_out(self.attn(x))
 
 
+BLOCKS = {"ResBlock": ResBlock, "EfficientViTBlock": EfficientViTBlock}  # by their names in a config
+
+
 def block(stage: Stage) -> nn.Module:
-    return {"res": ResBlock, "vit": EfficientViTBlock}[stage.block](stage)
+    return BLOCKS[stage.block](stage)
 
 
-class Down(nn.Module):
+class DownBlock(nn.Module):
     """Half the side: a strided convolution, or a convolution and pixel-unshuffle; plus the averaging shortcut."""
 
     def __init__(self, inputs: int, outputs: int, resample: str, shortcut: bool = True):
         super().__init__()
-        self.unshuffle, self.shortcut, self.outputs = resample == "unshuffle", shortcut, outputs
+        self.unshuffle, self.shortcut, self.outputs = resample == "pixel_unshuffle", shortcut, outputs
         self.conv = nn.Conv2d(
             inputs, outputs // 4 if self.unshuffle else outputs, 3, stride=1 if self.unshuffle else 2, padding=1
         )
@@ -145,7 +148,7 @@ class Down(nn.Module):
         return y + average(F.pixel_unshuffle(x, 2), self.outputs) if self.shortcut else y
 
 
-class Up(nn.Module):
+class UpBlock(nn.Module):
     """Twice the side: nearest-neighbour and a convolution, or a convolution and pixel-shuffle; plus the duplicating
     shortcut."""
 
@@ -176,16 +179,16 @@ class Encoder(nn.Module):
     """Pictures [B, 3, H, W] in [-1, 1] -> raw latents [B, c, H/f, W/f]; H and W multiples of f. `channels`: only
     so many of the first of c, for an adaptive variant."""
 
-    def __init__(self, coder: Coder, latent_channels: int):
+    def __init__(self, coder: CoderSpec, latent_channels: int):
         super().__init__()
         stages, first = coder.stages, coder.pixel_stage
         if first == 0:
             self.conv_in = nn.Conv2d(3, stages[0].width, 3, padding=1)
         else:
-            self.conv_in = Down(3, stages[1].width, coder.resample, shortcut=False)
+            self.conv_in = DownBlock(3, stages[1].width, coder.resample, shortcut=False)
         self.down_blocks = nn.ModuleList(nn.Sequential(*(block(s) for _ in range(s.depth))) for s in stages)
         for here, below, blocks in zip(stages[first:], stages[first + 1 :], self.down_blocks[first:], strict=False):
-            blocks.append(Down(here.width, below.width, coder.resample))
+            blocks.append(DownBlock(here.width, below.width, coder.resample))
         self.conv_out = nn.Conv2d(stages[-1].width, latent_channels, 3, padding=1)
         self.shortcut, self.latent_channels = coder.shortcut, latent_channels
 
@@ -201,18 +204,20 @@ class Decoder(nn.Module):
     """Raw latents [B, c, h, w] -> pictures [B, 3, f*h, f*w], around [-1, 1] (not clamped). Of an adaptive variant, also
     latents of fewer channels."""
 
-    def __init__(self, coder: Coder, latent_channels: int):
+    def __init__(self, coder: CoderSpec, latent_channels: int):
         super().__init__()
         stages, last = coder.stages, coder.pixel_stage
         self.conv_in = nn.Conv2d(latent_channels, stages[-1].width, 3, padding=1)
         self.up_blocks = nn.ModuleList()
         for i, stage in enumerate(stages):
-            up = [Up(stages[i + 1].width, stage.width, coder.resample)] if last <= i < len(stages) - 1 else []
+            up = [UpBlock(stages[i + 1].width, stage.width, coder.resample)] if last <= i < len(stages) - 1 else []
             self.up_blocks.append(nn.Sequential(*up, *(block(stage) for _ in range(stage.depth))))
         width = stages[last].width
         self.norm_out = RMSNorm(width)
-        self.act = ACTIVATIONS[coder.out_act]
-        self.conv_out = nn.Conv2d(width, 3, 3, padding=1) if last == 0 else Up(width, 3, coder.resample, shortcut=False)
+        self.act = ACTIVATIONS[coder.conv_act]
+        self.conv_out = (
+            nn.Conv2d(width, 3, 3, padding=1) if last == 0 else UpBlock(width, 3, coder.resample, shortcut=False)
+        )
         self.shortcut, self.width = coder.shortcut, stages[-1].width
 
     def forward(self, z: Tensor) -> Tensor:
@@ -225,10 +230,10 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder of one variant, with parameters initialised by torch's defaults (in eval mode)."""
+    """Encoder and decoder, with parameters initialised by torch's defaults (in eval mode)."""
 
-    def __init__(self, variant: Variant):
+    def __init__(self, architecture: Architecture):
         super().__init__()
-        self.encoder = Encoder(variant.encoder, variant.latent_channels)
-        self.decoder = Decoder(variant.decoder, variant.latent_channels)
+        self.encoder = Encoder(architecture.encoder, architecture.latent_channels)
+        self.decoder = Decoder(architecture.decoder, architecture.latent_channels)
         self.eval()

@@ -207,7 +207,7 @@ class DCAEScaleLatent(io.ComfyNode):
     def execute(cls, samples, direction: str, variant: str, vae=None, factor: float = 0.0) -> io.NodeOutput:
         which = chosen_variant(vae, variant)
         z = samples["samples"]
-        if not which.takes(z.shape[1]):
+        if not which.accepts(z.shape[1]):
             raise LatentError(
                 f"The latent has {z.shape[1]} channels, but {which.name} has {which.latent_channels}: its scaling "
                 "factor does not apply. Choose the variant that the latent was made with."

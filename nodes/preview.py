@@ -52,7 +52,7 @@ class DCAEPreview(io.ComfyNode):
         vae = require(vae)
         theirs, variant = model.get_model_object("latent_format"), vae.dcae.variant
         axes = getattr(theirs, "latent_dimensions", 2)
-        if axes != 2 or not variant.takes(theirs.latent_channels):
+        if axes != 2 or not variant.accepts(theirs.latent_channels):
             raise LatentError(
                 f"The model's latents have {theirs.latent_channels} channels and {axes} dimensions, but those of "
                 f"{variant.name} have {variant.latent_channels} and 2: they are not its latents. Connect the DC-AE "

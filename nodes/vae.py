@@ -9,9 +9,10 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..dcae_core import DCAE, DCAEError, images
+from ..dcae_core import DCAE, BudgetError, DCAEError, images
 from ..dcae_core import plan as planning
 from ..dcae_core.engine.devices import best_dtype
+from ..dcae_core.engine.memory import free_bytes
 from ..dcae_core.media.sizes import Fit
 
 __all__ = ["DCAEVAE", "auto_dtype", "require"]
@@ -99,24 +100,25 @@ class DCAEVAE(comfy.sd.VAE):
         """The best plan within `limit` bytes beside the weights (None: the whole device), or the smallest."""
         if limit is None:
             limit = management.get_total_memory(self.device) - self.model_size() - management.extra_reserved_memory()
-        args = (self.dcae.variant, direction, height, width, batch)
         # Room for fp16 to be done again in fp32.
         dtype = torch.float32 if self.vae_dtype == torch.float16 else self.vae_dtype
-        try:
-            return planning.make(*args, max(1, limit), dtype, channels=channels)
-        except planning.BudgetError as error:
-            return planning.make(*args, error.needed, dtype, channels=channels)
+        size, options = (height, width, batch), {"channels": channels, "strict": False}
+        return self._plan(direction, *size, max(1, limit), dtype, **options)
+
+    def _plan(self, *arguments, **options) -> planning.Plan:
+        variant = self.dcae.variant
+        return planning.make(variant.architecture, *arguments, device=self.device.type, name=variant.name, **options)
 
     def _tile_bytes(self, direction: str, side: int) -> int:
         """What a tile of `side` pixels by itself would take, weights included."""
-        tile = planning.make(self.dcae.variant, direction, side, side, 1, None, self.vae_dtype)
+        tile = self._plan(direction, side, side, 1, None, self.vae_dtype)
         return self.model_size() + tile.peak_bytes
 
     def _free(self) -> int:
         """Bytes that a run may take now. ComfyUI's figure for a CPU does not heed a container's limit; ours does."""
         free = management.get_free_memory(self.device)
         if management.is_device_cpu(self.device):
-            free = min(free, planning.free_bytes(self.device) or free)
+            free = min(free, free_bytes(self.device) or free)
         return free - management.extra_reserved_memory()
 
     def _run(
@@ -125,7 +127,7 @@ class DCAEVAE(comfy.sd.VAE):
         """Loads the weights, finds out what is left, and runs within it. channels: of the latent."""
         asked = budget - self.model_size() if budget else None
         if budget and asked <= 0:
-            raise planning.BudgetError(
+            raise BudgetError(
                 f"The budget of {budget / 2**30:.3f} GiB includes the weights, which take "
                 f"{self.model_size() / 2**30:.3f} GiB: give more, or 0 for what is free."
             )
@@ -145,11 +147,11 @@ class DCAEVAE(comfy.sd.VAE):
             if direction == "encode":
                 return self.dcae.encode(x, latent_channels=channels, **how)
             return self.dcae.decode(x, **how)
-        except planning.BudgetError as error:
+        except BudgetError as error:
             if not error.needed:
                 raise
             needed = -(-(error.needed + self.model_size()) * 1000 // 2**30) / 1000
-            raise planning.BudgetError(
+            raise BudgetError(
                 f"{direction} of {width}x{height} needs at least {needed:.3f} GiB, weights included, but the budget is "
                 f"{budget / 2**30:.3f} GiB, of which {(limit + self.model_size()) / 2**30:.3f} GiB can be had. Give it "
                 f"{needed:.3f} GiB, or a smaller picture.",

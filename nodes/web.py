@@ -49,7 +49,7 @@ def describe(choice: str) -> str:
 def weights(variant: Variant, dtype: torch.dtype) -> int:
     """Bytes of all weights of a variant."""
     ratio = variant.spatial_ratio
-    made = (planning.make(variant, d, ratio, ratio, dtype=dtype) for d in planning.DIRECTIONS)
+    made = (planning.make(variant.architecture, d, ratio, ratio, dtype=dtype) for d in planning.DIRECTIONS)
     return sum(plan.weight_bytes for plan in made)
 
 
@@ -79,7 +79,8 @@ def foresee(asked: dict[str, str]) -> str:
     held = weights(variant, dtype)
     device = management.vae_device()
     limit = int(budget * 2**30) if budget > 0 else management.get_total_memory(device)
-    made = planning.make(variant, asked.get("direction", ""), height, width, batch, max(1, limit - held), dtype)
+    run = (asked.get("direction", ""), height, width, batch, max(1, limit - held), dtype)
+    made = planning.make(variant.architecture, *run, device=device.type, name=variant.name)
     return line(made)
 
 

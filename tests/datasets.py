@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import tarfile
 from pathlib import Path
@@ -11,9 +12,14 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
+from dcae_core import DEMO
+from dcae_core.batch import decode as decoding
+from dcae_core.batch import run
+from dcae_core.batch.encode import Options
 from dcae_core.files import ASSETS
 
 EXAMPLE = ASSETS / "example.jpg"
+FP32 = {"device": "cpu", "dtype": "fp32", "store": "fp16"}
 
 
 def photographs() -> list[Image.Image]:
@@ -86,3 +92,26 @@ def as_parquet(folder: Path, path: Path, rows_of_group: int = 16) -> None:
     keys = [file.relative_to(folder).as_posix() for file in files]
     images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
     pq.write_table(pa.table({"key": keys, "image": images}), path, row_group_size=rows_of_group)
+
+
+def encoded(source: Path, target: Path, **options) -> dict[str, object]:
+    """Rows by their keys, which must be unique, after a run of the local engine with one worker."""
+    given = {"size": (64, 64), "part_size": 16, **FP32, **options}
+    run.encode(Options(str(source), str(target), DEMO, **given), workers=1)
+    return rows(target)
+
+
+def rows(target: Path) -> dict[str, object]:
+    found = [row for row, _ in decoding.rows_of(str(target))]
+    by_key = {row.key: row for row in found}
+    assert len(by_key) == len(found), "a source is there twice"
+    return by_key
+
+
+def skipped(target: Path) -> dict[str, str]:
+    lines = (target / "skipped.jsonl").read_text().splitlines()
+    return {one["key"]: one["reason"] for one in map(json.loads, lines)}
+
+
+def done(target: Path) -> list[Path]:
+    return list((target / "done").glob("*.json"))

@@ -28,7 +28,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcae_core import DCAE, DCAEError, images, preview
-from dcae_core.autoencoder import is_path
 from dcae_core.compare.metrics import psnr
 from dcae_core.media.preview import RIDGE, TABLE, Pair, Preview
 
@@ -40,7 +39,7 @@ DIGITS = 5
 def main() -> None:
     args = arguments()
     try:
-        ae = load(args)
+        ae = DCAE(args.model, args.device, args.dtype, variant=args.variant, download=args.download)
         fitted, held_out = photographs(args.photos, args.hold_out)
         pairs = {path.stem: pair(ae, path) for path in [*fitted, *held_out]}
         kept, others = ([pairs[path.stem] for path in paths] for paths in (fitted, held_out))
@@ -76,12 +75,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", help="fp32, bf16 or fp16 (default: what is fast)")
     parser.add_argument("--table", type=Path, default=TABLE, metavar="FILE", help="default: that of the package")
     return parser.parse_args()
-
-
-def load(args: argparse.Namespace) -> DCAE:
-    if is_path(args.model):
-        return DCAE.from_file(args.model, args.variant, args.device, args.dtype)
-    return DCAE(args.model, args.device, args.dtype, download=args.download)
 
 
 def photographs(given: list[Path], hold_out: list[str]) -> tuple[list[Path], list[Path]]:

@@ -46,7 +46,7 @@ def main() -> None:
     photographs = Photographs(args.photos, args.hold_out)
     say(f"{len(photographs.names)} photographs, {len(photographs.held_out)} held out")
 
-    model = Autoencoder(VARIANTS[DEMO])
+    model = Autoencoder(VARIANTS[DEMO].architecture)
     state_file = args.out.with_name(args.out.name + ".state")
     if args.resume:
         trainer = Trainer(model, photographs, [], SEED)
@@ -54,7 +54,7 @@ def main() -> None:
     else:
         trainer = Trainer(model, photographs, initialise(model, photographs), SEED)
 
-    mean_model = Autoencoder(VARIANTS[DEMO])
+    mean_model = Autoencoder(VARIANTS[DEMO].architecture)
 
     def report(text: str, keep_state: bool = True) -> None:
         mean_model.load_state_dict(trainer.ema.values)

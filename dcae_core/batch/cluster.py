@@ -63,11 +63,11 @@ def the_library():
 
 def open_variant(options: Options):
     """The variant, without its weights."""
-    from ..autoencoder import is_path
-    from ..variants import find
+    from ..weights import hub
     from ..weights.checkpoint import Checkpoint
 
-    return Checkpoint(options.model).choose(options.variant) if is_path(options.model) else find(options.model)
+    path, variant = hub.locate(options.model, options.cache_dir)
+    return variant or Checkpoint(path).choose(options.variant)
 
 
 class _Load:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from .. import variants
-from ..autoencoder import DCAE, is_path
-from ..engine.plan import parse_bytes
+from ..autoencoder import DCAE
+from ..engine.memory import parse_bytes
 from ..errors import LatentError, OptionError
 from ..media import images
 from ..media.nonfinite import NonFiniteError
@@ -94,7 +94,9 @@ def decode(options: DecodeOptions, told: Callable[[Done], None] = lambda done: N
                 continue
             rows = list(shards.read(source, name))
             if rows:
-                ae = ae or _model(options, rows[0][1]["variant"])
+                if ae is None:
+                    model = options.model or rows[0][1]["variant"]
+                    ae = DCAE(model, options.device, options.dtype, options.cache_dir)
                 _check(ae, rows, source.path(name))
             own = files.of(part, [row.key for row, _ in rows])
             finished = _part(options, ae, part, rows, own, target, writers)
@@ -191,13 +193,6 @@ def _folders(name: str) -> list[str]:
 
 def _hashed(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "little")
-
-
-def _model(options: DecodeOptions, told: str) -> DCAE:
-    name = options.model or told
-    if is_path(name):
-        return DCAE.from_file(name, None, options.device, options.dtype)
-    return DCAE(name, options.device, options.dtype, options.cache_dir)
 
 
 def _check(ae: DCAE, rows: list[tuple[Row, dict[str, str]]], file: str) -> None:

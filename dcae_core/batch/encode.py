@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..autoencoder import DCAE, is_path
-from ..engine.plan import parse_bytes
+from ..autoencoder import DCAE
+from ..engine.memory import parse_bytes
 from ..errors import OptionError
 from ..variants import Variant
 from . import shards
@@ -73,9 +73,7 @@ class Options:
 def open_model(options: Options, device: str | None = None) -> DCAE:
     """The autoencoder, which must be on this machine. Raises DCAEError."""
     device = device or options.device
-    if is_path(options.model):
-        return DCAE.from_file(options.model, options.variant, device, options.dtype)
-    return DCAE(options.model, device, options.dtype, options.cache_dir)
+    return DCAE(options.model, device, options.dtype, options.cache_dir, variant=options.variant)
 
 
 def job_of(options: Options, variant: Variant) -> Job:

@@ -15,8 +15,8 @@ from itertools import islice
 
 import torch
 
-from ..engine.plan import BudgetError, free_bytes, parse_bytes
-from ..errors import OptionError
+from ..engine.memory import free_bytes, parse_bytes
+from ..errors import BudgetError, OptionError
 from . import sources
 from .encode import Batcher, Encoder, Options, geometry, in_order, save_part
 from .job import Done, Job

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 def _machine(error: Exception) -> str | None:
     """What to do where the machine is to blame, and not this program."""
     from ..engine.devices import has_failed
-    from ..engine.plan import is_out_of_memory
+    from ..engine.memory import is_out_of_memory
 
     if is_out_of_memory(error):
         return "out of memory: use a smaller picture, --dtype bf16, or --device cpu."
@@ -97,24 +97,29 @@ def list_variants(arguments: argparse.Namespace) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> None:
+    from ..engine import memory
     from ..engine import plan as planning
     from ..engine.devices import best_device, best_dtype, parse_dtype
+    from ..errors import BudgetError
 
     variant = variants.find(arguments.variant)
     height, width = sides(arguments.size)
-    dtype = parse_dtype(arguments.dtype) or best_dtype(best_device())
+    device = best_device()
+    dtype = parse_dtype(arguments.dtype) or best_dtype(device)
     budgets = [arguments.budget] if arguments.budget else [None, *(f"{n}GiB" for n in (24, 12, 8, 4, 2, 1))]
     lines = [f"{variant.name}, {width}x{height}, batch {arguments.batch}, {str(dtype)[6:]}; GiB beside the weights"]
     lines.append(f"{'':7} {'budget':>8} {'peak':>8} {'weights':>8}  strips")
     for direction in planning.DIRECTIONS:
         for budget in budgets:
-            limit = planning.parse_bytes(budget)
+            limit = memory.parse_bytes(budget)
             try:
-                made = planning.make(variant, direction, height, width, arguments.batch, limit, dtype)
+                made = planning.make(
+                    variant.architecture, direction, height, width, arguments.batch, limit, dtype, device=device.type
+                )
                 peak, strips = f"{made.peak_bytes / 2**30:.2f}", "whole" if made.whole else made.strips
                 weights = f"{made.weight_bytes / 2**30:.2f}"
-            except planning.BudgetError as error:
-                peak, weights, strips = "-", "", f"needs {planning.rounded_up(error.needed)}"
+            except BudgetError as error:
+                peak, weights, strips = "-", "", f"needs {memory.format_gib(error.needed)}"
             lines.append(f"{direction:7} {budget or 'none':>8} {peak:>8} {weights:>8}  {strips}")
     print("\n".join(lines))
 
@@ -217,7 +222,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
     from ..compare import codecs, metrics, page, run, sheet, text
     from ..engine.devices import parse_device
-    from ..engine.plan import parse_bytes
+    from ..engine.memory import parse_bytes
 
     can_be_written([arguments.output], [arguments.html, arguments.json])
     if arguments.repeats < 1 or arguments.rows < 1 or not 0 < arguments.amplify < 1e6:
@@ -351,12 +356,11 @@ def _beside(left, right):
 
 
 def _load(arguments: argparse.Namespace):
-    from ..autoencoder import DCAE, is_path
+    from ..autoencoder import DCAE
 
-    if is_path(arguments.model):
-        variant = getattr(arguments, "variant", None)
-        return DCAE.from_file(arguments.model, variant, arguments.device, arguments.dtype)
-    return DCAE(arguments.model, arguments.device, arguments.dtype, arguments.cache_dir, download=arguments.download)
+    variant = getattr(arguments, "variant", None)
+    where = (arguments.device, arguments.dtype, arguments.cache_dir)
+    return DCAE(arguments.model, *where, variant=variant, download=arguments.download)
 
 
 def _bar_over(pairs: list[tuple[Path, Path]]):

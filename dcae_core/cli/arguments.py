@@ -60,9 +60,7 @@ def can_be_written(pictures: list[str | None], others: list[str | None]) -> None
 
 
 def file_of(name: str) -> str:
-    """The path of a variant that is here, for its name; any other name as it is."""
-    from ..autoencoder import is_path
+    """The path of a variant that is here, for its name; any other name as it is. Raises DownloadError."""
     from ..weights import hub
 
-    found = None if is_path(name) or name not in variants.VARIANTS else hub.find(name)
-    return str(found or name)
+    return str(hub.locate(name)[0]) if name in variants.VARIANTS else name

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import variants
-from ..autoencoder import DCAE, is_path, without_autocast
+from ..autoencoder import DCAE
 from ..engine.devices import best_dtype, parse_device, parse_dtype
-from ..engine.plan import Budget
+from ..engine.execute import without_autocast
+from ..engine.memory import Budget
 from ..errors import CheckpointError, DCAEError, DownloadError
 from ..untrusted import shorten
 from ..weights import hub
@@ -113,7 +114,7 @@ def load(
         return _of_taesana(name, rest, device, dtype, cache_dir)
     if colon and kind == "diffusers":
         return from_diffusers(_open(rest, dtype, download).to(device), name)
-    if not is_path(name):
+    if not hub.is_path(name):
         try:
             variants.find(name)
         except variants.UnknownVariant as error:

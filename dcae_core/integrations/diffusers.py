@@ -19,7 +19,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from ..autoencoder import DCAE
-from ..engine.plan import Budget, Plan
+from ..engine.memory import Budget
+from ..engine.plan import Plan
 from ..errors import OptionError
 from ..variants import Variant
 

@@ -129,7 +129,8 @@ def parse_metadata(told: Mapping[str, str]) -> tuple[Variant | None, tuple[int, 
             factor = float(text)
         except ValueError:
             factor = math.nan
-        if not variants.FACTORS[0] < factor < variants.FACTORS[1]:
+        low, high = variants.SCALING_FACTOR_RANGE
+        if not low < factor < high:
             raise ValueError(f"scaling_factor {text!r} is no factor")
     return variant, size, factor
 
@@ -147,7 +148,7 @@ def check_shape(shape: Sequence[int], variant: Variant | None, size: tuple[int, 
         raise ValueError(f"latents of shape {text}, where [batch, channels, height, width] is needed")
     if variant is None:
         return
-    if not variant.takes(shape[1]):
+    if not variant.accepts(shape[1]):
         fewer = f", or its first {', '.join(map(str, variant.adaptive))}" if variant.adaptive else ""
         raise ValueError(f"latents of shape {text}, but {variant.name} has {variant.latent_channels} channels{fewer}")
     if size is not None and min(size) < 1:

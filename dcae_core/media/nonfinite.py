@@ -41,8 +41,8 @@ def check_weights(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise CheckpointError(
-                f"{where}: the weights {name} are not finite ({describe_nonfinite(tensor)}). The file is damaged, or its "
-                "training went wrong: get it again, or another one."
+                f"{where}: the weights {name} are not finite ({describe_nonfinite(tensor)}). The file is damaged, or "
+                "its training went wrong: get it again, or another one."
             )
 
 
@@ -53,8 +53,8 @@ def explain_nonfinite(half: nn.Module, x: Tensor) -> None:
         if not is_finite(tensor):
             dtype = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(
-                f"The weights {name} are not finite in {dtype} ({describe_nonfinite(tensor)}): they are damaged, or too "
-                "large for this dtype. Use bf16 or fp32, or load the file again."
+                f"The weights {name} are not finite in {dtype} ({describe_nonfinite(tensor)}): they are damaged, or "
+                "too large for this dtype. Use bf16 or fp32, or load the file again."
             )
     if not is_finite(x):
         kind, what = (ImageError, "picture") if x.shape[1] == 3 else (LatentError, "latent")

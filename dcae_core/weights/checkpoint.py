@@ -114,8 +114,8 @@ class Checkpoint:
 def complete(state: dict[str, Tensor], layout: str, variant: Variant) -> dict[str, Tensor]:
     """`state` in the diffusers layout, with the batch-norm counters that some tools drop put back, and no others."""
     if layout == "original":
-        state = keys.from_original(state, variant)
-    counters = [key for key in keys.expected(variant, "diffusers") if key.endswith(keys.OPTIONAL)]
+        state = keys.from_original(state, variant.architecture)
+    counters = [key for key in keys.expected(variant.architecture, "diffusers") if key.endswith(keys.OPTIONAL)]
     whole = {key: tensor for key, tensor in state.items() if not key.endswith(keys.OPTIONAL)}
     for key in counters:
         there = key in state and state[key].ndim == 0
@@ -189,7 +189,7 @@ def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant,
             "that ends in .safetensors."
         )
     if layout == "original":
-        state = keys.to_original(state, variant)
+        state = keys.to_original(state, variant.architecture)
     metadata = {"format": "pt", "variant": variant.name, "layout": layout}
     if variant.scaling_factor is not None:
         metadata["scaling_factor"] = str(variant.scaling_factor)

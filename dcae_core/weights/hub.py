@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .. import variants
-from ..errors import DownloadError
+from ..errors import DownloadError, UnknownVariant
 from ..files import ASSETS, atomic_write
 from ..variants import DEMO, Variant
 from . import download as transfer
 
-__all__ = ["bundled", "default_folder", "download", "find"]
+__all__ = ["bundled", "default_folder", "download", "find", "is_path", "locate"]
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -65,6 +65,42 @@ def find(variant: str | Variant, folder: str | os.PathLike | None = None) -> Pat
         if isinstance(cached, str):
             return Path(cached)
     return None
+
+
+def locate(
+    model: str | os.PathLike, folder: str | os.PathLike | None = None, *, allow_download: bool = False
+) -> tuple[Path, Variant | None]:
+    """The file or folder that `model` means, and the variant if it is the name of one or of its repository.
+
+    What looks like a path and is there is that path, also where it has a variant's name. A name is looked for as in
+    `find`, and with `allow_download` fetched to `folder` where it is not here. Raises UnknownVariant for what is
+    neither, DownloadError for a variant that is not here, or could not be fetched.
+    """
+    if is_path(model):
+        return Path(model), None
+    variant = variants.find(model)
+    path = find(variant, folder)
+    if path is None and not allow_download:
+        where = Path(folder) if folder is not None else default_folder()
+        raise DownloadError(
+            f"{variant.name} is not in {where} nor in the Hugging Face cache. Download it with "
+            f"DCAE({variant.name!r}, download=True) or 'dcae download {variant.name}'."
+        )
+    return path or download(variant, folder), variant
+
+
+def is_path(model: str | os.PathLike) -> bool:
+    """Is this a file or folder, and not the name of a variant or its repository?"""
+    if isinstance(model, os.PathLike):
+        return True
+    looks_like_one = "/" in model or os.sep in model or Path(model).suffix in (".safetensors", ".pt", ".pth", ".ckpt")
+    if looks_like_one and Path(model).exists():
+        return True
+    try:
+        variants.find(model)
+        return False
+    except UnknownVariant:
+        return looks_like_one or Path(model).exists()
 
 
 def download(

@@ -14,6 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..architecture import Architecture
 from ..errors import CheckpointError
 from ..model import Autoencoder
 from ..untrusted import shorten
@@ -42,11 +43,11 @@ BLOCK_NAMES = (
 )
 
 
-def original_name(key: str, variant: Variant) -> str:
+def original_name(key: str, architecture: Architecture) -> str:
     """The original layout's name for a tensor that diffusers calls `key` (one name for all of q, k and v)."""
     side, rest = key.split(".", 1)
-    coder = variant.encoder if side == "encoder" else variant.decoder
-    resampler = "conv." if coder.resample == "conv" else "conv.conv."
+    coder = architecture.encoder if side == "encoder" else architecture.decoder
+    resampler = "conv." if coder.resample == "Conv" else "conv.conv."
     tail = rest.rsplit(".", 1)[-1]
     if match := re.match(r"(?:down|up)_blocks\.(\d+)\.(\d+)\.(.+)", rest):
         stage, index, inner = match.groups()
@@ -69,20 +70,19 @@ def original_name(key: str, variant: Variant) -> str:
 
 
 @cache
-def _diffusers_shapes(architecture: tuple) -> dict[str, Shape]:
-    variant = next(v for v in VARIANTS.values() if v.architecture == architecture)
+def _diffusers_shapes(architecture: Architecture) -> dict[str, Shape]:
     with torch.device("meta"):
-        return {key: tuple(t.shape) for key, t in Autoencoder(variant).state_dict().items()}
+        return {key: tuple(t.shape) for key, t in Autoencoder(architecture).state_dict().items()}
 
 
-def expected(variant: Variant, layout: str) -> dict[str, Shape]:
-    """Name and shape of every tensor that a file of this variant must have, in `layout`."""
-    shapes = _diffusers_shapes(variant.architecture)
+def expected(architecture: Architecture, layout: str) -> dict[str, Shape]:
+    """Name and shape of every tensor that a file of this network must have, in `layout`."""
+    shapes = _diffusers_shapes(architecture)
     if layout == "diffusers":
         return dict(shapes)
     found: dict[str, Shape] = {}
     for key, shape in shapes.items():
-        name = original_name(key, variant)
+        name = original_name(key, architecture)
         if ".qkv." in name:
             found[name] = (3 * shape[0], shape[1], 1, 1)
         elif key.endswith(".to_out.weight"):
@@ -92,11 +92,11 @@ def expected(variant: Variant, layout: str) -> dict[str, Shape]:
     return found
 
 
-def from_original(state: Mapping[str, Tensor], variant: Variant) -> dict[str, Tensor]:
+def from_original(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
     """A state dict in the original layout, as one in the diffusers layout. Tensors are views where they can be."""
     found = {}
-    for key in _diffusers_shapes(variant.architecture):
-        name = original_name(key, variant)
+    for key in _diffusers_shapes(architecture):
+        name = original_name(key, architecture)
         if name not in state and key.endswith(OPTIONAL):
             continue
         tensor = state[name]
@@ -108,11 +108,11 @@ def from_original(state: Mapping[str, Tensor], variant: Variant) -> dict[str, Te
     return found
 
 
-def to_original(state: Mapping[str, Tensor], variant: Variant) -> dict[str, Tensor]:
+def to_original(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
     """A state dict in the diffusers layout, as one in the original layout."""
     found = {}
     for key, tensor in state.items():
-        name = original_name(key, variant)
+        name = original_name(key, architecture)
         if key.endswith(".to_q.weight"):
             parts = [state[key.replace(".to_q.", f".to_{part}.")] for part in "qkv"]
             if len({part.dtype for part in parts}) > 1:
@@ -152,7 +152,7 @@ def candidates(shapes: Mapping[str, Shape], where: str) -> tuple[str, list[Varia
     for layout in LAYOUTS:
         fitting = []
         for variant in VARIANTS.values():
-            wanted = {k: s for k, s in expected(variant, layout).items() if not k.endswith(OPTIONAL)}
+            wanted = {k: s for k, s in expected(variant.architecture, layout).items() if not k.endswith(OPTIONAL)}
             if wanted == given:
                 fitting.append(variant)
             common = sum(given.get(k) == s for k, s in wanted.items())

@@ -130,11 +130,12 @@ sys.modules["pack"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["pack"])
 from pathlib import Path
 import torch
-from pack.dcae_core import DCAE, hub, plan
+from pack.dcae_core import DCAE, hub
+from pack.dcae_core.engine import memory
 from pack.nodes.vae import DCAEVAE
 vae = DCAEVAE(DCAE.from_file(hub.bundled(), device="cpu", dtype="fp32"))
 for folder in (Path("nothing"), Path({str(tmp_path)!r})):
-    plan.CGROUPS = folder / "cgroup", folder
+    memory.CGROUPS = folder / "cgroup", folder
     vae.encode(torch.rand(1, 1024, 1024, 3))
     print(vae.dcae.last_plan.strips, vae.dcae.last_plan.peak_bytes)
 """

@@ -75,7 +75,7 @@ def model(request, comfyui):
     torch.manual_seed(0)
     variant = VARIANTS[request.param]
     with torch.device("meta"):
-        state = Autoencoder(variant).bfloat16().state_dict()
+        state = Autoencoder(variant.architecture).bfloat16().state_dict()
     state = {key: torch.empty_like(tensor, device="cpu") for key, tensor in state.items()}
     for key, tensor in state.items():
         if tensor.ndim > 1:
@@ -270,7 +270,7 @@ def test_scaling_there_and_back(comfyui, tmp_path):
 @pytest.fixture(scope="module")
 def adaptive(comfyui):
     """A DC-AE 1.5 in models/vae, by shape: its weights are zeros."""
-    expected = keys.expected(VARIANTS["dc-ae-f32c128-1.5"], "original")
+    expected = keys.expected(VARIANTS["dc-ae-f32c128-1.5"].architecture, "original")
     file = comfyui.base / "models" / "vae" / "fifteen.safetensors"
     save_file({k: torch.zeros(s, dtype=torch.float8_e5m2) for k, s in expected.items()}, file)
     yield file.name

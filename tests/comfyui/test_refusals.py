@@ -22,7 +22,7 @@ def strangers(comfyui):
     (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     (folder / "noise.safetensors").write_bytes(np.random.default_rng(0).bytes(4096))
     save_file({"decoder.conv_in.weight": torch.zeros(512, 4, 3, 3)}, folder / "sd.safetensors")
-    in_or_mix = keys.expected(VARIANTS["dc-ae-f32c32-in-1.0"], "original")
+    in_or_mix = keys.expected(VARIANTS["dc-ae-f32c32-in-1.0"].architecture, "original")
     # All zero, so that the size of its latents says nothing.
     save_file({k: torch.zeros(s, dtype=torch.float8_e5m2) for k, s in in_or_mix.items()}, folder / "vae.safetensors")
     yield

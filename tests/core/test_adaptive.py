@@ -13,9 +13,7 @@ from dcae_core.compare.codecs import from_dcae
 from dcae_core.errors import OptionError
 from dcae_core.integrations.diffusers import StreamedAutoencoderDC
 from dcae_core.weights import keys
-
-from .conftest import randomised, streamed
-from .test_plan_and_stream import relative_error
+from tests.core.helpers import randomised, relative_error, streamed
 
 ADAPTIVE = {name: variant for name, variant in VARIANTS.items() if variant.adaptive}
 UNSCALED = VARIANTS["dc-ae-f32c128-1.5"]
@@ -34,7 +32,7 @@ def pair(request) -> tuple[AutoencoderDC, DCAE]:
     variant = VARIANTS[request.param]
     config = {k: v for k, v in variant.diffusers_config().items() if not k.startswith("_")}
     oracle = randomised(lambda: AutoencoderDC(**config))
-    ae = DCAE.from_state_dict(keys.to_original(oracle.state_dict(), variant), device="cpu", dtype="fp32")
+    ae = DCAE.from_state_dict(keys.to_original(oracle.state_dict(), variant.architecture), device="cpu", dtype="fp32")
     assert (ae.variant, ae.layout) == (variant, "original")  # nothing but the keys said so
     return oracle, ae
 
@@ -61,7 +59,7 @@ def test_any_number_of_channels_is_as_with_that_part_of_the_weights(pair):
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_the_published_layout_is_told_from_all_others(name):
-    expected = keys.expected(VARIANTS[name], "original")
+    expected = keys.expected(VARIANTS[name].architecture, "original")
     assert keys.candidates(expected, "x") == ("original", [VARIANTS[name]])
     assert expected["encoder.project_out.op_list.0.conv.weight"] == (128, 1024, 3, 3)
     assert expected["decoder.project_in.conv.weight"] == (1024, 128, 3, 3)

@@ -8,8 +8,7 @@ from diffusers import AutoencoderDC
 from dcae_core import DCAE, VARIANTS, checkpoint
 from dcae_core.weights import keys
 from dcae_core.weights.checkpoint import Checkpoint
-
-from .conftest import randomised, streamed
+from tests.core.helpers import randomised, streamed
 
 PUBLISHED = [name for name, v in VARIANTS.items() if any(repo.endswith("-diffusers") for repo in v.repos)]
 SIDES = {  # height, width: 64 to 384 pixels, none square
@@ -121,6 +120,6 @@ def converted_by_diffusers(file):
 
 def test_the_layouts_differ_for_every_variant():
     for variant in VARIANTS.values():
-        ours, theirs = keys.expected(variant, "diffusers"), keys.expected(variant, "original")
+        ours, theirs = keys.expected(variant.architecture, "diffusers"), keys.expected(variant.architecture, "original")
         assert not set(ours) & set(theirs)
         assert sum(torch.Size(s).numel() for s in ours.values()) == sum(torch.Size(s).numel() for s in theirs.values())

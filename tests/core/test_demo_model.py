@@ -3,27 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from skimage import data
 
 from dcae_core import DCAE, DEMO, images
 from dcae_core.compare.metrics import psnr
+from tests.core.helpers import square
 
 
 @pytest.fixture(scope="module")
 def ae() -> DCAE:
     return DCAE(DEMO, device="cpu", dtype="fp32")
-
-
-def square(name: str) -> torch.Tensor:
-    """A centre square of one of scikit-image's pictures at 512x512, [1, 512, 512, 3] in [0, 1]."""
-    picture = Image.fromarray(getattr(data, name)())
-    side, (width, height) = min(picture.size), picture.size
-    left, top = (width - side) // 2, (height - side) // 2
-    picture = picture.crop((left, top, left + side, top + side))
-    if side != 512:
-        picture = picture.resize((512, 512), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.asarray(picture).astype("float32") / 255)[None]
 
 
 def score(ae: DCAE, picture: torch.Tensor) -> float:

@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, ImageError, LatentError, checkpoint, images
+from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, CheckpointError, ImageError, LatentError, checkpoint, images
 from dcae_core import latents as latent_files
-from dcae_core import plan as planning
 from dcae_core.cli import main
+from dcae_core.engine import execute, memory
 from dcae_core.engine.devices import has_failed
 from dcae_core.files import ASSETS
 from tests import datasets, faults
@@ -97,16 +97,16 @@ def test_libraries_that_say_out_of_memory_in_their_own_words():
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling ...",
         "HIP out of memory",
     ):
-        assert planning.is_out_of_memory(RuntimeError(words))
+        assert memory.is_out_of_memory(RuntimeError(words))
     for words in ("could not create a primitive descriptor for a matmul", "CUDA error: device-side assert triggered"):
-        assert not planning.is_out_of_memory(RuntimeError(words))
+        assert not memory.is_out_of_memory(RuntimeError(words))
 
 
 def test_a_container_that_may_have_less_than_the_machine(tmp_path, monkeypatch):
     """Stand-ins for the files of cgroups, version 2 and 1: this machine's can't be set in a test."""
-    everything = planning.free_bytes(torch.device("cpu"))
+    everything = memory.free_bytes(torch.device("cpu"))
     told = tmp_path / "cgroup"
-    monkeypatch.setattr(planning, "CGROUPS", (told, tmp_path))
+    monkeypatch.setattr(memory, "CGROUPS", (told, tmp_path))
     two = ("memory.max", "memory.current", "inactive_file")
     one = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     for line, folder, names in (
@@ -121,9 +121,9 @@ def test_a_container_that_may_have_less_than_the_machine(tmp_path, monkeypatch):
         (place / names[0]).write_text(f"{3 << 20}\n")
         (place / names[1]).write_text(f"{2 << 20}\n")
         (place / "memory.stat").write_text(f"cache 5\n{names[2]} {1 << 19}\n")
-        assert planning.free_bytes(torch.device("cpu")) == 3 << 19, line
+        assert memory.free_bytes(torch.device("cpu")) == 3 << 19, line
         (place / names[0]).write_text("max\n")
-        assert planning.free_bytes(torch.device("cpu")) == pytest.approx(everything, rel=0.5), line
+        assert memory.free_bytes(torch.device("cpu")) == pytest.approx(everything, rel=0.5), line
 
 
 WRITERS = {
@@ -221,7 +221,7 @@ def test_after_a_cancelled_run_all_is_as_before(dtype):
     ae = DCAE(DEMO, "cpu", dtype)
     x = picture(320, 256)
     z = ae.encode(x)
-    with pytest.raises(planning.BudgetError) as least:
+    with pytest.raises(BudgetError) as least:
         ae.plan("encode", 256, 320, budget=1)
     for _ in range(3):
         with pytest.raises(Cancelled):
@@ -275,14 +275,14 @@ def test_a_device_that_goes_away(tmp_path, monkeypatch, capsys):
     assert has_failed(gone) and has_failed(RuntimeError(said)) and not has_failed(RuntimeError("a bug"))
     for i in (1, 2):
         Image.open(EXAMPLE).crop((0, 0, 64 * i, 64)).save(tmp_path / f"{i}.png")
-    real = DCAE._stream
+    real = execute.run_plan
 
-    def lost(self, half, plan, *arguments):
+    def lost(coder, plan, *arguments):
         if plan.width > 64:
             raise gone
-        return real(self, half, plan, *arguments)
+        return real(coder, plan, *arguments)
 
-    monkeypatch.setattr(DCAE, "_stream", lost)
+    monkeypatch.setattr(execute, "run_plan", lost)
     ae = DCAE(DEMO, "cpu", "fp32")
     with pytest.raises(type(gone)):
         ae.encode(picture(128, 64))

@@ -9,35 +9,42 @@ from diffusers import AutoencoderDC
 from PIL import Image
 from safetensors.torch import save_file
 
-from dcae_core import DCAE, VARIANTS, CheckpointError, DownloadError, find, hub, images, latents, names
+from dcae_core import DCAE, VARIANTS, CheckpointError, DownloadError, find, hub, images, latents, names, plan
+from dcae_core.architecture import Architecture, CoderSpec, Stage
 from dcae_core.batch.decode import rows_of
 from dcae_core.cli import main
 from dcae_core.compare import codecs
 from dcae_core.errors import OptionError
-from dcae_core.variants import Coder, Stage, Variant
+from dcae_core.variants import Variant
 from dcae_core.weights import keys
 from dcae_core.weights.checkpoint import Checkpoint
-
-from .conftest import randomised, streamed
-from .test_plan_and_stream import counted, least, plan, relative_error
+from tests.core.helpers import counted, least, randomised, relative_error, streamed
 
 CPU = ["--device", "cpu", "--dtype", "fp32"]
 
 # What would be written into `variants._table` for each.
+VIT = "EfficientViTBlock"
 SMALL = Variant(
     "dc-ae-f16c16-made-up-2.0",
-    16,
+    Architecture(
+        16,
+        CoderSpec((Stage(16, 1), Stage(32, 1), Stage(32, 2), Stage(64, 1, VIT, (5,)), Stage(64, 1, VIT)), "Conv"),
+        CoderSpec(
+            (Stage(32, 0), Stage(32, 1, norm="batch_norm", act="relu"), *[Stage(32, 1)] * 2, Stage(64, 1, VIT)),
+            "pixel_shuffle",
+        ),
+    ),
     0.71,
-    Coder((Stage(16, 1), Stage(32, 1), Stage(32, 2), Stage(64, 1, "vit", (5,)), Stage(64, 1, "vit")), "conv"),
-    Coder((Stage(32, 0), Stage(32, 1, norm="batch", act="relu"), *[Stage(32, 1)] * 2, Stage(64, 1, "vit")), "shuffle"),
     ("someone/dc-ae-f16c16-made-up-2.0-diffusers", "someone/made-up"),
 )
 FEWER = Variant(
     "dc-ae-f8c64-made-up-2.5",
-    64,
+    Architecture(
+        64,
+        CoderSpec(tuple(Stage(32, n) for n in (0, 1, 2, 1)), "pixel_unshuffle", shortcut=False),
+        CoderSpec(tuple(Stage(32, n) for n in (1, 1, 2, 1)), "interpolate", shortcut=False, conv_act="silu"),
+    ),
     None,
-    Coder(tuple(Stage(32, n) for n in (0, 1, 2, 1)), "unshuffle", shortcut=False),
-    Coder(tuple(Stage(32, n) for n in (1, 1, 2, 1)), "interpolate", shortcut=False, out_act="silu"),
     adaptive=(8, 32),
 )
 TWIN = dataclasses.replace(SMALL, name="dc-ae-f16c16-other-2.0", scaling_factor=0.6)
@@ -58,7 +65,7 @@ def oracle(variant) -> AutoencoderDC:
 @pytest.fixture
 def files(variant, oracle, tmp_path) -> dict[str, Path]:
     """In each layout a file whose name and metadata say nothing."""
-    state = {"diffusers": oracle.state_dict(), "original": keys.to_original(oracle.state_dict(), variant)}
+    state = {"diffusers": oracle.state_dict(), "original": keys.to_original(oracle.state_dict(), variant.architecture)}
     for layout in keys.LAYOUTS:
         save_file({k: t.contiguous() for k, t in state[layout].items()}, tmp_path / f"{layout}.safetensors")
     return {layout: tmp_path / f"{layout}.safetensors" for layout in keys.LAYOUTS}
@@ -90,7 +97,7 @@ def test_its_memory_is_planned(variant, direction):
     for channels in (None, *variant.adaptive):
         low = least(variant, direction, 96, 80, ae.dtype, channels=channels)
         for budget in (None, low, 2 * low):
-            made = plan.make(variant, direction, 96, 80, 1, budget, ae.dtype, channels=channels)
+            made = plan.make(variant.architecture, direction, 96, 80, 1, budget, ae.dtype, channels=channels)
             assert 0.85 * made.peak_bytes <= counted(ae, made) <= made.peak_bytes <= (budget or made.peak_bytes)
 
 
@@ -179,21 +186,43 @@ def test_a_whole_data_set(variant, files, tmp_path, capsys):
     ("change", "says"),
     [
         ({"latent_channels": 24}, r"encoder: .* 64 to be a multiple of 24; decoder: .* 64"),
-        ({"adaptive": (8,)}, "fewer channels are for coders without a shortcut"),
-        ({"decoder": FEWER.decoder}, "as many stages"),
-        ({"encoder": Coder((Stage(6, 1), *SMALL.encoder.stages[1:]), "conv")}, "four times 6 to .* of 32"),
-        ({"encoder": Coder((Stage(5, 1), Stage(10, 1), *[Stage(10, 1)] * 3), "unshuffle", False)}, "10 to .* of 4"),
+        ({"decoder": FEWER.architecture.decoder}, "as many stages"),
+        ({"encoder": CoderSpec((Stage(6, 1), *[Stage(32, 1)] * 4), "Conv", False)}, "four times 6 to .* of 32"),
+        (
+            {"encoder": CoderSpec((Stage(5, 1), Stage(10, 1), *[Stage(10, 1)] * 3), "pixel_unshuffle", False)},
+            "10 to .* of 4",
+        ),
     ],
 )
 def test_numbers_that_do_not_go_together_are_said(change, says):
-    with pytest.raises(OptionError, match=f"{SMALL.name} can't be: .*{says}"):
-        dataclasses.replace(SMALL, **change)
+    with pytest.raises(OptionError, match=f"f16c[0-9]+ is impossible: .*{says}"):
+        dataclasses.replace(SMALL.architecture, **change)
+
+
+def test_fewer_channels_need_a_network_without_shortcuts():
+    with pytest.raises(OptionError, match=f"{SMALL.name} is impossible: .* without a shortcut"):
+        dataclasses.replace(SMALL, adaptive=(8,))
+
+
+def test_a_variant_outside_the_table():
+    """Is planned and run like the others."""
+    ae = DCAE.empty(SMALL, device="cpu", dtype="fp32")
+    assert SMALL.name not in VARIANTS
+    for tensor in (*ae.model.parameters(), *ae.model.buffers()):
+        torch.nn.init.constant_(tensor, 0.01)
+    x = torch.rand(1, 3, 96, 80) * 2 - 1
+    assert ae.plan("encode", 96, 80).whole and ae.plan("decode", 96, 80).whole
+    z = ae.encode(x)
+    y = ae.decode(z)
+    assert (z.shape, y.shape) == ((1, 16, 6, 5), x.shape)
+    assert relative_error(streamed(ae, "encode", x), z) <= 1e-5
+    assert relative_error(streamed(ae, "decode", z), y) <= 1e-5
 
 
 def test_one_with_the_keys_and_shapes_of_another_is_told_by_its_name(monkeypatch, tmp_path):
     for one in (SMALL, TWIN):
         monkeypatch.setitem(VARIANTS, one.name, one)
-    state = {k: torch.zeros(s) for k, s in keys.expected(TWIN, "original").items()}
+    state = {k: torch.zeros(s) for k, s in keys.expected(TWIN.architecture, "original").items()}
     for name in (SMALL.name, TWIN.name, "unnamed"):
         save_file(state, tmp_path / f"{name}.safetensors")
         found = Checkpoint(tmp_path / f"{name}.safetensors")

@@ -89,7 +89,7 @@ def good(raw: torch.Tensor, size: tuple[int, int] | None, variant) -> None:
     shape = list(raw.shape)
     if raw.ndim != 4 or not raw.numel() or raw.dtype != torch.float32 or not raw.isfinite().all():
         raise Broken(f"latents {raw.dtype} of shape {shape}, finite: {bool(raw.isfinite().all())}")
-    if variant is not None and not variant.takes(shape[1]):
+    if variant is not None and not variant.accepts(shape[1]):
         raise Broken(f"{shape[1]} channels, said to be of {variant.name}")
     fits = size is None or variant is None or list(Fit(*size, variant.spatial_ratio).latent) == shape[2:]
     if not fits or (size is not None and min(size) < 1):

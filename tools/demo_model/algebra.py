@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from dcae_core.model import (
     Autoencoder,
     Decoder,
-    Down,
+    DownBlock,
     Encoder,
-    GLUConv,
+    GLUMBConv,
     LinearAttention,
     ResBlock,
-    Up,
+    UpBlock,
     average,
     duplicate,
 )
@@ -34,19 +34,19 @@ OPEN = 3.0  # bias of the last norm: keeps the ReLU behind it open
 def switch_off_branches(model: nn.Module) -> None:
     """Every residual block passes its input through; its last gain is zero, to be raised by training."""
     for module in model.modules():
-        if isinstance(module, ResBlock | GLUConv):
+        if isinstance(module, ResBlock | GLUMBConv):
             nn.init.zeros_(module.norm.weight)
         elif isinstance(module, LinearAttention):
             nn.init.zeros_(module.norm_out.weight)
 
 
 def encoder_features(encoder: Encoder, x: Tensor) -> list[Tensor]:
-    """What comes out of each stage's blocks, before its Down; the empty full-resolution stage gives `x` itself."""
+    """What comes out of each stage's blocks, before its DownBlock; the empty full-resolution stage gives `x` itself."""
     features = [x]
     x = encoder.conv_in(x)
     for blocks in encoder.down_blocks[1:]:
         for block in blocks:
-            if isinstance(block, Down):
+            if isinstance(block, DownBlock):
                 features.append(x)
             x = block(x)
     return [*features, x]
@@ -54,12 +54,12 @@ def encoder_features(encoder: Encoder, x: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def fit_encoder(encoder: Encoder, crops: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """Each Down takes the leading principal components of the 2x2 pixels before it, and whitens them.
+    """Each DownBlock takes the leading principal components of the 2x2 pixels before it, and whitens them.
 
     Returns, for each stage after the picture's, the gains of its leading channels: divided by them, these channels
     are orthonormal coordinates of the picture.
     """
-    downs = [encoder.conv_in] + [b for blocks in encoder.down_blocks for b in blocks if isinstance(b, Down)]
+    downs = [encoder.conv_in] + [b for blocks in encoder.down_blocks for b in blocks if isinstance(b, DownBlock)]
     coordinates = crops  # orthonormal, so a squared error in them is a squared error in the picture
     gains = torch.ones(crops.shape[1])  # feature = gain * coordinate, for the channels that hold coordinates
     all_gains = []
@@ -158,7 +158,7 @@ def _fit_last(decoder: Decoder, x: Tensor, pictures: Tensor, generator: torch.Ge
     decoder.norm_out.weight.fill_(1)
     decoder.norm_out.bias.fill_(OPEN)
     x = decoder.act(decoder.norm_out(x))
-    last: Up = decoder.conv_out
+    last: UpBlock = decoder.conv_out
     nothing = torch.zeros(last.conv.out_channels, last.conv.in_channels)
     _fit(last.conv, x, F.pixel_unshuffle(pictures, 2), nothing, generator)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dcae_core.model import Autoencoder, Down, Up, average, duplicate
+from dcae_core.model import Autoencoder, DownBlock, UpBlock, average, duplicate
 
 from .algebra import encoder_features, fit_outer_decoder
 from .losses import root_mean_square, unlikeness
@@ -61,13 +61,13 @@ class Ema:
 
 def skeleton(model: Autoencoder) -> set[int]:
     """The ids of the parameters that the algebra sets: all convolutions outside residual blocks, and the last norm."""
-    modules = [m for m in model.modules() if isinstance(m, Down | Up)]
+    modules = [m for m in model.modules() if isinstance(m, DownBlock | UpBlock)]
     modules += [model.encoder.conv_out, model.decoder.conv_in, model.decoder.norm_out]
     return {id(p) for m in modules for p in m.parameters()}
 
 
 def core_modules(model: Autoencoder) -> list[nn.Module]:
-    """From the Down that halves an eighth of the resolution to the Up that gets there again."""
+    """From the DownBlock that halves an eighth of the resolution to the UpBlock that gets there again."""
     encoder, decoder = model.encoder, model.decoder
     down = [encoder.down_blocks[3][-1], encoder.down_blocks[4], encoder.down_blocks[5], encoder.conv_out]
     return [*down, decoder.conv_in, decoder.up_blocks[5], decoder.up_blocks[4], decoder.up_blocks[3][0]]

@@ -1,4 +1,5 @@
-"""What happens to maps between the products, in few passes over them: `kernels` on GPUs that run Triton, else torch.
+"""What happens to maps between the products, in few passes over them: `triton_kernels` on GPUs that run Triton, else
+torch.
 
 Maps are [B, C, H, W], channels-last.
 """
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import model
+from ..target import Target
 from . import winograd
 
 __all__ = [
@@ -22,7 +24,8 @@ __all__ = [
     "conv3",
     "conv3_scratch",
     "depth_gate",
-    "norm_size",
+    "norm_bytes",
+    "norm_scratch",
     "normalise",
     "silu_into",
 ]
@@ -33,15 +36,14 @@ log = logging.getLogger(__name__)
 def conv3(window: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
     """A 3x3 convolution, padded with `pad` rows of zeros above and below and a column left and right."""
     rows = window.shape[2] + 2 * pad - 2
-    on_cpu = window.device.type in ("cpu", "meta")  # meta: so that what is counted there is what a CPU does
-    if on_cpu and window.dtype == torch.float32 and winograd.pays(weight, rows, window.shape[3]):
+    if winograd.pays(weight, rows, window.shape[3], Target(window.dtype, window.device.type)):
         return winograd.conv(window, weight, bias, pad)
     return F.conv2d(window, weight, bias, padding=(pad, 1))
 
 
-def conv3_scratch(weight: Tensor, rows: int, width: int, size: int) -> int:
-    """Bytes that `conv3` allocates at most beside its result; `size` of an element in bytes."""
-    return winograd.scratch(weight, rows, width) if size == 4 else 0
+def conv3_scratch(weight: Tensor, rows: int, width: int, on: Target) -> int:
+    """Bytes that `conv3` allocates at most beside its result of so many rows and columns."""
+    return winograd.scratch(weight, rows, width) if winograd.pays(weight, rows, width, on) else 0
 
 
 def normalise(norm: nn.Module, y: Tensor) -> Tensor:
@@ -59,9 +61,14 @@ def normalise(norm: nn.Module, y: Tensor) -> Tensor:
     return y.mul_(scale[:, None, None]).add_(shift[:, None, None]).to(dtype)
 
 
-def norm_size(norm: nn.Module, size: int) -> int:
-    """Bytes an element that `normalise` holds at most, its argument included; `size` of an element in bytes."""
-    return size if size == 4 or isinstance(norm, nn.Identity) else 2 * size + 4
+def norm_bytes(norm: nn.Module, on: Target) -> int:
+    """Bytes an element that `normalise` holds at most, its argument included."""
+    return on.size if on.size == 4 or isinstance(norm, nn.Identity) else 2 * on.size + 4
+
+
+def norm_scratch(norm: nn.Module, channels: int, pixels: int, on: Target) -> int:
+    """Bytes that `normalise` holds at most for so many pixels, its argument included."""
+    return pixels * (channels * norm_bytes(norm, on) + 8)
 
 
 def add_norm(norm: nn.Module, y: Tensor, x: Tensor, out: Tensor) -> Tensor:

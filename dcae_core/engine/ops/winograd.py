@@ -15,35 +15,36 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-__all__ = ["conv", "pays", "scratch", "switched"]
+from ..target import Target
+
+__all__ = ["conv", "disabled", "pays", "scratch"]
 
 TILES = 256  # 2x2 pixels at a time, so that they stay in the processor's cache
 LEAST_CHANNELS, LEAST_PIXELS = 64, 2048  # below, transforming costs what multiplying saves
 
 
-_on = ContextVar("dcae_core.winograd", default=True)
+_enabled = ContextVar("dcae_core.winograd", default=True)
 
 
 @contextmanager
-def switched(on: bool) -> Iterator[None]:
-    """Within it, `pays` says no, whatever is asked, if not `on`."""
-    token = _on.set(on)
+def disabled() -> Iterator[None]:
+    """Within it, `pays` is False."""
+    token = _enabled.set(False)
     try:
         yield
     finally:
-        _on.reset(token)
+        _enabled.reset(token)
 
 
-def pays(weight: Tensor, rows: int, width: int) -> bool:
-    """Is it worth it for a result of so many rows and columns?"""
-    enough = min(weight.shape[:2]) >= LEAST_CHANNELS and rows > 1 and rows * width >= LEAST_PIXELS
-    return enough and width % 2 == 0 and _on.get()
+def pays(weight: Tensor, rows: int, width: int, on: Target) -> bool:
+    """Is it worth it for a result of so many rows and columns? Meta tensors are taken for a CPU's, so that what is
+    counted there is what a CPU does."""
+    suits = on.dtype == torch.float32 and on.device in ("cpu", "meta") and width % 2 == 0 and _enabled.get()
+    return suits and min(weight.shape[:2]) >= LEAST_CHANNELS and rows > 1 and rows * width >= LEAST_PIXELS
 
 
 def scratch(weight: Tensor, rows: int, width: int) -> int:
-    """Bytes that `conv` allocates at most beside its result, where it pays."""
-    if not pays(weight, rows, width):
-        return 0
+    """Bytes that `conv` allocates at most beside its result of so many rows and columns."""
     outputs, inputs = weight.shape[:2]
     high, wide = blocks(rows, width)
     tiles = high * wide * (24 * inputs + 24 * outputs) + 8 * high * inputs

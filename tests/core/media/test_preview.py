@@ -13,7 +13,7 @@ from skimage import data
 from dcae_core import DCAE, DEMO, LatentError, find, hub, images, preview
 from dcae_core.compare.metrics import psnr
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "fit_preview.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "tools" / "fit_preview.py"
 EXAMPLE = hub.bundled().with_name("example.jpg")
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, LatentError, checkpoint, hub, images, latents
 from dcae_core.cli import main
-from dcae_core.engine import coder as fast
+from dcae_core.engine.coder import InferenceAutoencoder
 from dcae_core.engine.live_bytes import LiveBytes
 from dcae_core.files import atomic_write
 from dcae_core.model import Autoencoder
@@ -256,10 +256,10 @@ def test_floats_of_eight_bits_beside_others(tmp_path, small_state, eight, narrow
 
 
 def test_weights_as_they_were_and_as_they_run_never_both_exist_whole():
-    original = Autoencoder(VARIANTS[DEMO])
+    original = Autoencoder(VARIANTS[DEMO].architecture)
     total = sum(p.nbytes for p in original.parameters())
     with LiveBytes(original.parameters()) as count:
-        running = fast.Autoencoder(copy.deepcopy(original))
+        running = InferenceAutoencoder(copy.deepcopy(original))
     assert count.now <= 1.01 * total
     assert count.peak <= 1.2 * total
     assert running.decoder(torch.rand(1, 32, 1, 1)).isfinite().all()

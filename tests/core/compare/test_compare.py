@@ -17,8 +17,7 @@ from dcae_core.cli import main
 from dcae_core.compare import codecs, pictures, run, sheet
 from dcae_core.compare.run import Column, Comparison, Row, measure, resized
 from dcae_core.errors import DCAEError
-
-from .vaes import CLASSES, CPU, EXAMPLE, demo, made_up, photograph
+from tests.core.compare.vaes import CLASSES, CPU, EXAMPLE, demo, made_up, photograph
 
 pytestmark = pytest.mark.usefixtures("nothing_else_here")
 

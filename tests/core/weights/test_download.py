@@ -16,8 +16,7 @@ from dcae_core import DCAE, VARIANTS, CheckpointError, DownloadError, hub
 from dcae_core.weights import download as transfer
 from dcae_core.weights.checkpoint import is_dcae
 from tests import faults
-
-from .standin_hub import StandinHub
+from tests.core.standin_hub import StandinHub
 
 NAME = "dc-ae-f32c32-sana-1.0"
 REPO = VARIANTS[NAME].repos[0]
@@ -323,7 +322,7 @@ def test_a_partial_file_is_never_taken_for_a_model(download, tmp_path):
 
 def sdnext_names():
     """The list of SD.Next's dropdown, which needs nothing of SD.Next."""
-    path = Path(__file__).parents[2] / "scripts" / "dcae_sdnext" / "names.py"
+    path = Path(__file__).parents[3] / "scripts" / "dcae_sdnext" / "names.py"
     spec = importlib.util.spec_from_file_location("dcae_sdnext_names", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -6,36 +6,17 @@ import random
 import pytest
 import torch
 
-from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, hub, images, plan
+from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, images, plan
 from dcae_core.compare.metrics import psnr
-from dcae_core.engine import sweeps as stream
+from dcae_core.engine import execute, memory, sweeps
 from dcae_core.engine.live_bytes import LiveBytes
 from dcae_core.errors import OptionError
-
-from .conftest import streamed
-from .test_demo_model import square
+from tests.core.helpers import counted, least, photograph, relative_error, square, streamed
 
 
 @pytest.fixture(scope="module")
 def ae() -> DCAE:
     return DCAE(DEMO, device="cpu", dtype="fp32")
-
-
-def least(variant, direction: str, height: int, width: int, dtype=torch.float32, batch: int = 1, **options) -> int:
-    """The smallest budget that works."""
-    with pytest.raises(BudgetError) as error:
-        plan.make(variant, direction, height, width, batch, 1, dtype, **options)
-    return error.value.needed
-
-
-def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
-    assert a.shape == b.shape
-    return ((a - b).norm() / b.norm()).item()
-
-
-def photograph(height: int, width: int, left: int = 100) -> torch.Tensor:
-    """A part of the bundled photograph, [1, 3, height, width] in [-1, 1]."""
-    return images.from_host(images.read(hub.bundled().with_name("example.jpg")))[:, :, :height, left : left + width]
 
 
 SIZES = [(32, 32), (32, 640), (640, 32), (96, 160), (544, 96)]  # one latent row, panoramas, half strips at the end
@@ -79,21 +60,6 @@ def test_a_photograph_in_bf16_keeps_its_pixels():
     assert psnr(images.to_host(decoded), images.to_host(y)) >= 55
 
 
-def counted(ae: DCAE, made: plan.Plan) -> int:
-    """Peak bytes of a run on meta tensors, input and output included."""
-    half = ae.model.encoder if made.direction == "encode" else ae.model.decoder
-    with LiveBytes([*half.parameters(), *half.buffers()]) as count:
-        if made.direction == "encode":
-            x = torch.empty(made.batch, 3, made.height, made.width, device="meta", dtype=ae.dtype)
-        else:
-            side = ae.spatial_ratio
-            shape = (made.batch, made.channels, made.height // side, made.width // side)
-            x = torch.empty(shape, device="meta", dtype=ae.dtype)
-        with torch.no_grad():
-            ae._stream(half, made, x)
-    return count.peak
-
-
 @pytest.mark.parametrize("seed", range(30))
 def test_the_plan_says_what_is_counted(seed):
     chance = random.Random(seed)
@@ -103,9 +69,9 @@ def test_the_plan_says_what_is_counted(seed):
     height, width = f * chance.randint(1, 900 // f), f * chance.randint(1, 1600 // f)
     fewer = {"channels": chance.choice([None, *variant.adaptive])}
     low = least(variant, direction, height, width, ae.dtype, **fewer)
-    high = plan.make(variant, direction, height, width, 1, None, ae.dtype, **fewer).peak_bytes
+    high = plan.make(variant.architecture, direction, height, width, 1, None, ae.dtype, **fewer).peak_bytes
     budget = int(low * max(1, 1.1 * high / low) ** chance.random())
-    made = plan.make(variant, direction, height, width, 1, budget, ae.dtype, **fewer)
+    made = plan.make(variant.architecture, direction, height, width, 1, budget, ae.dtype, **fewer)
     count = counted(ae, made)
     assert count <= made.peak_bytes <= budget, made
     assert count >= 0.85 * made.peak_bytes, made
@@ -116,7 +82,7 @@ def test_whole_runs_are_counted_too(batch):
     for name in ("dc-ae-f32c32-mix-1.0", "dc-ae-f32c32-sana-1.0", "dc-ae-lite-f32c32-sana-1.1", "dc-ae-f32c128-1.5"):
         ae = DCAE.empty(name, device="meta", dtype="bf16")
         for direction in plan.DIRECTIONS:
-            made = plan.make(ae.variant, direction, 320, 256, batch, None, ae.dtype)
+            made = plan.make(ae.variant.architecture, direction, 320, 256, batch, None, ae.dtype)
             assert made.whole
             assert made.together == batch
             assert 0.85 * made.peak_bytes <= counted(ae, made) <= made.peak_bytes
@@ -125,11 +91,12 @@ def test_whole_runs_are_counted_too(batch):
 @pytest.mark.parametrize("batch", [5, 64])
 def test_whole_runs_in_several_parts_hold_their_output_once(batch):
     ae = DCAE.empty(DEMO, device="meta", dtype="bf16")
-    each = plan.make(ae.variant, "decode", 64, 64, 2, None, ae.dtype).peak_bytes
+    each = plan.make(ae.variant.architecture, "decode", 64, 64, 2, None, ae.dtype).peak_bytes
     budget = (
-        plan.make(ae.variant, "decode", 64, 64, batch, None, ae.dtype).peak_bytes // batch * (batch - 2) + each // 4
+        plan.make(ae.variant.architecture, "decode", 64, 64, batch, None, ae.dtype).peak_bytes // batch * (batch - 2)
+        + each // 4
     )
-    made = plan.make(ae.variant, "decode", 64, 64, batch, budget, ae.dtype)
+    made = plan.make(ae.variant.architecture, "decode", 64, 64, batch, budget, ae.dtype)
     assert made.whole
     assert 1 <= made.together < batch
     assert 0.85 * made.peak_bytes <= counted(ae, made) <= made.peak_bytes <= budget
@@ -156,7 +123,7 @@ FIGURES = [  # variant, direction, side, GiB of activations in bf16
 
 @pytest.mark.parametrize(("name", "direction", "side", "gib"), FIGURES)
 def test_promised_budgets(name, direction, side, gib):
-    made = plan.make(VARIANTS[name], direction, side, side, 1, int(gib * 2**30), torch.bfloat16)
+    made = plan.make(VARIANTS[name].architecture, direction, side, side, 1, int(gib * 2**30), torch.bfloat16)
     assert not made.whole
     assert made.peak_bytes <= gib * 2**30
 
@@ -184,13 +151,13 @@ def test_too_small_a_budget_names_the_one_that_works(ae):
     [("4GiB", 4 << 30), ("800 MB", 800_000_000), ("1.5g", 1_500_000_000), (7, 7), ("512mib", 512 << 20)],
 )
 def test_budgets_as_people_write_them(text, count):
-    assert plan.parse_bytes(text) == count
+    assert memory.parse_bytes(text) == count
 
 
 @pytest.mark.parametrize("text", ["much", "4 apples", "-1", 0, "0", ""])
 def test_budgets_that_make_no_sense(text):
     with pytest.raises(OptionError):
-        plan.parse_bytes(text)
+        memory.parse_bytes(text)
 
 
 def test_progress_is_told_and_may_stop_the_run(ae):
@@ -224,28 +191,28 @@ def test_progress_is_told_and_may_stop_the_run(ae):
 def test_out_of_memory_is_met_with_a_smaller_plan(ae, monkeypatch, caplog):
     x = photograph(640, 512)
     z = ae.encode(x)
-    real, budgets = stream.run, []
+    real, budgets = sweeps.run, []
 
-    def tight(half, source, out, rows, tick):
+    def tight(coder, source, out, rows, on_strip):
         budgets.append(rows)
         if len(budgets) < 2:
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
-        real(half, source, out, rows, tick)
+        real(coder, source, out, rows, on_strip)
 
-    monkeypatch.setattr(stream, "run", tight)
-    monkeypatch.setattr(ae, "_whole", lambda *args: pytest.fail("not whole"))
+    monkeypatch.setattr(sweeps, "run", tight)
+    monkeypatch.setattr(execute, "_whole", lambda *args: pytest.fail("not whole"))
     budget = least(ae.variant, "encode", 640, 512) * 3
     assert not ae.plan("encode", 640, 512, budget=budget).whole
     assert relative_error(ae.encode(x, budget=budget), z) <= 1e-5
     assert budgets[1] < budgets[0]
     assert "Trying again with less" in caplog.text
 
-    monkeypatch.setattr(stream, "run", lambda *args: (_ for _ in ()).throw(MemoryError("pretended")))
+    monkeypatch.setattr(sweeps, "run", lambda *args: (_ for _ in ()).throw(MemoryError("pretended")))
     with pytest.raises(BudgetError, match=r"Memory ran out [0-9] times on cpu"):
         ae.encode(x, budget=budget)
 
 
 def test_other_errors_are_not_taken_for_out_of_memory(ae, monkeypatch):
-    monkeypatch.setattr(stream, "run", lambda *args: (_ for _ in ()).throw(RuntimeError("a bug")))
+    monkeypatch.setattr(sweeps, "run", lambda *args: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         ae.encode(torch.zeros(1, 3, 512, 512), budget=least(ae.variant, "encode", 512, 512))

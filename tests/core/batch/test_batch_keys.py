@@ -27,8 +27,7 @@ from dcae_core.batch.shards import Row
 from dcae_core.batch.sources import Item, Unreadable
 from dcae_core.cli import main
 from tests import datasets
-
-from .test_batch import FP32, done, encoded, rows, skipped
+from tests.datasets import FP32, done, encoded, rows, skipped
 
 
 def test_keys_of_strangers_stay_in_the_folder(tmp_path):

@@ -24,7 +24,9 @@ def ambiguous(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(
-            {k: torch.empty(s, dtype=torch.float8_e5m2) for k, s in keys.expected(IN, layout).items()}, path, metadata
+            {k: torch.empty(s, dtype=torch.float8_e5m2) for k, s in keys.expected(IN.architecture, layout).items()},
+            path,
+            metadata,
         )
         if config is not None:
             (path.parent / "config.json").write_text(json.dumps(config))
@@ -112,7 +114,7 @@ def test_variant_names_as_people_write_them():
 @pytest.mark.parametrize("layout", keys.LAYOUTS)
 @pytest.mark.parametrize("prefix", ["", "vae.", "first_stage_model."])
 def test_state_dicts_of_both_layouts_with_and_without_prefix(small_state, layout, prefix):
-    state = keys.to_original(small_state, VARIANTS[DEMO]) if layout == "original" else small_state
+    state = keys.to_original(small_state, VARIANTS[DEMO].architecture) if layout == "original" else small_state
     state = {prefix + k: t for k, t in state.items()}
     if prefix:
         state["model.diffusion_model.unrelated"] = torch.zeros(3)  # a whole pipeline's checkpoint
@@ -139,12 +141,16 @@ def test_strict_about_missing_unexpected_and_misshapen_tensors(small_state):
 
 def test_batch_norm_counters_may_be_left_out():
     variant = VARIANTS["dc-ae-f32c32-in-1.0"]
-    shapes = {k: s for k, s in keys.expected(variant, "original").items() if not k.endswith("num_batches_tracked")}
+    shapes = {
+        k: s
+        for k, s in keys.expected(variant.architecture, "original").items()
+        if not k.endswith("num_batches_tracked")
+    }
     layout, fits = keys.candidates(shapes, "x")
     assert layout == "original"
     assert variant in fits
     state = checkpoint.complete({k: torch.empty(s, device="meta") for k, s in shapes.items()}, layout, variant)
-    assert {k: tuple(t.shape) for k, t in state.items()} == keys.expected(variant, "diffusers")
+    assert {k: tuple(t.shape) for k, t in state.items()} == keys.expected(variant.architecture, "diffusers")
 
 
 @pytest.fixture

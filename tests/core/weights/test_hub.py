@@ -9,8 +9,7 @@ import sys
 import pytest
 
 from dcae_core import VARIANTS, DownloadError, hub
-
-from .standin_hub import COMMIT, StandinHub
+from tests.core.standin_hub import COMMIT, StandinHub
 
 NAME = "dc-ae-f32c32-sana-1.0"
 REPO = VARIANTS[NAME].repos[0]

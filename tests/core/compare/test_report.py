@@ -17,8 +17,7 @@ from dcae_core.compare import sheet, text
 from dcae_core.compare.page import write_page
 from dcae_core.compare.run import Cell, Column, Comparison, Row
 from tests.chromium import chromium
-
-from .vaes import CPU, photograph
+from tests.core.compare.vaes import CPU, photograph
 
 pytestmark = pytest.mark.usefixtures("nothing_else_here")
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, __version__, hub, images, latents, plan
 from dcae_core.cli import main
 from dcae_core.compare.metrics import psnr
+from dcae_core.engine import memory
 from dcae_core.files import ASSETS
 from dcae_core.weights.checkpoint import Checkpoint
 
@@ -201,7 +202,7 @@ def test_the_version_and_the_commands(capsys):
 
 def test_the_table_in_the_readme():
     """GiB that a picture needs at the least, and whole."""
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
     table = text[text.index("| picture | f32c32 encode") :].split("\n\n")[0].splitlines()[2:]
     names = ("dc-ae-f32c32-mix-1.0", "dc-ae-f32c32-sana-1.0")
     halves = [(VARIANTS[name], direction) for name in names for direction in plan.DIRECTIONS]
@@ -211,9 +212,11 @@ def test_the_table_in_the_readme():
         side = int(side.split("x")[0])
         for (variant, direction), given in zip(halves, told[:4], strict=True):
             with pytest.raises(BudgetError) as error:
-                plan.make(variant, direction, side, side, 1, 1)
-            assert given == plan.rounded_up(error.value.needed)
-        whole = [plan.make(variant, direction, side, side).peak_bytes / 2**30 for variant, direction in halves]
+                plan.make(variant.architecture, direction, side, side, 1, 1)
+            assert given == memory.format_gib(error.value.needed)
+        whole = [
+            plan.make(variant.architecture, direction, side, side).peak_bytes / 2**30 for variant, direction in halves
+        ]
         assert told[4] == f"{min(whole):.1f} to {max(whole):.1f}"
 
 
@@ -255,7 +258,7 @@ def test_names_that_no_terminal_takes(picture, tmp_path, monkeypatch):
 
 
 def strict_utf8() -> dict[str, str]:
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     return {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
 
 

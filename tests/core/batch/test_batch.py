@@ -19,16 +19,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dcae_core import DCAE, DEMO, DCAEError, images
-from dcae_core.batch import decode as decoding
-from dcae_core.batch import local, run
+from dcae_core.batch import local
 from dcae_core.batch.encode import Batcher, Encoder, Options, job_of, open_model
 from dcae_core.batch.prepare import Geometry, Ready, prepare
 from dcae_core.batch.sources import Item, Unreadable
 from dcae_core.cli import main
 from dcae_core.compare.metrics import psnr
 from tests import datasets
-
-FP32 = {"device": "cpu", "dtype": "fp32", "store": "fp16"}
+from tests.datasets import FP32, done, encoded, rows, skipped
 
 
 @pytest.fixture(scope="module")
@@ -40,25 +38,6 @@ def folder(tmp_path_factory) -> Path:
     datasets.bad_ones(made / "bad", 2)
     (made / "readme.txt").write_text("not a picture")
     return made
-
-
-def encoded(source: Path, target: Path, **options) -> dict[str, object]:
-    """Rows by their keys, which must be unique, after a run of the local engine with one worker."""
-    given = {"size": (64, 64), "part_size": 16, **FP32, **options}
-    run.encode(Options(str(source), str(target), DEMO, **given), workers=1)
-    return rows(target)
-
-
-def rows(target: Path) -> dict[str, object]:
-    found = [row for row, _ in decoding.rows_of(str(target))]
-    by_key = {row.key: row for row in found}
-    assert len(by_key) == len(found), "a source is there twice"
-    return by_key
-
-
-def skipped(target: Path) -> dict[str, str]:
-    lines = (target / "skipped.jsonl").read_text().splitlines()
-    return {one["key"]: one["reason"] for one in map(json.loads, lines)}
 
 
 def same(a: dict, b: dict) -> bool:
@@ -225,10 +204,6 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_is_there_twice(tmp_pat
         time.sleep(0.2)
 
 
-def done(target: Path) -> list[Path]:
-    return list((target / "done").glob("*.json"))
-
-
 def test_a_worker_that_dies_costs_nothing(folder, tmp_path):
     options = Options(str(folder), str(tmp_path / "out"), DEMO, size=(64, 64), part_size=4, batch=2, **FP32)
     ae = open_model(options)
@@ -341,6 +316,6 @@ def test_ray_gives_the_same_rows(folder, tmp_path):
         "run.encode(options, 'ray', actors=2)"
     )
     command = [sys.executable, "-c", script, folder, tmp_path / "ray"]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[3])
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert same(rows(tmp_path / "ray"), wanted) and skipped(tmp_path / "ray") == skipped(tmp_path / "local")

@@ -15,7 +15,9 @@ pytest.importorskip("triton", reason="Triton has no package for this system")
 SCRIPT = """
 import torch
 from torch import nn
-from dcae_core import fused, kernels, model
+from dcae_core import model
+from dcae_core.engine.ops import fused
+from dcae_core.engine.ops import triton_kernels as kernels
 
 torch.manual_seed(0)
 

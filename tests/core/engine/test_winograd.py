@@ -6,8 +6,10 @@ from torch.nn import functional as F
 
 from dcae_core.engine.live_bytes import LiveBytes
 from dcae_core.engine.ops import winograd
+from dcae_core.engine.target import Target
+from tests.core.helpers import relative_error
 
-from .test_plan_and_stream import relative_error
+FP32 = Target(torch.float32)
 
 
 @pytest.mark.parametrize("pad", [0, 1])
@@ -40,11 +42,12 @@ def test_scratch_is_what_is_counted(inputs, outputs, rows, width):
 
 def test_it_pays_where_there_is_enough_to_do():
     wide, narrow = torch.empty(256, 256, 3, 3, device="meta"), torch.empty(3, 128, 3, 3, device="meta")
-    assert winograd.pays(wide, 32, 64)
-    assert not winograd.pays(wide, 31, 64)
-    assert not winograd.pays(wide, 100, 101)
-    assert not winograd.pays(narrow, 512, 512)
-    with winograd.switched(False):
-        assert not winograd.pays(wide, 32, 64)
-        assert winograd.scratch(wide, 32, 64) == 0
-    assert winograd.pays(wide, 32, 64)
+    assert winograd.pays(wide, 32, 64, FP32)
+    assert not winograd.pays(wide, 31, 64, FP32)
+    assert not winograd.pays(wide, 100, 101, FP32)
+    assert not winograd.pays(narrow, 512, 512, FP32)
+    with winograd.disabled():
+        assert not winograd.pays(wide, 32, 64, FP32)
+    for elsewhere in (Target(torch.bfloat16), Target(torch.float32, "cuda")):
+        assert not winograd.pays(wide, 32, 64, elsewhere)
+    assert winograd.pays(wide, 32, 64, FP32)

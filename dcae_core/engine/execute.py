@@ -1,0 +1,189 @@
+"""Carrying out a plan: whole or in strips; in less memory where it runs out; in fp32 where fp16 overflows."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from ..errors import BudgetError
+from ..media import images
+from ..media.nonfinite import NonFiniteError, explain_nonfinite, require_finite
+from ..media.sizes import Fit
+from . import memory, sweeps
+from .coder import InferenceCoder
+from .plan import Plan
+
+__all__ = ["Progress", "run", "run_plan", "run_with_retries", "without_autocast"]
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]
+TRIES = 3
+
+
+def run(
+    coder: InferenceCoder,
+    make_plan: Callable[[], Plan],
+    x: Tensor,
+    progress: Progress | None = None,
+    output_device: torch.device | str | None = None,
+    as_uint8: bool = False,
+) -> tuple[Tensor, Plan]:
+    """Encodes or decodes `x` by the plan that `make_plan` makes for the coder as it is; returns the result and the plan
+    that was carried out. A result of fp16 that is not finite is computed again in fp32, for which the coder's weights
+    are changed under way: of several threads one at a time.
+
+    Raises BudgetError where memory runs out whatever is tried, NonFiniteError, and what `explain_nonfinite` raises.
+    """
+
+    def once(dtype: torch.dtype) -> tuple[Tensor, Plan]:
+        output_dtype = torch.uint8 if as_uint8 else dtype
+        result, plan = run_with_retries(coder, make_plan(), x, progress, output_device, output_dtype)
+        return require_finite(result), plan
+
+    dtype = coder.like.dtype
+    try:
+        return once(dtype)
+    except NonFiniteError:
+        explain_nonfinite(coder, x)
+        if dtype != torch.float16:
+            raise
+    log.warning("A result overflowed in fp16 and is computed again in fp32; bf16 avoids that.")
+    try:
+        coder.float()  # fp16 weights survive the way to fp32 and back unchanged
+        return once(torch.float32)
+    finally:
+        coder.to(dtype)
+
+
+def run_with_retries(
+    coder: InferenceCoder,
+    plan: Plan,
+    x: Tensor,
+    progress: Progress | None,
+    output_device: torch.device | str | None,
+    output_dtype: torch.dtype | None,
+) -> tuple[Tensor, Plan]:
+    """The result, and the plan that gave it: where memory runs out all the same, one for less."""
+    device, run_in = coder.like.device, _in_this_thread
+    for tries in range(1, TRIES + 1):
+        try:
+            return run_in(coder, plan, x, progress, output_device, output_dtype), plan
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            log.warning("Out of memory in: %s. Trying again with less.", plan)
+            if memory.is_onednn_failure(error):
+                run_in = _in_another_thread
+        memory.release(device)
+        smaller = plan.within(plan.peak_bytes // 2 if tries + 1 < TRIES else 1)  # the last time in the least there is
+        if tries == TRIES or smaller.peak_bytes >= plan.peak_bytes:
+            break
+        plan = smaller
+    elsewhere = "" if device.type == "cpu" else ", or run it on the CPU"
+    raise BudgetError(
+        f"Memory ran out {tries} times on {device}, the last time in: {plan}. Close other programs, or use a "
+        f"smaller picture{elsewhere}."
+    )
+
+
+def run_plan(
+    coder: InferenceCoder,
+    plan: Plan,
+    x: Tensor,
+    progress: Progress | None = None,
+    output_device: torch.device | str | None = None,
+    output_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Carries out `plan`, once. The result is on `output_device` and in `output_dtype`, by default the coder's."""
+    like, coder = coder.like, coder.first_channels(plan.channels)
+    carry_out = _whole if plan.whole else _in_strips
+    return carry_out(coder, plan, x, like, progress, output_device or like.device, output_dtype or like.dtype)
+
+
+def _in_strips(
+    coder: InferenceCoder,
+    plan: Plan,
+    x: Tensor,
+    like: Tensor,
+    progress: Progress | None,
+    output_device: torch.device | str,
+    output_dtype: torch.dtype,
+) -> Tensor:
+    """In sweeps, one picture after another."""
+    picture = (plan.height, plan.width)
+    if plan.direction == "encode":
+        size, shape = picture, (plan.channels, *plan.latent_size)
+    else:
+        size, shape = plan.latent_size, (3, *picture)
+    out, done = torch.empty((len(x), *shape), dtype=output_dtype, device=output_device), 0
+
+    def on_strip() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, plan.steps)
+
+    for i in range(len(x)):
+        sweeps.run(coder, sweeps.Source(x[i : i + 1], size), out[i : i + 1], plan.rows, on_strip)
+    return out
+
+
+def _whole(
+    coder: InferenceCoder,
+    plan: Plan,
+    x: Tensor,
+    like: Tensor,
+    progress: Progress | None,
+    output_device: torch.device | str,
+    output_dtype: torch.dtype,
+) -> Tensor:
+    """Layer by layer, as many pictures at once as the plan says."""
+    out = None
+    for i, part in enumerate(x.split(plan.together)):
+        if part.dtype == torch.uint8:
+            part = images.from_uint8(part.to(like.device).to(like.dtype))
+        part = part.to(like.device, like.dtype)
+        if plan.direction == "encode":
+            part = images.fit(part, Fit(*part.shape[2:], plan.architecture.spatial_ratio))
+        y = coder(part)
+        if output_dtype == torch.uint8:
+            y = images.to_uint8(y)
+        if plan.together >= len(x):
+            out = y.to(output_device)
+        else:
+            out = y.new_empty((len(x), *y.shape[1:]), device=output_device) if out is None else out
+            out[i * plan.together : i * plan.together + len(y)].copy_(y)
+        del y, part
+        if progress:
+            progress(i + 1, plan.steps)
+    return out
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Autocast would change dtypes on the way."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _in_this_thread(coder: InferenceCoder, *arguments) -> Tensor:
+    with torch.no_grad(), without_autocast(coder.like.device):
+        return run_plan(coder, *arguments)
+
+
+def _in_another_thread(*arguments) -> Tensor:
+    """oneDNN can do no more in this one: see `memory.is_onednn_failure`."""
+    mode = torch.is_inference_mode_enabled()
+
+    def work() -> Tensor:
+        with torch.inference_mode(mode):
+            return _in_this_thread(*arguments)
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(contextvars.copy_context().run, work).result()

@@ -1,0 +1,150 @@
+"""What all layers share: the contract of a layer, and its state while rows stream through it.
+
+A layer is one class in one file of this folder. It says how its weights are made from a module of `model`, what it does
+with a whole map, what it does with a strip of rows, and the memory of both. All maps are [B, C, H, W], channels-last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..rows import Rows
+from ..target import Target
+
+__all__ = ["LAYERS", "Layer", "LayerStream", "Weights", "Window", "empty_map", "frozen"]
+
+LAYERS: dict[type[nn.Module], type[Layer]] = {}  # a class of `model` -> the layer that runs it
+
+
+@dataclass(frozen=True)
+class Window:
+    """A buffer of rows that a layer needs while it streams: `rows` of `channels`, as wide as its input. `above`: rows
+    of zeros before the first, as a convolution's padding has."""
+
+    channels: int
+    rows: int
+    above: int = 0
+
+
+class Layer(nn.Module):
+    """`step` input rows, and columns, become `scale` output ones.
+
+    A layer that needs neighbouring rows of its input only, `above` and `below` each `step` of them, sets `channels` (of
+    its input) and defines `run` and `scratch`; the rest is here. Others override `forward`, `windows`, `take_in` and
+    `work`. A layer that needs sums over the whole map before it can give any of the result sets `first_pass`, see
+    `attention.AttentionSums`; it then begins a sweep, and finds the sums in its stream.
+
+    reference: the class of `model` that the layer does the work of. It is made from such a module, which stays as it
+    is, and the names of the rewrites to make (`rewrites.REWRITES`).
+    """
+
+    reference: ClassVar[type[nn.Module] | None] = None
+    first_pass: ClassVar[type | None] = None
+    step = scale = 1
+    above = below = 0
+    channels: int
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.reference is not None:
+            LAYERS[cls.reference] = cls
+
+    def run(self, window: Tensor, x: Tensor, out: Tensor | None, pad: int) -> Tensor:
+        """`window`: rows of the input, with (`pad` 0) or without (`pad` rows of zeros to add) the rows `above` and
+        `below`; `x`: the same rows without them; `out`: where to write, or None for a new map."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A whole map."""
+        return self.run(x, x, None, self.above)
+
+    def whole_scratch(self, rows: int, width: int, on: Target) -> int:
+        """Bytes that a whole run allocates beside its maps, of a size that does not grow with them; for an input of
+        so many rows and columns."""
+        return 0
+
+    def scratch(self, rows: int, width: int, on: Target) -> int:
+        """Most bytes of temporaries, its result left out, while it works on a strip of so many rows of input."""
+        raise NotImplementedError
+
+    def windows(self, rows: int) -> dict[str, Window]:
+        """The buffers, by name, for strips of up to `rows` rows of input. Its producer writes into that named "x"."""
+        return {"x": Window(self.channels, rows + self.above + 2 * self.below + self.step - 1, self.above)}
+
+    def take_in(self, s: LayerStream, n: int, last: bool) -> int:
+        """Notes `n` rows that were written into `s.x`; `last`: there are no more. Returns how many units of `step` rows
+        can be finished in all."""
+        s.x.add(n)
+        if last:
+            s.x.pad(self.below)
+        return (s.x.end - self.below) // self.step
+
+    def work(self, s: LayerStream, start: int, stop: int, out: Tensor) -> None:
+        """Writes the units `start` to `stop` (exclusive) to `out`, and drops the rows that no other needs."""
+        top, bottom = self.step * start, self.step * stop
+        self.run(s.x.take(top - self.above, bottom + self.below), s.x.take(top, bottom), out, 0)
+        s.x.forget(bottom - self.above)
+
+    def stream_bytes(self, rows: int, width: int, on: Target) -> tuple[int, int]:
+        """(bytes of the buffers, most bytes of temporaries) of a stream with strips of `rows` rows of input."""
+        held = sum(window.channels * window.rows for window in self.windows(rows).values())
+        return held * width * on.size, self.scratch(rows, width, on)
+
+    def size_after(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the result."""
+        return height * self.scale // self.step, width * self.scale // self.step
+
+
+class LayerStream:
+    """A layer at work on a map [1, C, H, W] that arrives strip by strip: its buffers, as attributes, and how far it is.
+
+    A producer writes `n` rows into `room(n)` and calls `push(n, last)`. The layer writes what can be computed from
+    them into the room of `next` and pushes in turn, so that nothing is computed twice and no strips are joined.
+    """
+
+    x: Rows
+
+    def __init__(self, layer: Layer, sums: Tensor | None = None):
+        self.layer, self.sums, self.next = layer, sums, None  # sums: what the layer's first pass has gathered
+
+    def open(self, rows: int, width: int, like: Tensor) -> tuple[int, int]:
+        """Makes the buffers for strips of up to `rows` rows; returns the most rows and the width of what comes out."""
+        self.units, self.done = max(1, rows // self.layer.step), 0
+        for name, window in self.layer.windows(rows).items():
+            setattr(self, name, Rows(window.channels, width, window.rows, above=window.above, like=like))
+        return self.units * self.layer.scale, width * self.layer.scale // self.layer.step
+
+    def room(self, n: int) -> Tensor:
+        return self.x.room(n)
+
+    def push(self, n: int, last: bool) -> None:
+        """`n` more rows, at least one, are in the room; with `last` there are no more."""
+        ready, scale = self.layer.take_in(self, n, last), self.layer.scale
+        while self.done < ready:
+            stop = min(ready, self.done + self.units)
+            count = (stop - self.done) * scale
+            self.layer.work(self, self.done, stop, self.next.room(count))
+            self.done = stop
+            self.next.push(count, last and stop == ready)
+
+
+class Weights(nn.Module):
+    """Weight and bias of a convolution, which are not trained."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        super().__init__()
+        self.weight, self.bias = frozen(weight), None if bias is None else frozen(bias)
+
+
+def frozen(tensor: Tensor) -> nn.Parameter:
+    """A weight that is not trained."""
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+def empty_map(like: Tensor, *shape: int) -> Tensor:
+    """An uninitialised channels-last map, of the device and dtype of `like`."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

@@ -1,0 +1,54 @@
+"""A 3x3 convolution at an end of the network; at the latent with the shortcut around it, folded in or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor, nn
+
+from ... import model
+from ..ops.fused import conv3, conv3_scratch
+from ..rewrites import add_to_middle_tap, averaging, duplicating
+from ..target import Target
+from .base import Layer, Weights
+
+__all__ = ["Conv3x3Layer"]
+
+
+class Conv3x3Layer(Layer):
+    """`shortcut(x, channels)`, a function of `model`, is added to the convolution; None where there is none."""
+
+    reference = nn.Conv2d
+    above = below = 1
+
+    def __init__(
+        self,
+        conv: nn.Conv2d | Weights,
+        rewrites: Collection[str] = (),
+        shortcut: Callable[[Tensor, int], Tensor] | None = None,
+    ):
+        super().__init__()
+        weight = conv.weight
+        self.outputs, self.channels = weight.shape[:2]
+        if shortcut is not None and "shortcuts" in rewrites:
+            matrix = {model.average: averaging, model.duplicate: duplicating}[shortcut]
+            weight, shortcut = add_to_middle_tap(weight, matrix(self.outputs, self.channels)), None
+        self.conv, self.shortcut = Weights(weight, conv.bias), shortcut
+
+    def first_channels(self, outputs: int, inputs: int) -> Conv3x3Layer:
+        """Of the first channels of its output and its input only."""
+        return Conv3x3Layer(Weights(self.conv.weight[:outputs, :inputs], self.conv.bias[:outputs]))
+
+    def run(self, window: Tensor, x: Tensor, out: Tensor | None, pad: int) -> Tensor:
+        y = conv3(window, self.conv.weight, self.conv.bias, pad)
+        if self.shortcut:
+            return torch.add(y, self.shortcut(x, y.shape[1]), out=y if out is None else out)
+        return y if out is None else out.copy_(y)
+
+    def whole_scratch(self, rows: int, width: int, on: Target) -> int:
+        return conv3_scratch(self.conv.weight, rows, width, on)
+
+    def scratch(self, rows: int, width: int, on: Target) -> int:
+        y = rows * width * self.outputs * on.size
+        return y + max(y if self.shortcut else 0, self.whole_scratch(rows, width, on))

@@ -1,0 +1,53 @@
+"""GLUMBConv: widen 8x, 3x3 depthwise, one half gates the other, project back, a norm, and the input, which is added."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor
+
+from ... import model
+from ..ops.fused import add_norm, depth_gate, norm_scratch, silu_into
+from ..target import Target
+from .base import Layer, LayerStream, Window
+
+__all__ = ["GLUMBConvLayer"]
+
+
+class GLUMBConvLayer(Layer):
+    """While it streams, the widened map exists for a strip and two rows only."""
+
+    reference = model.GLUMBConv
+
+    def __init__(self, block: model.GLUMBConv, rewrites: Collection[str]):
+        super().__init__()
+        self.conv_inverted, self.conv_depth, self.conv_point = block.conv_inverted, block.conv_depth, block.conv_point
+        self.norm, self.channels, self.hidden = block.norm, block.conv_point.out_channels, block.conv_point.in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv_inverted(x)
+        y = depth_gate(self.conv_depth, silu_into(y, y), 1)
+        y = self.conv_point(y)
+        return add_norm(self.norm, y, x, y)
+
+    def windows(self, rows: int) -> dict[str, Window]:
+        return {"x": Window(self.channels, rows + 1), "wide": Window(2 * self.hidden, rows + 3, above=1)}
+
+    def take_in(self, s: LayerStream, n: int, last: bool) -> int:
+        silu_into(self.conv_inverted(s.x.room(n)), s.wide.room(n))
+        s.x.add(n)
+        s.wide.add(n)
+        if last:
+            s.wide.pad(1)
+        return s.wide.end - 1
+
+    def work(self, s: LayerStream, start: int, stop: int, out: Tensor) -> None:
+        y = depth_gate(self.conv_depth, s.wide.take(start - 1, stop + 1), 0)
+        y = self.conv_point(y)
+        add_norm(self.norm, y, s.x.take(start, stop), out)
+        s.wide.forget(stop - 1)
+        s.x.forget(stop)
+
+    def scratch(self, rows: int, width: int, on: Target) -> int:
+        gate = 3 * self.hidden * rows * width * on.size
+        return max(gate, norm_scratch(self.norm, self.channels, rows * width, on))

@@ -1,0 +1,69 @@
+"""ResBlock: two 3x3 convolutions, a norm, and the input, which is added."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from ... import model
+from ..ops.fused import ACTIVATIONS, add_norm, conv3, conv3_scratch, norm_scratch
+from ..rewrites import at_least_fp32
+from ..target import Target
+from .base import Layer, LayerStream, Weights, Window
+
+__all__ = ["ResBlockLayer", "fold_norm"]
+
+
+class ResBlockLayer(Layer):
+    reference = model.ResBlock
+
+    def __init__(self, block: model.ResBlock, rewrites: Collection[str]):
+        super().__init__()
+        self.conv1, self.conv2, self.norm = Weights(block.conv1.weight, block.conv1.bias), block.conv2, block.norm
+        if "norms" in rewrites and isinstance(block.norm, nn.BatchNorm2d):
+            self.conv2, self.norm = fold_norm(block.conv2, block.norm), nn.Identity()
+        self.act, self.channels = ACTIVATIONS[block.act.__name__], block.conv1.in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = conv3(x, self.conv1.weight, self.conv1.bias, 1)
+        y = conv3(self.act(y, y), self.conv2.weight, self.conv2.bias, 1)
+        return add_norm(self.norm, y, x, y)
+
+    def whole_scratch(self, rows: int, width: int, on: Target) -> int:
+        return conv3_scratch(self.conv2.weight, rows, width, on)
+
+    def windows(self, rows: int) -> dict[str, Window]:
+        """`x` also waits for its turn to be added; `y` is what the first convolution gives."""
+        return {name: Window(self.channels, rows + 4, above=1) for name in ("x", "y")}
+
+    def take_in(self, s: LayerStream, n: int, last: bool) -> int:
+        s.x.add(n)
+        if last:
+            s.x.pad(1)
+        done, ready = s.y.end, s.x.end - 1
+        if ready > done:
+            y = conv3(s.x.take(done - 1, ready + 1), self.conv1.weight, self.conv1.bias, 0)
+            self.act(y, s.y.room(ready - done))
+            s.y.add(ready - done)
+        if last:
+            s.y.pad(1)
+        return s.y.end - 1
+
+    def work(self, s: LayerStream, start: int, stop: int, out: Tensor) -> None:
+        y = conv3(s.y.take(start - 1, stop + 1), self.conv2.weight, self.conv2.bias, 0)
+        add_norm(self.norm, y, s.x.take(start, stop), out)
+        s.x.forget(min(stop, s.y.end - 1))
+        s.y.forget(stop - 1)
+
+    def scratch(self, rows: int, width: int, on: Target) -> int:
+        conv = (rows + 1) * width * self.channels * on.size + conv3_scratch(self.conv2.weight, rows + 1, width, on)
+        return max(conv, norm_scratch(self.norm, self.channels, rows * width, on))
+
+
+def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Weights:
+    """A batch norm after a convolution scales and shifts each of its channels, so the convolution can."""
+    scale = at_least_fp32(norm.weight) * torch.rsqrt(at_least_fp32(norm.running_var) + norm.eps)
+    bias = at_least_fp32(norm.bias) - at_least_fp32(norm.running_mean) * scale
+    return Weights(at_least_fp32(conv.weight) * scale[:, None, None, None], bias)

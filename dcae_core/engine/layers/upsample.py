@@ -1,0 +1,127 @@
+"""UpBlock: twice the side by a convolution and pixel-shuffle, or by nearest-neighbour enlargement and a convolution,
+which runs as 2x2 convolutions; plus the duplicating shortcut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ... import model
+from ..ops.fused import conv3, conv3_scratch
+from ..rewrites import add_to_middle_tap, at_least_fp32, duplicating
+from ..target import Target
+from .base import Layer, empty_map, frozen
+
+__all__ = ["UpBlockLayer"]
+
+
+class UpBlockLayer(Layer):
+    """`weights` are those of the 2x2 convolutions for even and for odd rows (see `phases`), or a single 3x3 weight."""
+
+    reference = model.UpBlock
+    scale = 2
+    above = below = 1
+
+    def __init__(self, up: model.UpBlock, rewrites: Collection[str]):
+        super().__init__()
+        self.outputs, self.channels, self.shortcut = up.outputs, up.conv.in_channels, up.shortcut
+        self.enlarge = up.interpolate and "phases" not in rewrites
+        weight, bias = up.conv.weight, up.conv.bias
+        matrix = None
+        # Where the convolution runs at the low resolution it sees the pixel that the shortcut duplicates.
+        if self.shortcut and "shortcuts" in rewrites and not self.enlarge:
+            matrix, self.shortcut = duplicating(4 * up.outputs, self.channels), False
+        if self.enlarge:
+            weights = [weight]
+        elif up.interpolate:
+            weights, bias = phases(weight, matrix), bias.repeat(2)
+        else:
+            weight = weight if matrix is None else add_to_middle_tap(weight, matrix)
+            weights, bias = [interleaved(weight)], interleaved(bias)
+        self.weights, self.bias = nn.ParameterList(map(frozen, weights)), frozen(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        return self.run(x, x, empty_map(x, b, self.outputs, 2 * h, 2 * w), 1)
+
+    def run(self, window: Tensor, x: Tensor, out: Tensor, pad: int) -> Tensor:
+        fine = rearrange(out, "b c (h p) (w q) -> b p q c h w", p=2, q=2)
+        share = self.shortcut_share(x)
+        if len(self.weights) == 2:
+            for p, weight in enumerate(self.weights):
+                y = F.conv2d(
+                    window if pad else window[:, :, p : p + x.shape[2] + 1], weight, self.bias, padding=(pad, 1)
+                )
+                y = rearrange(y[:, :, p : p + x.shape[2]] if pad else y, "b (q c) h w -> b q c h w", q=2)
+                for q in range(2):
+                    add_into(fine[:, p, q], y[:, q, ..., q : q + x.shape[3]], share and share(p, q))
+                del y
+            return out
+        if self.enlarge:  # every pixel twice; of a strip's window, one row less at each end
+            window = F.interpolate(window, scale_factor=2, mode="nearest")
+            window = window if pad else window[:, :, 1:-1]
+        y = conv3(window, self.weights[0], self.bias, pad)
+        del window
+        order = "b c (h p) (w q) -> b p q c h w" if self.enlarge else "b (p q c) h w -> b p q c h w"
+        y = rearrange(y, order, p=2, q=2)
+        for p in range(2):
+            for q in range(2):
+                add_into(fine[:, p, q], y[:, p, q], share and share(p, q))
+        return out
+
+    def shortcut_share(self, x: Tensor) -> Callable[[int, int], Tensor] | None:
+        """What the shortcut adds to the pixels (p, q): channel j = (c p q) of the duplicated map is x's j // times."""
+        if not self.shortcut:
+            return None
+        times = 4 * self.outputs // self.channels
+        if times > 4:
+            return lambda p, q: model.duplicate(x, self.outputs)
+        parts = rearrange(x, "b (c s) h w -> b s c h w", s=4 // times)
+        return lambda p, q: parts[:, (2 * p + q) // times]
+
+    def whole_scratch(self, rows: int, width: int, on: Target) -> int:
+        if len(self.weights) == 2:
+            return 0
+        factor = 2 if self.enlarge else 1
+        return conv3_scratch(self.weights[0], factor * rows, factor * width, on)
+
+    def scratch(self, rows: int, width: int, on: Target) -> int:
+        if len(self.weights) == 2:
+            return 2 * rows * (width + 1) * self.outputs * on.size
+        pixel = rows * width * self.outputs * on.size
+        copy = pixel if self.shortcut and self.outputs > self.channels else 0
+        enlarged = 4 * width * (rows + 2) * self.channels * on.size if self.enlarge else 0
+        return 4 * pixel + max(copy, enlarged + self.whole_scratch(rows, width, on))
+
+
+def phases(weight: Tensor, shortcut: Tensor | None) -> list[Tensor]:
+    """Nearest-neighbour enlargement and a 3x3 convolution are a 2x2 convolution for each of the four places that a
+    pixel grows to: 4/9 of the work. Returns the weights [2 * outputs, C, 2, 2] of the even and of the odd rows; their
+    outputs are those of the even columns, then of the odd ones. shortcut: a matrix [4 * outputs, C] to fold in.
+
+    Of an enlarged pixel's three rows (or columns), two fall on the same row below: the last two for even ones, the
+    first two for odd ones.
+    """
+    weight = at_least_fp32(weight)
+    rows = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # [phase, row of the 2x2, of the 3x3]
+    small = torch.einsum("pir,qjs,ocrs->pqocij", rows, rows, weight)
+    if shortcut is not None:
+        taps = shortcut.to(weight.device).unflatten(0, (-1, 2, 2))
+        for p in range(2):
+            for q in range(2):
+                small[p, q, :, :, 1 - p, 1 - q] += taps[:, p, q]
+    return list(small.flatten(1, 2))
+
+
+def interleaved(weight: Tensor) -> Tensor:
+    """Weight or bias of a convolution before pixel-shuffle, its outputs in the order (row, column, channel) instead of
+    (channel, row, column): shuffling then moves whole pixels."""
+    return weight.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)
+
+
+def add_into(out: Tensor, y: Tensor, x: Tensor | None) -> None:
+    out.copy_(y) if x is None else torch.add(y, x, out=out)

@@ -1,0 +1,118 @@
+"""Memory: budgets as people write them, what is free on a device, and how running out of it looks."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ..errors import OptionError
+
+__all__ = [
+    "Budget",
+    "format_bytes",
+    "format_gib",
+    "free_bytes",
+    "is_onednn_failure",
+    "is_out_of_memory",
+    "parse_bytes",
+    "release",
+]
+
+Budget = str | int | float | None
+# CUDA, ROCm, MPS, XPU; torch's allocator on Linux, on Windows; cuBLAS and cuDNN (..._STATUS_ALLOC_FAILED)
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
+CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+CGROUP_V2 = "memory.max", "memory.current", "inactive_file"
+CGROUP_V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+def parse_bytes(budget: Budget) -> int | None:
+    """Bytes from a number, or from words such as "4GiB", "800 MB" or "1.5g"; None stays None. Raises OptionError."""
+    if budget is None:
+        return None
+    if isinstance(budget, str):
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?i?)b?\s*", budget.lower())
+        if not match or match.group(2) not in UNITS:
+            raise OptionError(f"{budget!r} is not a budget: write bytes, or for example 4GiB or 800MB.")
+        budget = float(match.group(1)) * UNITS[match.group(2)]
+    if not budget < math.inf:
+        raise OptionError(f"A budget of {budget} bytes can't be: give a number, or none for what is free.")
+    if budget <= 0:
+        raise OptionError(f"A budget of {budget} bytes holds nothing: give more, or none for what is free.")
+    return int(budget)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that can be had on `device` now, with what torch holds there unused; None where that can't be known."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    if device.type == "cpu":
+        try:
+            with open("/proc/meminfo", encoding="ascii") as file:
+                free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+        except (OSError, StopIteration):
+            return None
+        return max(0, min([free, *_free_in_containers()]))
+    return None
+
+
+def _free_in_containers() -> Iterator[int]:
+    """What the limits of control groups leave this process, such as a container's: beyond them it is killed. Cached
+    files that nothing uses are not counted. Files as in Linux's admin-guide/cgroup-v2 and cgroup-v1/memory."""
+    listing, root = CGROUPS
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
+    for _, kinds, path in (line.split(":", 2) for line in lines):
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        top = root / "memory" if kinds else root
+        limit, used, cached = CGROUP_V1 if kinds else CGROUP_V2
+        here = top / path.strip("/")
+        for folder in (here, *here.parents):
+            with contextlib.suppress(OSError, ValueError, StopIteration):  # not there, or "max"
+                free = int((folder / limit).read_text()) - int((folder / used).read_text())
+                stat = (folder / "memory.stat").read_text().splitlines()
+                yield free + next(int(line.split()[1]) for line in stat if line.startswith(f"{cached} "))
+            if folder == top:
+                break
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is this how torch, or a library under it, says that a device or the machine has no memory left?"""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return (
+        isinstance(error, kinds)
+        or any(words in str(error).lower() for words in OUT_OF_MEMORY)
+        or is_onednn_failure(error)
+    )
+
+
+def is_onednn_failure(error: BaseException) -> bool:
+    """Is this oneDNN's, which gives no reason? From then on it can't make anything new in the same thread, however much
+    memory there is: Xbyak, which writes its code, keeps the error, for each thread."""
+    return str(error).strip() in ("could not create a primitive", "could not execute a primitive")
+
+
+def release(device: torch.device) -> None:
+    """Gives back what torch keeps for later on `device`."""
+    gc.collect()
+    if device.type in ("cuda", "xpu", "mps"):
+        getattr(torch, device.type).empty_cache()
+
+
+def format_bytes(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 // 10 else f"{count / 2**20:.2f} MiB"
+
+
+def format_gib(count: int) -> str:
+    """GiB with two decimals, rounded up: so much is enough."""
+    return f"{-(-count * 100 // 2**30) / 100:.2f}"

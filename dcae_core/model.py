@@ -14,7 +14,23 @@ from torch.nn import functional as F
 
 from .architecture import HEAD_DIM, Architecture, CoderSpec, Stage
 
-__all__ = ["Autoencoder", "Decoder", "Encoder"]
+__all__ = [
+    "ATTENTION_EPS",
+    "BLOCKS",
+    "RMS_EPS",
+    "Autoencoder",
+    "Decoder",
+    "DownBlock",
+    "EfficientViTBlock",
+    "Encoder",
+    "GLUMBConv",
+    "LinearAttention",
+    "RMSNorm",
+    "ResBlock",
+    "UpBlock",
+    "average",
+    "duplicate",
+]
 
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
 ATTENTION_EPS = 1e-15

@@ -10,6 +10,7 @@ from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, images, plan
 from dcae_core.compare.metrics import psnr
 from dcae_core.engine import execute, memory, sweeps
 from dcae_core.engine.live_bytes import LiveBytes
+from dcae_core.engine.ops import winograd
 from dcae_core.errors import OptionError
 from tests.core.helpers import counted, least, photograph, relative_error, square, streamed
 
@@ -75,6 +76,20 @@ def test_the_plan_says_what_is_counted(seed):
     count = counted(ae, made)
     assert count <= made.peak_bytes <= budget, made
     assert count >= 0.85 * made.peak_bytes, made
+
+
+@pytest.mark.parametrize("direction", plan.DIRECTIONS)
+@pytest.mark.parametrize("name", ["dc-ae-f32c32-mix-1.0", "dc-ae-f32c32-sana-1.0"])
+def test_a_gpu_is_not_planned_what_only_a_cpu_needs(name, direction):
+    """In fp32 a CPU's convolutions work in buffers of their own. What a GPU holds is counted without them."""
+    ae = DCAE.empty(name, device="meta", dtype="fp32")
+    run = (ae.variant.architecture, direction, 512, 1024, 1)
+    for options in ({}, {"budget": 1, "strict": False}):
+        cpu, gpu = (plan.make(*run, dtype=ae.dtype, device=device, **options) for device in ("cpu", "cuda"))
+        assert gpu.peak_bytes < cpu.peak_bytes
+        assert 0.85 * cpu.peak_bytes <= counted(ae, cpu) <= cpu.peak_bytes
+        with winograd.disabled():
+            assert 0.85 * gpu.peak_bytes <= counted(ae, gpu) <= gpu.peak_bytes
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -18,7 +18,7 @@ from .engine.coder import InferenceAutoencoder, InferenceCoder
 from .engine.devices import best_dtype, parse_device, parse_dtype
 from .engine.memory import Budget, free_bytes, parse_bytes
 from .engine.rewrites import REWRITES
-from .errors import AmbiguousVariant, CheckpointError, ImageError, LatentError
+from .errors import AmbiguousVariant, CheckpointError, ImageError, LatentError, OptionError
 from .media import images
 from .media.sizes import Fit
 from .model import Autoencoder
@@ -46,8 +46,8 @@ class DCAE:
         latents = ae.encode(pictures)  # [B, 3, H, W] in [-1, 1] -> raw [B, c, H/f, W/f]
         pictures = ae.decode(latents)
 
-    Beside what the properties tell: `variant`; `path` and `layout` ("diffusers" or "original") of what was loaded, None
-    for neither; `last_plan`, how the last run went, None before the first.
+    Attributes beside the properties: `variant`; `path` and `layout` ("diffusers" or "original") of the file that was
+    loaded, None without one; `last_plan`, the Plan of the last run, None before the first.
     """
 
     path: Path | None = None
@@ -65,6 +65,8 @@ class DCAE:
         download: bool = False,
     ):
         path, named = hub.locate(model, cache_dir, allow_download=download)
+        if named is not None and variant is not None and variants.find(variant) != named:
+            raise OptionError(f"{model} is a name, and variant says {variants.find(variant).name}: leave one out.")
         self._load(path, named or variant, device, dtype)
 
     @classmethod
@@ -75,7 +77,7 @@ class DCAE:
         device: Device = None,
         dtype: Dtype = None,
     ) -> DCAE:
-        """A DC-AE from a safetensors file or a (diffusers) folder, in either key layout, with or without a prefix.
+        """Load a safetensors file or a (diffusers) folder, in either key layout, with or without a prefix.
 
         `variant` is needed only where the file does not tell: `in` and `mix` differ in nothing but the scaling factor.
         Where nothing names one, the size of its latents decides, if it can: see `infer_variant`. Raises
@@ -94,10 +96,10 @@ class DCAE:
         dtype: Dtype = None,
         rewrites: Collection[str] = REWRITES,
     ) -> DCAE:
-        """A DC-AE from tensors in either key layout, with or without a prefix. Strict: every tensor must fit.
+        """Take tensors in either key layout, with or without a prefix. Strict: every tensor must fit.
 
-        Tensors that are used as they are stay shared with the caller, others are copied: give a copy to go on training.
-        `rewrites` are those of `dcae_core.engine.rewrites` to make: all, but for tests. Raises CheckpointError.
+        Tensors that run as they are stay shared with the caller, others are copied: give a copy to go on training.
+        `rewrites`: those of `dcae_core.engine.rewrites` to make; tests leave some out. Raises CheckpointError.
         """
         for key, tensor in state_dict.items():
             if not isinstance(key, str) or not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.is_meta:
@@ -115,7 +117,7 @@ class DCAE:
 
     @classmethod
     def empty(cls, variant: str | Variant, device: Device = None, dtype: Dtype = None) -> DCAE:
-        """A DC-AE with uninitialised weights; device "meta" allocates nothing."""
+        """Make one with uninitialised weights; device "meta" allocates nothing."""
         self = cls.__new__(cls)
         chosen = variants.find(variant)
         device = parse_device(device)
@@ -171,7 +173,7 @@ class DCAE:
 
     @property
     def latent_channels(self) -> int:
-        """All that it has; an adaptive variant also runs with fewer, see `variant.adaptive`."""
+        """Channels of a full latent; an adaptive variant also runs with fewer, see `variant.adaptive`."""
         return self.variant.latent_channels
 
     @property
@@ -183,7 +185,7 @@ class DCAE:
         return self.model.encoder.like.dtype
 
     def to(self, device: Device = None, dtype: Dtype = None) -> DCAE:
-        """Moves or converts the weights in place; returns itself."""
+        """Move or convert the weights in place; return self."""
         self.model.to(device=device, dtype=parse_dtype(dtype))
         return self
 
@@ -196,7 +198,7 @@ class DCAE:
         budget: Budget = None,
         latent_channels: int | None = None,
     ) -> planning.Plan:
-        """How `direction` ("encode" or "decode") of pictures of `height` x `width` pixels would go.
+        """Plan `direction` ("encode" or "decode") of pictures of `height` x `width` pixels.
 
         budget: bytes for activations, input and output, beside the weights, as a number or as "4GiB"; None is what is
         free on the device now, or where that is too little the least that can do. latent_channels: as for `encode`.
@@ -269,7 +271,7 @@ class DCAE:
         return picture if size is None else images.crop(picture, size)
 
     def check_latent(self, z: Tensor) -> None:
-        """Raises LatentError if `z` can't be a latent of this variant."""
+        """Raise LatentError if `z` can't be a latent of this variant."""
         if z.ndim == 4 and self.variant.accepts(z.shape[1]) and min(z.shape) > 0 and z.is_floating_point():
             return
         others = [v.name for v in variants.VARIANTS.values() if z.ndim == 4 and v.accepts(z.shape[1])]
@@ -304,7 +306,7 @@ class DCAE:
 
 
 def _first_unless(choose: Callable[[], Variant], fits: list[Variant]) -> tuple[Variant, bool]:
-    """(what is chosen, True); or where nothing names one of them (the first of `fits`, which has its keys, False)."""
+    """Return (the choice, True), or (the first of `fits`, False) where nothing names one of them: all have its keys."""
     try:
         return choose(), True
     except AmbiguousVariant:

@@ -1,4 +1,4 @@
-"""Which device and which dtype to use when the caller does not say."""
+"""Devices and dtypes: parsing them, choosing them when the caller does not, and recognising a device that failed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def parse_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
-    """A dtype from its short name ("fp32", "bf16", "fp16"); None and "auto" mean: choose."""
+    """Return the dtype of a short name ("fp32", "bf16", "fp16"); None for None and "auto", which leave the choice."""
     if name is None or name == "auto" or isinstance(name, torch.dtype):
         return None if name == "auto" else name
     if name not in DTYPES:
@@ -23,7 +23,7 @@ def parse_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def parse_device(device: str | torch.device | None) -> torch.device:
-    """A device that is there; None means: choose. Raises OptionError."""
+    """Return a device that can be used; for None the best there is. Raises OptionError."""
     if device is None:
         return best_device()
     try:
@@ -36,15 +36,15 @@ def parse_device(device: str | torch.device | None) -> torch.device:
 
 
 def best_device() -> torch.device:
-    """The accelerator torch sees, else the CPU."""
+    """Return the accelerator that torch sees, else the CPU."""
     if torch.accelerator.is_available():
         return torch.accelerator.current_accelerator()
     return torch.device("cpu")
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where it is fast; fp16 on CUDA cards that are fast in that only (Volta, Turing but the GTX 16 series, whose
-    fp16 is known to be faulty); else fp32.
+    """Return bf16 where it is fast, fp16 on CUDA cards that are fast in fp16 only (Volta and Turing without the GTX 16
+    series, whose fp16 is known to be faulty), else fp32.
 
     bf16 has the range of fp32, so nothing overflows. On CPUs it is fast only with AMX or AVX512-BF16 instructions (3 to
     4 times fp32 there, slower than fp32 elsewhere). In fp16 the attention's sums and the norms are made in fp32, which
@@ -64,8 +64,7 @@ def best_dtype(device: torch.device) -> torch.dtype:
 
 
 def has_failed(error: BaseException) -> bool:
-    """Is this how torch says that a device is gone, hangs or was reset? Nothing more can be done with it then in this
-    process."""
+    """Whether `error` reports that a device is gone, hangs or was reset. This process can't use it any more."""
     kind = getattr(torch, "AcceleratorError", None)  # since torch 2.8
     known = re.search(r"\b(CUDA|HIP|XPU|MPS|device) (driver )?error\b|DEVICE_LOST", str(error))
     return (kind is not None and isinstance(error, kind)) or (isinstance(error, RuntimeError) and known is not None)

@@ -1,4 +1,4 @@
-"""Counting the memory that tensors take, without a device: on meta tensors, by following storages."""
+"""Count the memory that tensors take by following their storages; on meta tensors, without a device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["LiveBytes"]
 
 
 class LiveBytes(TorchDispatchMode):
-    """While active, `peak` is the most bytes that tensors made meanwhile held at once; `ignored` are not counted."""
+    """While active, count bytes of new tensors: `now`, and `peak`, the most at once. `ignored` are not counted."""
 
     def __init__(self, ignored: Iterable[Tensor] = ()):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Memory: budgets as people write them, what is free on a device, and how running out of it looks."""
+"""Memory: parsing and printing sizes, what is free on a device, recognising that memory ran out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 1 << 
 
 
 def parse_bytes(budget: Budget) -> int | None:
-    """Bytes from a number, or from words such as "4GiB", "800 MB" or "1.5g"; None stays None. Raises OptionError."""
+    """Return the bytes of a number or a text such as "4GiB", "800 MB" or "1.5g"; None for None. Raises OptionError."""
     if budget is None:
         return None
     if isinstance(budget, str):
@@ -50,7 +50,7 @@ def parse_bytes(budget: Budget) -> int | None:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that can be had on `device` now, with what torch holds there unused; None where that can't be known."""
+    """Return the free bytes on `device`, with those that torch caches there; None where that is not known."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -67,8 +67,8 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _free_in_containers() -> Iterator[int]:
-    """What the limits of control groups leave this process, such as a container's: beyond them it is killed. Cached
-    files that nothing uses are not counted. Files as in Linux's admin-guide/cgroup-v2 and cgroup-v1/memory."""
+    """Yield the free bytes of each control group (such as a container) of this process, which is killed beyond them.
+    File caches count as free. Sources: Linux's admin-guide/cgroup-v2 and cgroup-v1/memory."""
     listing, root = CGROUPS
     lines = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
     for _, kinds, path in (line.split(":", 2) for line in lines):
@@ -87,7 +87,7 @@ def _free_in_containers() -> Iterator[int]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Is this how torch, or a library under it, says that a device or the machine has no memory left?"""
+    """Whether `error`, of torch or a library below it, reports that a device or the machine is out of memory."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return (
         isinstance(error, kinds)
@@ -97,22 +97,23 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_onednn_failure(error: BaseException) -> bool:
-    """Is this oneDNN's, which gives no reason? From then on it can't make anything new in the same thread, however much
-    memory there is: Xbyak, which writes its code, keeps the error, for each thread."""
+    """Whether `error` is oneDNN's, which gives no reason. After it oneDNN can't compile anything in the same thread,
+    however much memory is free: Xbyak, its assembler, keeps the error for each thread."""
     return str(error).strip() in ("could not create a primitive", "could not execute a primitive")
 
 
 def release(device: torch.device) -> None:
-    """Gives back what torch keeps for later on `device`."""
+    """Free what torch caches on `device`."""
     gc.collect()
     if device.type in ("cuda", "xpu", "mps"):
         getattr(torch, device.type).empty_cache()
 
 
 def format_bytes(count: int) -> str:
+    """Return GiB or MiB with their unit."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 // 10 else f"{count / 2**20:.2f} MiB"
 
 
 def format_gib(count: int) -> str:
-    """GiB with two decimals, rounded up: so much is enough."""
+    """Return GiB with two decimals, rounded up, so that the number printed is enough."""
     return f"{-(-count * 100 // 2**30) / 100:.2f}"

@@ -1,4 +1,5 @@
-"""What a run will need: rows per strip, and bytes, before any work is done. Arithmetic on the layers' own costs."""
+"""Planning: how a run will go and the memory it takes, before any work is done. Arithmetic on what the layers say of
+themselves; running a plan is `execute`'s."""
 
 from __future__ import annotations
 
@@ -26,13 +27,12 @@ DIRECTIONS = ("encode", "decode")
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run will go. `height` and `width` are of the picture, padded to whole latent pixels.
+    """How a run goes. `height` and `width` are those of the picture, padded to whole latent pixels.
 
-    whole: the network runs layer by layer, `together` pictures at once. Else in sweeps, one picture after another:
-    rows[i] are the rows of its source that sweep i takes at a time, sources[i] the rows that it has.
-    channels: of the latent. name: of the network, for people.
-    peak_bytes: activations, input and output on the device: what torch's tensors hold. What a library works in (cuDNN's
-    workspaces, weights that oneDNN reorders) is not in it. weight_bytes: the weights of this direction.
+    whole: layer by layer, `together` pictures at once. Otherwise in sweeps, one picture after another: sweep i takes
+    rows[i] rows of its source at a time, of sources[i]. channels: of the latent. name: of the network, for messages.
+    peak_bytes: most bytes that torch's tensors hold at once: activations, input and output. Workspaces of libraries
+    (cuDNN, weights that oneDNN reorders) are not included. weight_bytes: the weights of this direction.
     """
 
     architecture: Architecture
@@ -66,13 +66,13 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """How often `progress` is called: for each strip of all sweeps and pictures, or each whole run."""
+        """Number of calls of `progress`: one for each strip of all sweeps and pictures, or for each whole run."""
         if self.whole:
             return -(-self.batch // self.together)
         return self.batch * sum(-(-s // r) for s, r in zip(self.sources, self.rows, strict=True))
 
     def within(self, budget: int) -> Plan:
-        """The same run within `budget` bytes, or where that is too little in the least there can be."""
+        """Return a plan for the same run within `budget` bytes, or for the least memory where that is too little."""
         size, target = (self.height, self.width, self.batch), self.target
         options = {"channels": self.channels, "device": target.device, "name": self.name, "strict": False}
         return make(self.architecture, self.direction, *size, budget, target.dtype, **options)
@@ -101,12 +101,12 @@ def make(
     name: str | None = None,
     strict: bool = True,
 ) -> Plan:
-    """The plan for pictures of `height` x `width` pixels: whole if that is within `budget` bytes (None: no limit), else
-    (or with `whole` False in any case) the tallest strips that are. Deterministic; needs no device.
+    """Plan pictures of `height` x `width` pixels: whole if that is within `budget` bytes (None: no limit), otherwise,
+    and always with `whole` False, in the tallest strips that are. Deterministic; needs no device.
 
     device: the type of the device, such as "cuda": convolutions on a CPU need memory that those on a GPU don't.
     channels: the first of the latent's; None is all. name: of the network, for messages. strict: whether too small a
-    budget is an error; else the plan is then the one that needs least.
+    budget is an error; without it the result is then the plan that needs least.
 
     Raises BudgetError, which names the smallest budget that would do, and OptionError.
     """
@@ -156,7 +156,7 @@ def make(
 
 @cache
 def _meta_coder(architecture: Architecture, direction: str) -> InferenceCoder:
-    """An encoder or decoder without weights."""
+    """Return an encoder or decoder on the meta device, without weights."""
     with torch.device("meta"):
         whole = InferenceAutoencoder(model.Autoencoder(architecture))
     return whole.encoder if direction == "encode" else whole.decoder
@@ -200,8 +200,8 @@ def _whole_run(
 
 @cache
 def _pixel_bytes(architecture: Architecture, direction: str, channels: int, dtype: torch.dtype) -> tuple[int, ...]:
-    """Bytes of maps that each layer of a whole run holds at most, for each pixel of the picture; input and output are
-    left out. Counted, not computed: all maps grow with the number of pixels."""
+    """Return the bytes of maps that each layer of a whole run holds at most, per pixel of the picture, without input
+    and output. Counted on a small picture: all maps grow with the number of pixels."""
     coder = copy.deepcopy(_meta_coder(architecture, direction)).to(dtype).first_channels(channels)
     encodes, ratio = direction == "encode", architecture.spatial_ratio
     side, inputs, found = (4 * ratio, 3, []) if encodes else (4, channels, [])
@@ -217,8 +217,8 @@ def _pixel_bytes(architecture: Architecture, direction: str, channels: int, dtyp
 
 
 def _tallest(peak, height: int, unit: int, budget: int | None) -> int:
-    """The most rows, in multiples of `unit`, whose peak is within the budget, evened out over the strips; the fewest
-    where none is."""
+    """Return the most rows, in multiples of `unit`, whose peak is within the budget, evened out over the strips; the
+    fewest where none is."""
     units = -(-height // unit)
     low, high = 1, units
     while budget is not None and low < high:

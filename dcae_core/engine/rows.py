@@ -1,4 +1,4 @@
-"""Rows in waiting: the window that a convolution slides down a map that arrives strip by strip."""
+"""A buffer of rows: the window that a convolution slides down a map that arrives strip by strip."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Rows:
     """The rows `first` to `end` (exclusive) of a map [1, C, H, W], counted from the top of the map; rows outside it are
     zero, as a convolution's padding is.
 
-    A producer writes into `room(n)` and says so with `add(n)`, so that nothing is copied to join strips; `forget` moves
-    the few rows that are still needed to the front. Stored channels-last: a run of rows is one dense block.
+    A producer writes into `room(n)` and then calls `add(n)`, so that no strips are joined by copying. `forget` moves
+    the few rows that are still needed to the front. Stored channels-last: consecutive rows are one dense block.
     """
 
     def __init__(self, channels: int, width: int, capacity: int, *, above: int, like: Tensor):
@@ -24,16 +24,16 @@ class Rows:
         self.pad(above)
 
     def room(self, n: int) -> Tensor:
-        """Where to write the next `n` rows."""
+        """The place for the next `n` rows, as a view."""
         start = self.end - self.first
         return self.buffer[:, :, start : start + n]
 
     def add(self, n: int) -> None:
-        """The next `n` rows have been written."""
+        """Count the next `n` rows, which have been written."""
         self.end += n
 
     def pad(self, n: int) -> None:
-        """Adds `n` rows of zeros."""
+        """Add `n` rows of zeros."""
         if n:
             self.room(n).zero_()
             self.add(n)
@@ -43,7 +43,7 @@ class Rows:
         return self.buffer[:, :, start - self.first : stop - self.first]
 
     def forget(self, before: int) -> None:
-        """Drops the rows above `before`."""
+        """Drop the rows above `before`."""
         kept, gone = self.end - before, before - self.first
         if gone <= 0:
             return

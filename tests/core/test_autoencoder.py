@@ -175,3 +175,9 @@ def test_fit():
         Fit(31, 500, 32, "crop")
     with pytest.raises(ImageError, match="no pixels"):
         Fit(0, 500, 32)
+
+
+def test_a_name_and_another_variant():
+    with pytest.raises(OptionError, match=f"{DEMO} is a name, and variant says dc-ae-f32c32-in-1.0"):
+        DCAE(DEMO, device="cpu", variant="dc-ae-f32c32-in-1.0")
+    assert DCAE(DEMO, device="cpu", variant=DEMO).variant.name == DEMO

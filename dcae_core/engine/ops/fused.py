@@ -1,5 +1,5 @@
-"""What happens to maps between the products, in few passes over them: `triton_kernels` on GPUs that run Triton, else
-torch.
+"""Norms, activations, gates and 3x3 convolutions in few passes over a map: by `triton_kernels` on GPUs with Triton, by
+`winograd` in fp32 on CPUs, otherwise by torch.
 
 Maps are [B, C, H, W], channels-last.
 """
@@ -107,15 +107,15 @@ ACTIVATIONS = {"relu": relu_into, "silu": silu_into}
 
 
 def kernels_for(*maps: Tensor):
-    """The module `kernels`, where all of `maps` are dense on a device that runs it; else None."""
+    """Return the module `triton_kernels` if all of `maps` are dense on a device that runs it, else None."""
     dense = all(m.is_cuda and m.is_contiguous(memory_format=torch.channels_last) for m in maps)
     return load_kernels(maps[0].device, maps[0].dtype) if dense else None
 
 
 @cache
 def load_kernels(device: torch.device, dtype: torch.dtype):
-    """`kernels` if a trial of each on `device` gives what torch gives, else None: Triton wants a C compiler and a card
-    it knows, and not every machine has them. Out of memory is raised, and tells nothing about kernels."""
+    """Return `triton_kernels` if a trial of each kernel on `device` gives what torch gives, else None: Triton needs a C
+    compiler and a card that it supports. Out of memory is raised, since it says nothing about the kernels."""
     try:
         from . import triton_kernels as kernels
 
@@ -129,7 +129,7 @@ def load_kernels(device: torch.device, dtype: torch.dtype):
 
 
 def try_out(kernels, device: torch.device, dtype: torch.dtype) -> None:
-    """Raises AssertionError where a kernel does not do what torch does."""
+    """Raise AssertionError if a kernel's result is not torch's."""
     generator = torch.Generator().manual_seed(0)  # not the caller's
 
     def draw(*shape: int) -> Tensor:

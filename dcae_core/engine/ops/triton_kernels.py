@@ -1,7 +1,7 @@
-"""Triton kernels: what `fused` does in several passes over a map, in one. For GPUs; `fused` has the plain torch twins
-that they are tested against. Importing this needs triton.
+"""Triton kernels that do in one pass over a map what `fused` does in several with torch, which they are tested against.
+Importing this needs triton.
 
-Maps are dense channels-last: P pixels of C channels each. Every rounding is made where the twins make it.
+Maps are dense channels-last: P pixels of C channels each. Results are rounded where `fused` rounds them.
 """
 
 from __future__ import annotations

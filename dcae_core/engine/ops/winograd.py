@@ -28,7 +28,7 @@ _enabled = ContextVar("dcae_core.winograd", default=True)
 
 @contextmanager
 def disabled() -> Iterator[None]:
-    """Within it, `pays` is False."""
+    """A context in which `pays` is False."""
     token = _enabled.set(False)
     try:
         yield
@@ -37,8 +37,8 @@ def disabled() -> Iterator[None]:
 
 
 def pays(weight: Tensor, rows: int, width: int, on: Target) -> bool:
-    """Is it worth it for a result of so many rows and columns? Meta tensors are taken for a CPU's, so that what is
-    counted there is what a CPU does."""
+    """Whether it is faster for a result of so many rows and columns. Meta tensors count as a CPU's, so that memory that
+    is counted there is what a CPU takes."""
     suits = on.dtype == torch.float32 and on.device in ("cpu", "meta") and width % 2 == 0 and _enabled.get()
     return suits and min(weight.shape[:2]) >= LEAST_CHANNELS and rows > 1 and rows * width >= LEAST_PIXELS
 

@@ -100,51 +100,36 @@ def run_plan(
     output_device: torch.device | str | None = None,
     output_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Carries out `plan`, once. The result is on `output_device` and in `output_dtype`, by default the coder's."""
-    like, coder = coder.like, coder.first_channels(plan.channels)
+    """Carry out `plan`, once. The result is on `output_device` and in `output_dtype`, by default the coder's."""
+    like, done = coder.like, 0
+    output = {"device": output_device or like.device, "dtype": output_dtype or like.dtype}
+
+    def on_step() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, plan.steps)
+
     carry_out = _whole if plan.whole else _in_strips
-    return carry_out(coder, plan, x, like, progress, output_device or like.device, output_dtype or like.dtype)
+    return carry_out(coder.first_channels(plan.channels), plan, x, output, on_step)
 
 
-def _in_strips(
-    coder: InferenceCoder,
-    plan: Plan,
-    x: Tensor,
-    like: Tensor,
-    progress: Progress | None,
-    output_device: torch.device | str,
-    output_dtype: torch.dtype,
-) -> Tensor:
+def _in_strips(coder: InferenceCoder, plan: Plan, x: Tensor, output: dict, on_strip: Callable[[], None]) -> Tensor:
     """In sweeps, one picture after another."""
     picture = (plan.height, plan.width)
     if plan.direction == "encode":
         size, shape = picture, (plan.channels, *plan.latent_size)
     else:
         size, shape = plan.latent_size, (3, *picture)
-    out, done = torch.empty((len(x), *shape), dtype=output_dtype, device=output_device), 0
-
-    def on_strip() -> None:
-        nonlocal done
-        done += 1
-        if progress:
-            progress(done, plan.steps)
-
+    out = torch.empty((len(x), *shape), **output)
     for i in range(len(x)):
         sweeps.run(coder, sweeps.Source(x[i : i + 1], size), out[i : i + 1], plan.rows, on_strip)
     return out
 
 
-def _whole(
-    coder: InferenceCoder,
-    plan: Plan,
-    x: Tensor,
-    like: Tensor,
-    progress: Progress | None,
-    output_device: torch.device | str,
-    output_dtype: torch.dtype,
-) -> Tensor:
+def _whole(coder: InferenceCoder, plan: Plan, x: Tensor, output: dict, on_part: Callable[[], None]) -> Tensor:
     """Layer by layer, as many pictures at once as the plan says."""
-    out = None
+    like, device, out = coder.like, output["device"], None
     for i, part in enumerate(x.split(plan.together)):
         if part.dtype == torch.uint8:
             part = images.from_uint8(part.to(like.device).to(like.dtype))
@@ -152,16 +137,15 @@ def _whole(
         if plan.direction == "encode":
             part = images.fit(part, Fit(*part.shape[2:], plan.architecture.spatial_ratio))
         y = coder(part)
-        if output_dtype == torch.uint8:
+        if output["dtype"] == torch.uint8:
             y = images.to_uint8(y)
         if plan.together >= len(x):
-            out = y.to(output_device)
+            out = y.to(device)
         else:
-            out = y.new_empty((len(x), *y.shape[1:]), device=output_device) if out is None else out
+            out = y.new_empty((len(x), *y.shape[1:]), device=device) if out is None else out
             out[i * plan.together : i * plan.together + len(y)].copy_(y)
         del y, part
-        if progress:
-            progress(i + 1, plan.steps)
+        on_part()
     return out
 
 

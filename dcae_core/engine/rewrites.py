@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["REWRITES", "add_to_middle_tap", "at_least_fp32", "averaging", "duplicating"]
+__all__ = ["REWRITES", "at_least_fp32", "averaging", "duplicating"]
 
 # "norms": batch norms folded into convolutions. "shortcuts": averaging and duplicating shortcuts, which are linear,
 # folded into the convolution that they are added to. "phases": nearest-neighbour enlargement and a 3x3 convolution as
@@ -25,13 +25,6 @@ def duplicating(outputs: int, inputs: int) -> Tensor:
 def averaging(outputs: int, inputs: int) -> Tensor:
     """`model.average` as a matrix [outputs, inputs]."""
     return duplicating(inputs, outputs).T / (inputs // outputs)
-
-
-def add_to_middle_tap(weight: Tensor, matrix: Tensor) -> Tensor:
-    """The 3x3 weight of a convolution plus `matrix` [outputs, inputs] applied to each pixel."""
-    weight = at_least_fp32(weight).clone()
-    weight[:, :, 1, 1] += matrix.to(weight.device)
-    return weight
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def test_what_we_write_in_the_original_layout_loads_in_diffusers(names, half, tm
     assert ours.keys() == half.keys()
     assert all(torch.equal(ours[k], half[k]) for k in half)
 
-    if variant.decoder.pixel_stage and not variant.encoder.pixel_stage:
+    if variant.architecture.decoder.pixel_stage and not variant.architecture.encoder.pixel_stage:
         # diffusers' converter renames the decoder's last convolution by what the encoder's first looks like, which is
         # wrong for lite: its other keys are checked, and this one is put right by hand.
         theirs = converted_by_diffusers(file)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ... import model
 from ..ops.fused import conv3, conv3_scratch
-from ..rewrites import add_to_middle_tap, averaging, duplicating
+from ..rewrites import at_least_fp32, averaging, duplicating
 from ..target import Target
 from .base import Layer, Weights
 
@@ -32,8 +32,9 @@ class Conv3x3Layer(Layer):
         weight = conv.weight
         self.outputs, self.channels = weight.shape[:2]
         if shortcut is not None and "shortcuts" in rewrites:
-            matrix = {model.average: averaging, model.duplicate: duplicating}[shortcut]
-            weight, shortcut = add_to_middle_tap(weight, matrix(self.outputs, self.channels)), None
+            matrix = {model.average: averaging, model.duplicate: duplicating}[shortcut](self.outputs, self.channels)
+            weight, shortcut = at_least_fp32(weight).clone(), None
+            weight[:, :, 1, 1] += matrix.to(weight.device)
         self.conv, self.shortcut = Weights(weight, conv.bias), shortcut
 
     def first_channels(self, outputs: int, inputs: int) -> Conv3x3Layer:

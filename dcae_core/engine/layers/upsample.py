@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ... import model
 from ..ops.fused import conv3, conv3_scratch
-from ..rewrites import add_to_middle_tap, at_least_fp32, duplicating
+from ..rewrites import at_least_fp32, duplicating
 from ..target import Target
 from .base import Layer, empty_map, frozen
 
@@ -40,8 +40,10 @@ class UpBlockLayer(Layer):
         elif up.interpolate:
             weights, bias = phases(weight, matrix), bias.repeat(2)
         else:
-            weight = weight if matrix is None else add_to_middle_tap(weight, matrix)
             weights, bias = [interleaved(weight)], interleaved(bias)
+            if matrix is not None:
+                weights = [at_least_fp32(weights.pop())]
+                weights[0][:, :, 1, 1] += interleaved(matrix).to(weight.device)
         self.weights, self.bias = nn.ParameterList(map(frozen, weights)), frozen(bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,9 +120,9 @@ def phases(weight: Tensor, shortcut: Tensor | None) -> list[Tensor]:
 
 
 def interleaved(weight: Tensor) -> Tensor:
-    """Weight or bias of a convolution before pixel-shuffle, its outputs in the order (row, column, channel) instead of
-    (channel, row, column): shuffling then moves whole pixels."""
-    return weight.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)
+    """A copy of the weight or bias of a convolution before pixel-shuffle, its outputs in the order (row, column,
+    channel) instead of (channel, row, column): shuffling then moves whole pixels."""
+    return weight[torch.arange(len(weight), device=weight.device).view(-1, 4).T.flatten()]
 
 
 def add_into(out: Tensor, y: Tensor, x: Tensor | None) -> None:

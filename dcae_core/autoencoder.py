@@ -24,7 +24,8 @@ from .media.sizes import Fit
 from .model import Autoencoder
 from .variants import Variant
 from .weights import hub, infer_variant, keys
-from .weights.checkpoint import Checkpoint, choose, complete
+from .weights.checkpoint import Checkpoint, complete
+from .weights.recognise import candidates, choose
 
 __all__ = ["DCAE"]
 
@@ -106,7 +107,7 @@ class DCAE:
                 raise CheckpointError(f"The state dict holds {key!r}: needed are names and real tensors with numbers.")
         prefix = keys.strip_prefix(list(state_dict))
         inner = {k.removeprefix(prefix): t.detach() for k, t in state_dict.items() if k.startswith(prefix)}
-        layout, fits = keys.candidates({k: tuple(t.shape) for k, t in inner.items()}, "The state dict")
+        layout, fits = candidates({k: tuple(t.shape) for k, t in inner.items()}, "The state dict")
         self = cls.__new__(cls)
         self.layout = layout
         chosen, named = _first_unless(lambda: choose(fits, variant, [], "The state dict"), fits)

@@ -21,30 +21,22 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import variants
-from ..errors import AmbiguousVariant, CheckpointError, UnknownVariant
+from ..errors import CheckpointError
 from ..files import atomic_write
 from ..media import nonfinite as finite
 from ..untrusted import FLOATS, MAX_HEADER_BYTES, header_bytes, is_file, open_safetensors, read_json, shorten
 from ..variants import Variant
 from . import keys
+from .recognise import candidates, choose, hints
 
-__all__ = ["Checkpoint", "choose", "is_dcae", "is_shard", "save"]
+__all__ = ["INDEX_FILES", "SINGLE_FILES", "Checkpoint", "complete", "is_dcae", "is_shard", "save"]
 
 log = logging.getLogger(__name__)
 
 SINGLE_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX_FILES = ("diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json")
 MOST_SHARDS = 64
-LONGEST_NAME = 200  # characters of what may name a variant: patterns take time that grows with the square of it
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-# How the full name, or the part of it that tells variants of one architecture apart, appears in file and folder names.
-NAME_PARTS = (
-    (re.compile(r"f\d+c\d+[-_ .]in(?![a-z0-9])"), "-in-1.0"),
-    (re.compile(r"f\d+c\d+(.*[^a-z0-9])?mix(?![a-z0-9])"), "-mix-1.0"),
-    (re.compile(r"sana[-_ .]?1[._]1"), "-sana-1.1"),
-    (re.compile(r"sana[-_ .]?1[._]0"), "-sana-1.0"),
-)
 
 
 class Checkpoint:
@@ -79,7 +71,7 @@ class Checkpoint:
         self.dtypes = set(dtypes.values())
         self.prefix = keys.strip_prefix(shapes)
         inner = {k.removeprefix(self.prefix): s for k, s in shapes.items() if k.startswith(self.prefix)}
-        self.layout, self.fits = keys.candidates(inner, str(self.path))
+        self.layout, self.fits = candidates(inner, str(self.path))
         for key in inner:
             dtype = dtypes[self.prefix + key]
             if dtype not in FLOATS and not key.endswith(keys.OPTIONAL):
@@ -96,8 +88,8 @@ class Checkpoint:
 
     def choose(self, variant: str | Variant | None = None) -> Variant:
         """The variant this file holds; `variant` is the caller's word for it, if any. See `choose`."""
-        hints = list(_hints(self.config, self.metadata, self.files[0]))
-        return choose(self.fits, variant, hints, str(self.path))
+        found = list(hints(self.config, self.metadata, self.files[0]))
+        return choose(self.fits, variant, found, str(self.path))
 
     def state(self, variant: Variant) -> dict[str, Tensor]:
         """The tensors as `model` wants them: diffusers layout, no prefix, memory-mapped on the CPU. Raises
@@ -121,54 +113,6 @@ def complete(state: dict[str, Tensor], layout: str, variant: Variant) -> dict[st
         there = key in state and state[key].ndim == 0
         whole[key] = state[key] if there else torch.zeros((), dtype=torch.int64)
     return whole
-
-
-def choose(
-    fits: list[Variant], told: str | Variant | None, hints: list[tuple[str, Variant | float]], where: str
-) -> Variant:
-    """One of `fits`, variants that keys and shapes can't tell apart.
-
-    What the caller says is taken if it fits. Else the hints, (source, variant or scaling factor) each, if they agree.
-    Else, if all that fit have the same scaling factor (sana-1.0 and 1.1), the first. Else raises CheckpointError with
-    the candidates; and where there is no hint at all AmbiguousVariant.
-    """
-    listed = " or ".join(v.name for v in fits)
-    named = []
-    for source, hint in hints:
-        for v in fits:
-            if v == hint or (isinstance(hint, float) and v.scaling_factor and abs(v.scaling_factor - hint) < 1e-3):
-                named.append((source, v))
-    if told is not None:
-        told = variants.find(told)
-        if told not in fits:
-            raise CheckpointError(
-                f"{where} holds {listed}, not {told.name}. Leave the variant out, or name another file."
-            )
-        for source, v in named:
-            if v.scaling_factor != told.scaling_factor:
-                log.warning("%s: taken as %s, as told, although %s says %s", where, told.name, source, v.name)
-        return told
-    if len(fits) == 1:
-        for source, hint in hints:
-            if isinstance(hint, float) and abs(hint - (fits[0].scaling_factor or hint)) > 1e-3:
-                log.warning(
-                    "%s: the scaling factor of %s is used, although %s says %s", where, fits[0].name, source, hint
-                )
-        return fits[0]
-    sources = list(dict.fromkeys(source for source, _ in named))
-    agreed = [v for v in fits if sources and all((s, v) in named for s in sources)]
-    if agreed:
-        return agreed[0]
-    if len({v.scaling_factor for v in fits}) == 1:
-        return fits[0]
-    if named:
-        clash = ", ".join(f"{source} says {v.name}" for source, v in named)
-        raise CheckpointError(f"{where}: {clash}. Say which it is: variant={fits[0].name!r} or {fits[-1].name!r}.")
-    raise AmbiguousVariant(
-        f"{where} is {listed}: their files have the same keys and shapes and differ in the scaling factor "
-        f"({', '.join(str(v.scaling_factor) for v in fits)}), and no config.json, metadata, file or folder name says "
-        f"which. Say it (variant={fits[0].name!r} or {fits[-1].name!r}) or put it in the file's name."
-    )
 
 
 def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant, layout: str = "diffusers") -> Path:
@@ -346,37 +290,3 @@ def _config(files: list[Path]) -> dict:
     if isinstance(config, dict) and (config.get("_class_name") == "AutoencoderDC" or "model_name" in config):
         return config
     return {}
-
-
-def _hints(config: dict, metadata: Mapping[str, str], file: Path) -> Iterator[tuple[str, Variant | float]]:
-    """(source, variant or scaling factor) from config.json, the file's metadata, and file and folder names."""
-    for source, facts in (("config.json", config), ("the file's metadata", metadata)):
-        for name in ("variant", "model_name", "_name_or_path"):
-            if isinstance(facts.get(name), str):
-                yield from _named(source, facts[name])
-        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
-            yield source, float(facts["scaling_factor"])
-    # The nearest name that says anything counts: the file's, its folder's, and in hub caches that of
-    # models--mit-han-lab--NAME/snapshots/COMMIT/FILE. Folders further up belong to other things.
-    absolute = file.absolute()
-    parents = [p.name for p in absolute.parents]
-    for part in [absolute.stem, *parents[:1], *(p for p in parents[1:4] if p.startswith("models--"))]:
-        found = list(_named(f"the name {part!r}", part))
-        if found:
-            yield from found
-            return
-
-
-def _named(source: str, text: str) -> Iterator[tuple[str, Variant]]:
-    if len(text) > LONGEST_NAME:
-        return
-    try:
-        yield source, variants.find(text)
-        return
-    except UnknownVariant:
-        pass
-    endings = [ending for pattern, ending in NAME_PARTS if pattern.search(text.lower())]
-    if len(endings) == 1:
-        for variant in variants.VARIANTS.values():
-            if variant.name.endswith(endings[0]):
-                yield source, variant

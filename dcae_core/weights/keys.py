@@ -1,4 +1,4 @@
-"""The names and shapes of the tensors in a DC-AE file, in both published layouts; which variants a set of them fits.
+"""The names and shapes of the tensors in a DC-AE file, in both published layouts.
 
 "diffusers" is the layout of the `-diffusers` repositories and of `model`; "original" is that of
 mit-han-lab/efficientvit and dc-ai-projects/DC-Gen. They differ in names, in q, k and v (three matrices against one 1x1
@@ -15,12 +15,9 @@ import torch
 from torch import Tensor
 
 from ..architecture import Architecture
-from ..errors import CheckpointError
 from ..model import Autoencoder
-from ..untrusted import shorten
-from ..variants import VARIANTS, Variant
 
-__all__ = ["LAYOUTS", "PREFIXES", "candidates", "expected", "from_original", "strip_prefix", "to_original", "widened"]
+__all__ = ["LAYOUTS", "OPTIONAL", "PREFIXES", "expected", "from_original", "strip_prefix", "to_original", "widened"]
 
 LAYOUTS = ("diffusers", "original")
 PREFIXES = ("vae.", "first_stage_model.")
@@ -139,46 +136,3 @@ def strip_prefix(keys: Mapping[str, object] | list[str]) -> str:
     if any(k.startswith(("encoder.", "decoder.")) for k in keys):
         return ""
     return next((p for p in PREFIXES if any(k.startswith((f"{p}encoder.", f"{p}decoder.")) for k in keys)), "")
-
-
-def candidates(shapes: Mapping[str, Shape], where: str) -> tuple[str, list[Variant]]:
-    """(layout, variants) whose tensors are exactly these, by name and shape; `where` names the file in errors.
-
-    Raises CheckpointError: with what is missing, unexpected or misshapen if it is nearly a DC-AE, else with what it
-    holds instead.
-    """
-    given = {k: tuple(s) for k, s in shapes.items() if not k.endswith(OPTIONAL)}
-    best = (-1, None, "", {})
-    for layout in LAYOUTS:
-        fitting = []
-        for variant in VARIANTS.values():
-            wanted = {k: s for k, s in expected(variant.architecture, layout).items() if not k.endswith(OPTIONAL)}
-            if wanted == given:
-                fitting.append(variant)
-            common = sum(given.get(k) == s for k, s in wanted.items())
-            score = 2 * common - len(wanted)  # among variants that share tensors, the one with fewest missing
-            if common and score > best[0]:
-                best = (score, variant, layout, wanted)
-        if fitting:
-            return layout, fitting
-    _, variant, layout, wanted = best
-    if variant is None:
-        sample = ", ".join(map(shorten, list(given)[:3])) or "nothing"
-        raise CheckpointError(
-            f"{where} is not a DC-AE: it holds {len(given)} tensors such as {sample}. "
-            f"Choose a DC-AE file (original or diffusers keys) of one of: {', '.join(VARIANTS)}."
-        )
-    missing = [k for k in wanted if k not in given]
-    extra = [k for k in given if k not in wanted]
-    wrong = [
-        f"{k} is {shorten(list(given[k]))}, not {list(s)}" for k, s in wanted.items() if k in given and given[k] != s
-    ]
-    parts = [
-        f"{len(found)} {what} ({', '.join(map(shorten, found[:3]))}{', ...' if len(found) > 3 else ''})"
-        for what, found in (("missing", missing), ("unexpected", extra), ("of another shape", wrong))
-        if found
-    ]
-    raise CheckpointError(
-        f"{where} is nearest to {variant.name} in the {layout} layout, but its tensors do not fit: {'; '.join(parts)}. "
-        "It is damaged, incomplete, or a variant that is not supported."
-    )

@@ -12,7 +12,7 @@ from dcae_core.cli import main
 from dcae_core.compare.codecs import from_dcae
 from dcae_core.errors import OptionError
 from dcae_core.integrations.diffusers import StreamedAutoencoderDC
-from dcae_core.weights import keys
+from dcae_core.weights import keys, recognise
 from tests.core.helpers import randomised, relative_error, streamed
 
 ADAPTIVE = {name: variant for name, variant in VARIANTS.items() if variant.adaptive}
@@ -60,7 +60,7 @@ def test_any_number_of_channels_is_as_with_that_part_of_the_weights(pair):
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_the_published_layout_is_told_from_all_others(name):
     expected = keys.expected(VARIANTS[name].architecture, "original")
-    assert keys.candidates(expected, "x") == ("original", [VARIANTS[name]])
+    assert recognise.candidates(expected, "x") == ("original", [VARIANTS[name]])
     assert expected["encoder.project_out.op_list.0.conv.weight"] == (128, 1024, 3, 3)
     assert expected["decoder.project_in.conv.weight"] == (1024, 128, 3, 3)
 

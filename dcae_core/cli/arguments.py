@@ -1,18 +1,65 @@
-"""What the arguments of the command line name: sizes, models, inputs, outputs; what is wrong is said before work."""
+"""Arguments that several commands share: their definitions, and parsing sizes, models, inputs and outputs. What is
+wrong is an error before any work."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import variants
 from ..errors import DCAEError, OptionError
 
-__all__ = ["can_be_written", "file_of", "sides", "targets_of"]
+if TYPE_CHECKING:
+    from ..autoencoder import DCAE
+
+__all__ = [
+    "DTYPES",
+    "add_cache_dir",
+    "add_inputs",
+    "add_run",
+    "check_outputs",
+    "files_with_bar",
+    "format_size",
+    "load",
+    "model_file",
+    "output_paths",
+    "parse_size",
+]
+
+DTYPES = ("auto", "bf16", "fp16", "fp32")
 
 
-def sides(size: str | None) -> tuple[int, int] | None:
+def add_inputs(parser: argparse.ArgumentParser, default: str | None, inputs: str | None) -> None:
+    """Add inputs (described by `inputs`; None: no inputs), the output, and the model with its default."""
+    if inputs:
+        parser.add_argument("inputs", nargs="+", metavar="FILE", help=inputs)
+        parser.add_argument("-o", "--output", help="file, or folder for several; default: beside each input")
+        parser.add_argument(
+            "--model",
+            default=default,
+            help=f"variant name, file or folder (default: {default or 'what the file says'})",
+        )
+        parser.add_argument("--variant", help="for a file that could be `in` or `mix`: which it is")
+        parser.add_argument("--download", action="store_true", help="fetch the variant if it is not here")
+    add_run(parser)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add where and how a model runs."""
+    parser.add_argument("--device", help="cuda, cpu, mps, ... (default: the accelerator, else cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+    parser.add_argument("--budget", help="memory beside the weights, such as 4GiB (default: what is free)")
+    add_cache_dir(parser)
+
+
+def add_cache_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cache-dir", help="where weights are kept (default: $DCAE_HOME or ~/.cache/dcae)")
+
+
+def parse_size(size: str | None) -> tuple[int, int] | None:
     """(height, width) of "512" or "768x512" (width first). Raises OptionError."""
     if size is None:
         return None
@@ -26,7 +73,7 @@ def sides(size: str | None) -> tuple[int, int] | None:
         raise OptionError(f"--size is a side or WIDTHxHEIGHT, such as 512 or 768x512, not {size!r}.") from None
 
 
-def targets_of(arguments: argparse.Namespace, ending: str) -> list[tuple[Path, Path]]:
+def output_paths(arguments: argparse.Namespace, ending: str) -> list[tuple[Path, Path]]:
     """(source, target) for each input. No two share a target, and none is an input. Raises DCAEError."""
     sources, output = [Path(s) for s in arguments.inputs], arguments.output and Path(arguments.output)
     if nameless := [source for source in sources if not source.name]:
@@ -47,7 +94,7 @@ def targets_of(arguments: argparse.Namespace, ending: str) -> list[tuple[Path, P
     return list(zip(sources, targets, strict=True))
 
 
-def can_be_written(pictures: list[str | None], others: list[str | None]) -> None:
+def check_outputs(pictures: list[str | None], others: list[str | None]) -> None:
     """Raises OptionError before hours of work for a path that is in no folder, or a picture of no known ending."""
     from PIL import Image
 
@@ -59,8 +106,34 @@ def can_be_written(pictures: list[str | None], others: list[str | None]) -> None
             raise OptionError(f"{path} does not end in a picture format: use .png, .jpg or .webp.")
 
 
-def file_of(name: str) -> str:
+def model_file(name: str) -> str:
     """The path of a variant that is here, for its name; any other name as it is. Raises DownloadError."""
     from ..weights import hub
 
     return str(hub.locate(name)[0]) if name in variants.VARIANTS else name
+
+
+def load(arguments: argparse.Namespace) -> DCAE:
+    """Load the model that the arguments name."""
+    from ..autoencoder import DCAE
+
+    variant = getattr(arguments, "variant", None)
+    where = (arguments.device, arguments.dtype, arguments.cache_dir)
+    return DCAE(arguments.model, *where, variant=variant, download=arguments.download)
+
+
+def files_with_bar(pairs: list[tuple[Path, Path]]) -> Iterable[tuple[Path, Path]]:
+    """Iterate over (input, output) pairs, with a progress bar over several."""
+    from tqdm import tqdm
+
+    return tqdm(pairs, unit="file", disable=len(pairs) == 1)
+
+
+def format_size(count: int) -> str:
+    """Return bytes with a binary unit."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"

@@ -6,58 +6,55 @@ import argparse
 from collections.abc import Callable
 
 from ..variants import DEMO
-from .arguments import sides
+from .arguments import add_run, parse_size
 
 __all__ = ["add"]
 
 
-def add(commands, dtypes: tuple[str, ...]) -> None:
-    """Adds the commands. dtypes: the names of --dtype."""
+def add(commands) -> None:
+    """Add the commands to argparse's `commands`."""
     text = "Whole data sets: pictures to latents and back, resumable, on one machine or a Ray cluster."
     batch = commands.add_parser("batch", help=text, description=text)
     kinds = batch.add_subparsers(required=True, metavar="COMMAND")
 
-    def running(added: argparse.ArgumentParser, default: str | None) -> None:
+    def running(parser: argparse.ArgumentParser, default: str | None) -> None:
         what = f"variant name, file or folder (default: {default or 'what the latents say'})"
-        added.add_argument("--model", default=default, help=what)
-        added.add_argument("--batch", type=int, default=8, help="pictures at once (default: 8)")
-        added.add_argument("--device", help="cuda, cpu, mps, ... (default: the accelerator, else cpu)")
-        added.add_argument("--dtype", choices=dtypes, default="auto")
-        added.add_argument("--budget", help="memory beside the weights, such as 4GiB (default: what is free)")
-        added.add_argument("--cache-dir", help="where weights are kept (default: $DCAE_HOME or ~/.cache/dcae)")
+        parser.add_argument("--model", default=default, help=what)
+        parser.add_argument("--batch", type=int, default=8, help="pictures at once (default: 8)")
+        add_run(parser)
 
     text = "Pictures of a folder, a glob, Parquet files or WebDataset tars to latents. Run it again to go on."
-    added = kinds.add_parser("encode", help=text, description=text)
-    added.add_argument("source", help="folder, glob or file; a path, or an address such as s3://bucket/folder")
-    added.add_argument("dest", help="folder for the latents; a path or an address")
-    running(added, DEMO)
-    added.add_argument("--variant", help="for a file that could be `in` or `mix`: which it is")
-    added.add_argument("--format", default="parquet", choices=("parquet", "webdataset", "safetensors"))
-    added.add_argument("--fit", default="crop", choices=("crop", "bucket", "pad"), help="see the docs (default: crop)")
-    added.add_argument("--size", default="512", help="side or WIDTHxHEIGHT, for crop and bucket (default: 512)")
-    added.add_argument("--store", default="bf16", choices=("bf16", "fp16"), help="of the latents (default: bf16)")
-    added.add_argument("--scaled", action="store_true", help="store latents times the scaling factor")
-    added.add_argument("--scaling-factor", type=float, help="another than the published one, for --scaled")
-    added.add_argument("--latent-channels", type=int, help="of DC-AE 1.5: only so many of the first (default: all)")
-    added.add_argument("--flip", action="store_true", help="store the mirrored picture's latents too")
-    added.add_argument("--part-size", type=int, default=512, help="picture files in a part (default: 512)")
-    added.add_argument("--max-pixels", type=int, default=1 << 28, help="larger pictures are skipped")
-    added.add_argument("--engine", default="local", choices=("local", "ray"))
-    added.add_argument(
+    parser = kinds.add_parser("encode", help=text, description=text)
+    parser.add_argument("source", help="folder, glob or file; a path, or an address such as s3://bucket/folder")
+    parser.add_argument("dest", help="folder for the latents; a path or an address")
+    running(parser, DEMO)
+    parser.add_argument("--variant", help="for a file that could be `in` or `mix`: which it is")
+    parser.add_argument("--format", default="parquet", choices=("parquet", "webdataset", "safetensors"))
+    parser.add_argument("--fit", default="crop", choices=("crop", "bucket", "pad"), help="see the docs (default: crop)")
+    parser.add_argument("--size", default="512", help="side or WIDTHxHEIGHT, for crop and bucket (default: 512)")
+    parser.add_argument("--store", default="bf16", choices=("bf16", "fp16"), help="of the latents (default: bf16)")
+    parser.add_argument("--scaled", action="store_true", help="store latents times the scaling factor")
+    parser.add_argument("--scaling-factor", type=float, help="another than the published one, for --scaled")
+    parser.add_argument("--latent-channels", type=int, help="of DC-AE 1.5: only so many of the first (default: all)")
+    parser.add_argument("--flip", action="store_true", help="store the mirrored picture's latents too")
+    parser.add_argument("--part-size", type=int, default=512, help="picture files in a part (default: 512)")
+    parser.add_argument("--max-pixels", type=int, default=1 << 28, help="larger pictures are skipped")
+    parser.add_argument("--engine", default="local", choices=("local", "ray"))
+    parser.add_argument(
         "--workers", type=int, default=0, help="local: processes that decode (default: as many as cores)"
     )
-    added.add_argument("--actors", type=int, default=1, help="ray: how many hold the model (default: 1)")
-    added.add_argument("--gpus", type=float, default=0, help="ray: GPUs that each of them takes (default: 0)")
-    added.add_argument("--metrics", help="append a JSON line for each part to this file")
-    added.set_defaults(run=encode)
+    parser.add_argument("--actors", type=int, default=1, help="ray: how many hold the model (default: 1)")
+    parser.add_argument("--gpus", type=float, default=0, help="ray: GPUs that each of them takes (default: 0)")
+    parser.add_argument("--metrics", help="append a JSON line for each part to this file")
+    parser.set_defaults(run=encode)
 
     text = "Latents that `dcae batch encode` wrote to picture files. Run it again to go on."
-    added = kinds.add_parser("decode", help=text, description=text)
-    added.add_argument("source", help="a destination of `dcae batch encode`")
-    added.add_argument("dest", help="folder for the pictures")
-    running(added, None)
-    added.add_argument("--format", default="png", choices=("png", "jpg", "webp"))
-    added.set_defaults(run=decode)
+    parser = kinds.add_parser("decode", help=text, description=text)
+    parser.add_argument("source", help="a destination of `dcae batch encode`")
+    parser.add_argument("dest", help="folder for the pictures")
+    running(parser, None)
+    parser.add_argument("--format", default="png", choices=("png", "jpg", "webp"))
+    parser.set_defaults(run=decode)
 
 
 def encode(arguments: argparse.Namespace) -> None:
@@ -70,7 +67,7 @@ def encode(arguments: argparse.Namespace) -> None:
         model=arguments.model,
         variant=arguments.variant,
         fit=arguments.fit,
-        size=sides(arguments.size),
+        size=parse_size(arguments.size),
         kind=arguments.format,
         store=arguments.store,
         scaled=arguments.scaled,

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, UnknownVariant, checkpoint, find, hub
 from dcae_core.weights import infer_variant as measure
-from dcae_core.weights import keys
+from dcae_core.weights import keys, recognise
 from dcae_core.weights.checkpoint import Checkpoint
 
 IN, MIX = VARIANTS["dc-ae-f32c32-in-1.0"], VARIANTS["dc-ae-f32c32-mix-1.0"]
@@ -146,7 +146,7 @@ def test_batch_norm_counters_may_be_left_out():
         for k, s in keys.expected(variant.architecture, "original").items()
         if not k.endswith("num_batches_tracked")
     }
-    layout, fits = keys.candidates(shapes, "x")
+    layout, fits = recognise.candidates(shapes, "x")
     assert layout == "original"
     assert variant in fits
     state = checkpoint.complete({k: torch.empty(s, device="meta") for k, s in shapes.items()}, layout, variant)

@@ -1,0 +1,112 @@
+"""`dcae compare`: autoencoders side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ..errors import DCAEError, OptionError, escape_unprintable
+from ..files import atomic_write
+from .arguments import add_run, check_outputs, parse_size
+
+__all__ = ["add"]
+
+
+def add(command) -> None:
+    """Add the command. command(run, name, help): makes its parser."""
+    parser = command(compare, "compare", "Autoencoders side by side: scores, time and memory on your pictures.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, or folders of pictures")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        metavar="MODEL",
+        help="DC-AE variants, files or folders; repositories or folders of diffusers' AutoencoderKL, AutoencoderTiny, "
+        "AsymmetricAutoencoderKL, ConsistencyDecoderVAE, AutoencoderDC; taesana:FOLDER (default: the DC-AEs here)",
+    )
+    parser.add_argument("--size", help="side, or WIDTHxHEIGHT: scale to cover it, keep the centre (default: as it is)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs, after one that is not (default: 3)")
+    parser.add_argument("--rows", type=int, default=8, help="pictures shown, of those compared (default: 8)")
+    parser.add_argument("--amplify", type=float, default=5, help="of the differences shown (default: 5)")
+    parser.add_argument("-o", "--out", dest="output", help="write the pictures side by side: FILE.png, .jpg or .webp")
+    parser.add_argument("--json", help="write all numbers: FILE.json")
+    parser.add_argument("--html", help="write a page with a slider: FILE.html, and a folder of pictures beside it")
+    parser.add_argument("--download", action="store_true", help="fetch models and metrics' weights that are not here")
+    add_run(parser)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    from ..compare import codecs, metrics, page, run, sheet, text
+    from ..engine.devices import parse_device
+    from ..engine.memory import parse_bytes
+
+    check_outputs([arguments.output], [arguments.html, arguments.json])
+    if arguments.repeats < 1 or arguments.rows < 1 or not 0 < arguments.amplify < 1e6:
+        raise OptionError("--repeats and --rows must be 1 or more, and --amplify more than 0.")
+    parse_device(arguments.device), parse_bytes(arguments.budget)  # said here, not once for each model
+    names = arguments.models or codecs.local(arguments.cache_dir)
+    pictures = list(run.pictures(arguments.images, parse_size(arguments.size)))
+    options = (arguments.device, arguments.dtype, arguments.budget, arguments.cache_dir, arguments.download)
+    opened = [(name, lambda name=name: codecs.load(name, *options)) for name in names]
+    had, notes = {}, []
+    for name, make in (("perceptual", metrics.lpips), ("frechet", metrics.frechet)):
+        if name == "frechet" and len(pictures) < 2:
+            notes.append("rFID is over a set of pictures: give several.")
+            continue
+        try:
+            had[name] = make(arguments.download)
+        except DCAEError as error:
+            notes.append(str(error))
+    bar = _bar(len(names) * len(pictures))
+    keep = arguments.rows if arguments.html or arguments.output else 0
+    made = run.compare(opened, pictures, repeats=arguments.repeats, keep=keep, progress=bar, **had)
+    whole = [column.name for column in made.columns if column.kind not in ("", "DC-AE")]
+    if arguments.budget and whole:
+        notes.append(f"The budget is for DC-AEs: {', '.join(whole)} ran without.")
+    made.notes += notes
+    print(text.table(made))
+    if not any(cell.scores for column in made.columns for cell in column.cells):
+        raise DCAEError("No autoencoder made anything of any picture: see above. No output was written.")
+    outputs = (
+        (arguments.json, lambda path: _write_text(Path(path), json.dumps(text.as_json(made), indent=1) + "\n")),
+        (arguments.html, lambda path: print(escape_unprintable(str(page.write_page(path, made, arguments.amplify))))),
+        (arguments.output, lambda path: _write_picture(path, sheet.draw(made, arguments.amplify))),
+    )
+    failed = []
+    for path, write in outputs:
+        try:
+            if path:
+                write(path)
+        except (DCAEError, OSError) as error:  # the others are not lost with it
+            failed.append(str(error))
+    if failed:
+        raise DCAEError(" ".join(failed))
+
+
+def _write_picture(path: str, picture) -> None:
+    from ..media import images
+
+    images.write(path, images.from_pil(picture))
+    print(escape_unprintable(str(path)))
+
+
+def _bar(total: int):
+    """A progress callback of `run.compare`, as a bar with what is being done."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, unit="run", leave=False)
+
+    def progress(what: str, done: int, total: int) -> None:
+        bar.set_description_str(what, refresh=False)
+        bar.update(done - bar.n)
+        bar.refresh()
+        if done == total:
+            bar.close()
+
+    return progress
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")
+    print(escape_unprintable(str(path)))

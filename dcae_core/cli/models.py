@@ -1,0 +1,125 @@
+"""Commands about models: `dcae info`, `variants`, `plan`, `download`, `convert`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .. import variants
+from ..errors import BudgetError, CheckpointError, DCAEError, OptionError, escape_unprintable
+from .arguments import DTYPES, add_cache_dir, format_size, model_file, parse_size
+
+__all__ = ["add"]
+
+
+def add(command) -> None:
+    """Add the commands. command(run, name, help): makes the parser of one."""
+    parser = command(info, "info", "Say which variant a file holds, and how.")
+    parser.add_argument("file")
+    add_cache_dir(command(list_variants, "variants", "List the variants, and which are on this machine."))
+    parser = command(plan, "plan", "Say what memory a size needs, whole and within budgets.")
+    parser.add_argument("--variant", default="dc-ae-f32c32-mix-1.0", help="(default: dc-ae-f32c32-mix-1.0)")
+    parser.add_argument("--size", default="4096x4096", help="side or WIDTHxHEIGHT of the picture (default: 4096x4096)")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--budget", help="one budget instead of the table's, such as 6GiB")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser = command(download, "download", "Fetch a variant's weights, checked against the hub's size and sha256.")
+    parser.add_argument("variant")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit (default: main)")
+    add_cache_dir(parser)
+    parser = command(convert, "convert", "Write a file in the other key layout, or another precision.")
+    parser.add_argument("source")
+    parser.add_argument("target", help="FILE.safetensors, or a folder (gets a config.json too)")
+    parser.add_argument("--to", choices=("diffusers", "original"), required=True, help="key layout to write")
+    parser.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), default="keep")
+    parser.add_argument("--variant", help="for a file that could be `in` or `mix`: which it is")
+
+
+def info(arguments: argparse.Namespace) -> None:
+    from ..weights.checkpoint import Checkpoint
+
+    opened = Checkpoint(model_file(arguments.file))
+    try:
+        chosen, doubt = opened.choose(), None
+    except CheckpointError as error:
+        chosen, doubt = opened.fits[0], str(error)
+    either = " or ".join
+    path = escape_unprintable(str(opened.path))
+    print(f"file            {path} ({format_size(opened.bytes)}, {len(opened.files)} file(s))")
+    print(f"variant         {either([v.name for v in opened.fits]) if doubt else chosen.name}")
+    print(f"layout          {opened.layout}{f', prefix {opened.prefix}' if opened.prefix else ''}")
+    print(f"stored as       {', '.join(sorted(opened.dtypes - {'I64'}))}")
+    print(f"spatial ratio   {chosen.spatial_ratio}")
+    print(f"latent channels {chosen.latent_channels}")
+    factors = [str(v.scaling_factor or "not published") for v in (opened.fits if doubt else [chosen])]
+    print(f"scaling factor  {either(factors)}")
+    if doubt:
+        print(f"note            {doubt}")
+
+
+def list_variants(arguments: argparse.Namespace) -> None:
+    from ..weights import hub
+
+    print(f"{'variant':28} ratio channels  factor  here")
+    for v in variants.VARIANTS.values():
+        here = hub.find(v, arguments.cache_dir)
+        line = f"{v.name:28} {v.spatial_ratio:5} {v.latent_channels:8} {v.scaling_factor or '-':>7}  {here or '-'}"
+        print(line)
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    from ..engine import memory
+    from ..engine import plan as planning
+    from ..engine.devices import best_device, best_dtype, parse_dtype
+
+    variant = variants.find(arguments.variant)
+    height, width = parse_size(arguments.size)
+    device = best_device()
+    dtype = parse_dtype(arguments.dtype) or best_dtype(device)
+    budgets = [arguments.budget] if arguments.budget else [None, *(f"{n}GiB" for n in (24, 12, 8, 4, 2, 1))]
+    lines = [f"{variant.name}, {width}x{height}, batch {arguments.batch}, {str(dtype)[6:]}; GiB beside the weights"]
+    lines.append(f"{'':7} {'budget':>8} {'peak':>8} {'weights':>8}  strips")
+    for direction in planning.DIRECTIONS:
+        for budget in budgets:
+            limit = memory.parse_bytes(budget)
+            try:
+                made = planning.make(
+                    variant.architecture, direction, height, width, arguments.batch, limit, dtype, device=device.type
+                )
+                peak, strips = f"{made.peak_bytes / 2**30:.2f}", "whole" if made.whole else made.strips
+                weights = f"{made.weight_bytes / 2**30:.2f}"
+            except BudgetError as error:
+                peak, weights, strips = "-", "", f"needs {memory.format_gib(error.needed)}"
+            lines.append(f"{direction:7} {budget or 'none':>8} {peak:>8} {weights:>8}  {strips}")
+    print("\n".join(lines))
+
+
+def download(arguments: argparse.Namespace) -> None:
+    from ..weights import hub
+
+    path = hub.download(arguments.variant, arguments.cache_dir, revision=arguments.revision)
+    print(escape_unprintable(str(path)))
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    from ..engine.devices import parse_dtype
+    from ..media.nonfinite import is_finite
+    from ..weights import checkpoint
+
+    target = Path(arguments.target)
+    if target.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt", ".gguf"):
+        raise OptionError(f"{target} would be a folder: name a file that ends in .safetensors, or a folder.")
+    source = checkpoint.Checkpoint(model_file(arguments.source))
+    if target.exists() and any(target.samefile(file) for file in source.files):
+        raise OptionError(f"{target} is what is converted, and would be written over: name another.")
+    chosen = source.choose(arguments.variant)
+    dtype = parse_dtype(None if arguments.dtype == "keep" else arguments.dtype)
+    state = source.state(chosen)
+    if dtype is not None:
+        state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in state.items()}
+        for key, tensor in state.items():
+            if not is_finite(tensor):
+                raise DCAEError(f"{source.path}: {key} holds numbers that {arguments.dtype} can't: use bf16 or fp32.")
+    written = checkpoint.save(arguments.target, state, chosen, arguments.to)
+    size = format_size(written.stat().st_size)
+    print(f"{escape_unprintable(str(written))} ({chosen.name}, {arguments.to} layout, {size})")

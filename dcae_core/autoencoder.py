@@ -113,7 +113,7 @@ class DCAE:
         chosen, named = _first_unless(lambda: choose(fits, variant, [], "The state dict"), fits)
         self._build(complete(inner, layout, chosen), chosen, device, dtype, rewrites)
         if not named:
-            self.variant = infer_variant.decide(self, fits, "The state dict")
+            self.variant = infer_variant.infer(self, fits, "The state dict")
         return self
 
     @classmethod
@@ -134,7 +134,7 @@ class DCAE:
         self.path, self.layout = checkpoint.path, checkpoint.layout
         self._build(checkpoint.state(chosen), chosen, device, dtype)
         if not named:
-            self.variant = infer_variant.decide(self, checkpoint.fits, str(self.path))
+            self.variant = infer_variant.infer(self, checkpoint.fits, str(self.path))
 
     def _build(
         self,
@@ -247,8 +247,8 @@ class DCAE:
                 f"encode was given {_describe(x)}: needed are floats [batch, 3, height, width] in [-1, 1], or uint8. "
                 "dcae_core.images.from_host makes them from [batch, height, width, channels] in [0, 1]."
             )
-        how, channels = Fit(x.shape[2], x.shape[3], self.spatial_ratio), self.variant.channels(latent_channels)
-        return self._run("encode", x, how.padded, channels, budget, progress, output_device)
+        fit, channels = Fit(x.shape[2], x.shape[3], self.spatial_ratio), self.variant.channels(latent_channels)
+        return self._run("encode", x, fit.padded, channels, budget, progress, output_device)
 
     @torch.no_grad()
     def decode(

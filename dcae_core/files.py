@@ -15,8 +15,8 @@ ASSETS = Path(__file__).parent / "assets"  # what comes with this package; see S
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path to write what is to be `path`: it takes that name when the block ends, in the place of what had it. After
-    an error, Ctrl-C included, it is gone. It is a new file's, so that two that write the same leave one of theirs."""
+    """Yield a temporary path; when the block ends, rename it to `path`, replacing what was there. After an error,
+    Ctrl-C included, it is removed. Each call has its own temporary file, so concurrent writers don't mix."""
     part = path.with_name(f"{path.name[:40]}.{secrets.token_hex(4)}.part")
     try:
         mode = _new(part)
@@ -29,6 +29,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def _new(path: Path) -> int:
-    """Makes an empty file; returns the permissions that files have here."""
+    """Create an empty file; return the permissions of new files here."""
     with open(path, "xb") as file:
         return os.fstat(file.fileno()).st_mode & 0o777

@@ -1,4 +1,5 @@
-"""Opening files that somebody else made: what all readers of this package share. What is promised: SECURITY.md."""
+"""Open files from untrusted sources within limits; shared by all readers of this package. What is promised:
+SECURITY.md."""
 
 from __future__ import annotations
 
@@ -33,28 +34,28 @@ PICTURES += ("SGI", "TGA", "TIFF", "WEBP")
 
 
 def is_file(path: str | os.PathLike) -> bool:
-    """Is this a file that can be read to its end, and no folder, pipe or device? False for what can't be looked at."""
+    """Whether this is a regular file, and no folder, pipe or device. False if it can't be inspected."""
     return os.path.isfile(path)
 
 
 def file_in_folder(folder: str | os.PathLike, name: str) -> str | None:
-    """The path of the file `name` in `folder`; None where there is none, and for a name that leads out of the folder.
-    (A link in the folder is followed: whoever put it there may.)"""
+    """Return the path of the file `name` in `folder`; None if there is none, or if the name leads out of the folder.
+    Links in the folder are followed."""
     folder = os.path.abspath(folder)
     path = os.path.abspath(os.path.join(folder, name)) if "\0" not in name else ""
     return path if path.startswith(os.path.join(folder, "")) and is_file(path) else None
 
 
 def shorten(text: object, most: int = 100) -> str:
-    """A name or value from a file, as a message shows it: cut to `most` characters. (Errors escape what can't be
-    printed themselves.)"""
+    """Return a name or value from a file for a message, cut to `most` characters. (Errors escape what can't be
+    printed.)"""
     text = text if isinstance(text, str) else str(text)
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def open_safetensors(path: str | os.PathLike, most: int = MAX_HEADER_BYTES):
-    """A `safe_open` handle on the CPU, of a file whose header has up to `most` bytes. Raises SafetensorError, OSError,
-    ValueError, RuntimeError or MemoryError."""
+    """Return a `safe_open` handle on the CPU, for a file whose header has up to `most` bytes. Raises SafetensorError,
+    OSError, ValueError, RuntimeError or MemoryError."""
     if not is_file(path):
         raise OSError(f"{path} is no file")
     if (length := header_bytes(path)) > most:
@@ -63,13 +64,13 @@ def open_safetensors(path: str | os.PathLike, most: int = MAX_HEADER_BYTES):
 
 
 def header_bytes(path: str | os.PathLike) -> int:
-    """How long a safetensors file says that its header is."""
+    """Return the length of its header that a safetensors file claims."""
     with open(path, "rb") as file:
         return int.from_bytes(file.read(8), "little")
 
 
 def read_json(path: Path) -> object:
-    """What a JSON file holds. Raises OSError or ValueError, with a message that is short."""
+    """Return the content of a JSON file. Raises OSError or ValueError, with a short message."""
     if not is_file(path):
         raise OSError("it is no file")
     with open(path, "rb") as file:
@@ -80,7 +81,7 @@ def read_json(path: Path) -> object:
 
 
 def parse_json(data: bytes) -> object:
-    """JSON in UTF-8. Raises ValueError, also for what is nested too deeply."""
+    """Parse JSON in UTF-8. Raises ValueError, also for too deep nesting."""
     try:
         return json.loads(data.decode("utf-8"))
     except RecursionError:
@@ -90,8 +91,8 @@ def parse_json(data: bytes) -> object:
 
 
 def open_image(source: str | os.PathLike | BinaryIO):
-    """A Pillow image, not decoded yet, of a path or an open file. What it raises has no common class; Pillow's limit on
-    pixels (Image.MAX_IMAGE_PIXELS, twice that is refused) is in force."""
+    """Return a Pillow image, not decoded yet, of a path or an open file. May raise any exception. Pillow's limit on
+    pixels (twice Image.MAX_IMAGE_PIXELS) is in force."""
     from PIL import Image
 
     if isinstance(source, (str, os.PathLike)) and not is_file(source):

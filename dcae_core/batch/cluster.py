@@ -1,5 +1,5 @@
-"""The engine of a cluster: Ray Data. Tasks read and decode parts, actors hold the model, tasks write; Ray keeps each
-from running far ahead of the next. The work itself is the same code as on one machine."""
+"""Run a job on a cluster with Ray Data. Tasks read and decode parts, actors hold the model, tasks write. Ray limits how
+far each runs ahead of the next. The work itself is the code that `local` uses too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .job import Done, Job
 from .prepare import Ready, prepare_all
 from .sources import Part, Unreadable
 
-__all__ = ["run"]
+__all__ = ["import_ray", "open_variant", "run"]
 
 Row = dict[str, Any]
 
@@ -26,14 +26,15 @@ def run(
     pending: list[Part],
     actors: int = 1,
     gpus: float = 0,
-    told: Callable[[Done], None] = lambda done: None,
+    on_part: Callable[[Done], None] = lambda done: None,
 ) -> None:
-    """Does the pending parts on the Ray that is there ($RAY_ADDRESS), or on one that it starts.
+    """Do the pending parts on the Ray of $RAY_ADDRESS, or on one that is started here. on_part: called for each part
+    that is done.
 
     actors: with a model each; gpus: that each of them takes. Source, destination and model must be reachable
     from every machine. Raises OptionError without Ray.
     """
-    ray = the_library()
+    ray = import_ray()
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -48,11 +49,11 @@ def run(
     rows = rows.map(_Encode, fn_constructor_args=(options,), **pool)
     rows = rows.map(_Save(options), num_cpus=0.1)
     for row in rows.iter_rows():
-        told(pickle.loads(row["done"]))
+        on_part(pickle.loads(row["done"]))
 
 
-def the_library():
-    """The module `ray`. Raises OptionError where it is not installed."""
+def import_ray():
+    """Return the module `ray`. Raises OptionError where it is not installed."""
     try:
         import ray
         import ray.data
@@ -62,7 +63,7 @@ def the_library():
 
 
 def open_variant(options: Options):
-    """The variant, without its weights."""
+    """Return the variant of the model that the options name, without loading weights."""
     from ..weights import hub
     from ..weights.checkpoint import Checkpoint
 
@@ -71,7 +72,7 @@ def open_variant(options: Options):
 
 
 class _Load:
-    """A part -> the pictures in it."""
+    """Read a part and decode its pictures."""
 
     def __init__(self, source: str, shape):
         self.source, self.shape = source, shape
@@ -79,28 +80,28 @@ class _Load:
     def __call__(self, row: Row) -> Row:
         part = pickle.loads(row["part"])
         found = list(sources.items(part, self.source))
-        made = prepare_all(found, self.shape, self.source)
-        return {"part": row["part"], "found": pickle.dumps(([one.key for one in found], made))}
+        prepared = prepare_all(found, self.shape, self.source)
+        return {"part": row["part"], "found": pickle.dumps(([item.key for item in found], prepared))}
 
 
 class _Encode:
-    """Pictures -> rows. An actor, which loads the model once."""
+    """Encode pictures to rows. An actor, which loads the model once."""
 
     def __init__(self, options: Options):
         self.encoder, self.batch = Encoder(options, open_model(options)), options.batch
 
     def __call__(self, row: Row) -> Row:
-        keys, made = pickle.loads(row["found"])
+        keys, prepared = pickle.loads(row["found"])
         before = self.encoder.seconds
-        ready = (one for one in made if isinstance(one, Ready))
-        rows = [one for batch in batches(ready, self.batch) for one in self.encoder(batch)]
-        skipped = [one for one in made if isinstance(one, Unreadable)]
+        ready = (item for item in prepared if isinstance(item, Ready))
+        rows = [item for batch in batches(ready, self.batch) for item in self.encoder(batch)]
+        skipped = [item for item in prepared if isinstance(item, Unreadable)]
         seconds = self.encoder.seconds - before
         return {"part": row["part"], "rows": pickle.dumps((in_order(rows, keys), skipped, seconds))}
 
 
 class _Save:
-    """Rows -> a file, and that the part is done."""
+    """Write rows to a file, then record that the part is done."""
 
     def __init__(self, options: Options):
         self.options = options

@@ -1,4 +1,4 @@
-"""Decoding what `encode` wrote: latents to picture files, resumable in the same way."""
+"""Decode what `encode` wrote: latents to picture files. Resumable in the same way."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .place import Place, plain_name
 from .shards import Row
 from .sources import Unreadable
 
-__all__ = ["DecodeOptions", "decode", "rows_of"]
+__all__ = ["DecodeOptions", "FileNames", "decode", "rows_of"]
 
 MANY = 1 << 16  # names that are kept as they come, before they are packed
 LONGEST_PATH = 800  # bytes, below the destination
@@ -36,8 +36,8 @@ NO_FOLDERS = re.compile(r"^decoded/[^/]*\.json/|\.part/")  # what a destination 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """What `dcae batch decode` was asked. model: None is what the latents say. ending: of the picture files, such as
-    "png". The rest as for encode."""
+    """Options of `dcae batch decode`. model: None takes the one that the latents name. ending: of the picture files,
+    such as "png". The others as for encode."""
 
     source: str
     destination: str
@@ -56,22 +56,22 @@ class DecodeOptions:
 
 
 def rows_of(url: str) -> Iterator[tuple[Row, dict[str, str]]]:
-    """(row, what all rows share) of everything that is finished in a destination of `encode`, part by part."""
+    """Yield (row, metadata of its file) for every finished part in a destination of `encode`, in order."""
     place = Place(url)
     for name in _finished(place):
         yield from shards.read(place, name)
 
 
 def _finished(place: Place) -> list[str]:
-    """The files of the parts that are done."""
+    """Return the files of the parts that are done."""
     done = {name.removesuffix(".json") for name in place.names("done")}
     return [name for name in place.names("") if name.startswith("part-") and name.partition(".")[0] in done]
 
 
-def decode(options: DecodeOptions, told: Callable[[Done], None] = lambda done: None) -> Summary:
-    """Decodes the parts that are not decoded yet. A picture's file is named by its key and `ending`, as cats/a.jpg.png;
-    where another has that name, it is in a folder of its part's, as part-000001/cats/a.jpg.png. decoded/ says which
-    files a part gave, in the order of its rows.
+def decode(options: DecodeOptions, on_part: Callable[[Done], None] = lambda done: None) -> Summary:
+    """Decode the parts that are not decoded yet. A picture's file is named by its key and `ending`, as cats/a.jpg.png;
+    where another has that name, it goes into a folder of its part, as part-000001/cats/a.jpg.png. decoded/ records
+    which files a part gave, in the order of its rows. on_part: called for each part that is done.
 
     Raises DCAEError: nothing to decode, a model that is not here or does not read these latents, a destination of
     others.
@@ -82,11 +82,11 @@ def decode(options: DecodeOptions, told: Callable[[Done], None] = lambda done: N
         raise OptionError(f"There are no finished parts of latents in {options.source}.")
     target.tidy()
     _claim(source, target, options.ending)
-    files = Names(options.ending)
+    files = FileNames(options.ending)
     done = {name.removesuffix(".json") for name in target.names("decoded") if name.endswith(".json")}
     for part in sorted(done):
-        files.take(_made_before(target, f"decoded/{part}.json"))
-    ae, made = None, Summary()
+        files.reserve(_recorded_files(target, f"decoded/{part}.json"))
+    ae, summary = None, Summary()
     with ThreadPoolExecutor(4) as writers:
         for name in names:
             part = name.partition(".")[0]
@@ -98,34 +98,35 @@ def decode(options: DecodeOptions, told: Callable[[Done], None] = lambda done: N
                     model = options.model or rows[0][1]["variant"]
                     ae = DCAE(model, options.device, options.dtype, options.cache_dir)
                 _check(ae, rows, source.path(name))
-            own = files.of(part, [row.key for row, _ in rows])
-            finished = _part(options, ae, part, rows, own, target, writers)
-            target.write_text(f"decoded/{part}.json", finished.as_text(files=own))
-            made.add(finished)
-            told(finished)
-    return made
+            paths = files.assign(part, [row.key for row, _ in rows])
+            finished = _decode_part(options, ae, part, rows, paths, target, writers)
+            target.write_text(f"decoded/{part}.json", finished.as_text(files=paths))
+            summary.add(finished)
+            on_part(finished)
+    return summary
 
 
 def _claim(source: Place, target: Place, ending: str) -> None:
-    """Raises OptionError where other latents are decoded, whose parts have the same names, or to files of another kind.
-    Else says whose it is."""
+    """Record which latents, and which kind of files, this destination is for. Raises OptionError where it is for
+    others."""
     job = source.read_bytes("job.json") if source.exists("job.json") else b""
-    own, name = [hashlib.sha256(job).hexdigest(), ending], "decoded/job.txt"
-    before = target.read_bytes(name).decode(errors="replace").split() if target.exists(name) else own
-    if before[:1] != own[:1]:
+    claim, name = [hashlib.sha256(job).hexdigest(), ending], "decoded/job.txt"
+    before = target.read_bytes(name).decode(errors="replace").split() if target.exists(name) else claim
+    if before[:1] != claim[:1]:
         raise OptionError(f"{target.url} holds the pictures of other latents than {source.url}: name another folder.")
-    if before != own:
+    if before != claim:
         raise OptionError(
             f"{target.url} holds these pictures as .{shorten(before[-1], 20)} files: name another folder."
         )
-    target.write_text(name, " ".join(own) + "\n")
+    target.write_text(name, " ".join(claim) + "\n")
 
 
-def _made_before(target: Place, name: str) -> list[str]:
-    """The files that a part gave. Raises OptionError where that can't be told: others would take their place."""
+def _recorded_files(target: Place, name: str) -> list[str]:
+    """Return the files that a part gave. Raises OptionError if its record is damaged: other files would overwrite
+    them."""
     try:
-        told = parse_json(target.read_bytes(name))
-        files = told.get("files") if isinstance(told, dict) else None
+        record = parse_json(target.read_bytes(name))
+        files = record.get("files") if isinstance(record, dict) else None
         if not isinstance(files, list) or not all(isinstance(one, str) for one in files):
             raise ValueError("it does not name the files that were made")
         return files
@@ -134,79 +135,81 @@ def _made_before(target: Place, name: str) -> list[str]:
         raise OptionError(f"{words} Nothing was changed.") from error
 
 
-class Names:
-    """A file's name for each row, no two alike: with the same rows after the same parts, the same ones. Of a name that
-    is given, 8 bytes are kept."""
+class FileNames:
+    """Assign a file name to each row, without duplicates. The same rows after the same parts get the same names. Keeps
+    8 bytes of each name."""
 
     def __init__(self, ending: str):
         self.ending = ending
         self._before = np.empty(0, np.uint64)
         self._new: set[int] = set()
 
-    def of(self, part: str, keys: list[str]) -> list[str]:
-        """For the rows of a part, in their order."""
+    def assign(self, part: str, keys: list[str]) -> list[str]:
+        """Return names for the rows of a part, in their order."""
         numbers: dict[str, Iterator[int]] = {}
         return [self._one(part, key, numbers) for key in keys]
 
-    def take(self, names: list[str]) -> None:
-        """These are given."""
+    def reserve(self, names: list[str]) -> None:
+        """Mark names as taken."""
         for name in names:
-            name = _alike(name)
-            self._new |= {_hashed(name), *(_hashed(f"{folder}/") for folder in _folders(name))}
+            name = _folded(name)
+            self._new |= {_hash64(name), *(_hash64(f"{folder}/") for folder in _folders(name))}
         if len(self._new) > MANY:
             self._before = np.union1d(self._before, np.fromiter(self._new, np.uint64, len(self._new)))
             self._new.clear()
 
     def _one(self, part: str, key: str, numbers: dict[str, Iterator[int]]) -> str:
-        """Keys are names from strangers, and stay below the destination."""
-        plain = "/".join(plain_name(one) for one in key.replace("\\", "/").split("/") if one not in ("", ".", ".."))
+        """Return a free name for a key. Keys come from untrusted files, and their names stay below the destination."""
+        plain = "/".join(plain_name(name) for name in key.replace("\\", "/").split("/") if name not in ("", ".", ".."))
         plain = plain or "_"
         flat = plain_name(plain.replace("/", "--"))
         if len(plain.encode()) > LONGEST_PATH:
             plain = flat
         counted = (f"{part}/{flat}~{n}" for n in numbers.setdefault(flat, itertools.count(2)))
         names = (f"{name}.{self.ending}" for name in itertools.chain((plain, f"{part}/{plain}"), counted))
-        name = next(name for name in names if self._free(_alike(name)))
-        self.take([name])
+        name = next(name for name in names if self._free(_folded(name)))
+        self.reserve([name])
         return name
 
     def _free(self, name: str) -> bool:
         if NO_FOLDERS.search(name):
             return False
-        return not any(self._given(one) for one in (name, f"{name}/", *_folders(name)))  # a file, a folder, in a file
+        return not any(
+            self._is_taken(name) for name in (name, f"{name}/", *_folders(name))
+        )  # a file, a folder, in a file
 
-    def _given(self, name: str) -> bool:
-        one = _hashed(name)
-        at = int(np.searchsorted(self._before, np.uint64(one)))
-        return one in self._new or (at < len(self._before) and int(self._before[at]) == one)
+    def _is_taken(self, name: str) -> bool:
+        name = _hash64(name)
+        at = int(np.searchsorted(self._before, np.uint64(name)))
+        return name in self._new or (at < len(self._before) and int(self._before[at]) == name)
 
 
-def _alike(name: str) -> str:
-    """The same for names that are one file on some disks, as a.png and A.png are on macOS and Windows."""
+def _folded(name: str) -> str:
+    """Return a name that is equal for names that are one file on some disks (a.png and A.png on macOS and Windows)."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _folders(name: str) -> list[str]:
-    """a, a/b of a/b/c."""
+    """Return the folders a and a/b of a/b/c."""
     return [name[: found.start()] for found in re.finditer("/", name)]
 
 
-def _hashed(name: str) -> int:
+def _hash64(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "little")
 
 
 def _check(ae: DCAE, rows: list[tuple[Row, dict[str, str]]], file: str) -> None:
-    """Raises LatentError if `ae` does not read the latents of one of the rows: shapes alone would not show it."""
+    """Raise LatentError if `ae` does not read the latents of one of the rows. Their shapes alone would not show it."""
     for row, common in rows:
-        told = variants.find(common["variant"])
-        if told.latent_space != ae.variant.latent_space:
+        variant = variants.find(common["variant"])
+        if variant.latent_space != ae.variant.latent_space:
             raise LatentError(
-                f"{file}: the latents of {shorten(row.key)!r} are of {told.name}, but {ae.variant.name} is loaded and "
-                f"does not read them: use {told.name}."
+                f"{file}: the latents of {shorten(row.key)!r} are of {variant.name}, but {ae.variant.name} is loaded "
+                f"and does not read them: use {variant.name}."
             )
 
 
-def _part(
+def _decode_part(
     options: DecodeOptions,
     ae: DCAE | None,
     name: str,
@@ -220,18 +223,18 @@ def _part(
         factor = float(common["scaling_factor"]) if common["scale"] == "scaled" else 1.0
         by_shape.setdefault(tuple(row.latents.shape), []).append((row, factor, file))
     seconds, jobs = 0.0, []
-    for same in by_shape.values():
-        for i in range(0, len(same), options.batch):
-            some = same[i : i + options.batch]
+    for group in by_shape.values():
+        for i in range(0, len(group), options.batch):
+            chunk = group[i : i + options.batch]
             start = time.perf_counter()
-            z = torch.stack([row.latents.float() / factor for row, factor, _ in some])
+            z = torch.stack([row.latents.float() / factor for row, factor, _ in chunk])
             try:
                 pictures = ae.decode(z, budget=options.budget, as_uint8=True).cpu()
             except (LatentError, NonFiniteError) as error:
-                keys = ", ".join(shorten(row.key) for row, *_ in some[:3])
-                raise LatentError(f"{name}: the latents of {keys} and {len(some)} in all: {error}") from error
+                keys = ", ".join(shorten(row.key) for row, *_ in chunk[:3])
+                raise LatentError(f"{name}: the latents of {keys} and {len(chunk)} in all: {error}") from error
             seconds += time.perf_counter() - start
-            for (row, _, file), picture in zip(some, pictures, strict=True):
+            for (row, _, file), picture in zip(chunk, pictures, strict=True):
                 jobs.append(writers.submit(_save, target, file, images.crop(picture[None], row.size)))
     for job in jobs:
         job.result()
@@ -240,5 +243,5 @@ def _part(
 
 
 def _save(target: Place, name: str, picture: torch.Tensor) -> None:
-    """[1, 3, H, W] uint8 to a file."""
+    """Write [1, 3, H, W] uint8 to a picture file."""
     target.write(name, lambda path: images.write(path, picture[0].movedim(0, -1) / 255))

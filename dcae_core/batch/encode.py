@@ -1,4 +1,5 @@
-"""Encoding a data set: what is done with a part, whichever engine does it."""
+"""Encode a part of a data set: options, batches, the model, and writing the rows. Which engine calls this is `run`'s
+choice."""
 
 from __future__ import annotations
 
@@ -20,12 +21,22 @@ from .prepare import FITS, Geometry, Ready
 from .shards import Row
 from .sources import Part, Unreadable
 
-__all__ = ["Batcher", "Encoder", "Options", "job_of", "open_model", "save_part"]
+__all__ = [
+    "Batcher",
+    "Encoder",
+    "Options",
+    "batches",
+    "geometry",
+    "in_order",
+    "job_of",
+    "open_model",
+    "save_part",
+]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `dcae batch encode` was asked.
+    """Options of `dcae batch encode`.
 
     model: a variant's name, or a file or folder. size: (height, width) for fit "crop" and "bucket". store: "bf16" or
     "fp16", of the latents as they are kept. scaled: times the scaling factor, as a diffusion model has them;
@@ -71,13 +82,13 @@ class Options:
 
 
 def open_model(options: Options, device: str | None = None) -> DCAE:
-    """The autoencoder, which must be on this machine. Raises DCAEError."""
+    """Load the autoencoder, which must be on this machine. Raises DCAEError."""
     device = device or options.device
     return DCAE(options.model, device, options.dtype, options.cache_dir, variant=options.variant)
 
 
 def job_of(options: Options, variant: Variant) -> Job:
-    """The job in the destination: a new one, or the one that goes on there."""
+    """Return the job in the destination: a new one, or the one that is continued."""
     settings = {name: getattr(options, name) for name in ("fit", "kind", "store", "scaled", "flip", "most_pixels")}
     settings["size"] = list(options.size) if options.fit != "pad" else None
     factor = variant.factor(options.scaling_factor) if options.scaled else variant.scaling_factor
@@ -88,21 +99,21 @@ def job_of(options: Options, variant: Variant) -> Job:
 
 
 def geometry(options: Options, variant: Variant) -> Geometry:
-    """How sources are brought to size for `variant`."""
+    """Return how sources are resized for `variant`."""
     height, width = options.size or (variant.spatial_ratio,) * 2
     return Geometry(options.fit, height, width, variant.spatial_ratio, most=options.most_pixels, flip=options.flip)
 
 
 class Batcher:
-    """Collects pictures into lists of one size, of up to `count`; of odd sizes it never holds more than four times
-    that."""
+    """Collect pictures of equal size into lists of up to `count`. Holds at most four times `count` pictures of
+    different sizes."""
 
     def __init__(self, count: int):
         self.count = count
         self._waiting: dict[tuple[int, ...], list[Ready]] = {}
 
     def add(self, one: Ready) -> list[Ready] | None:
-        """A list that is full now, if there is one."""
+        """Add a picture; return a list that is full now, if any."""
         same = self._waiting.setdefault(one.pixels.shape, [])
         same.append(one)
         if len(same) == self.count:
@@ -112,13 +123,13 @@ class Batcher:
         return None
 
     def rest(self) -> list[list[Ready]]:
-        """What is left, which leaves nothing."""
+        """Return and forget the lists that are not full."""
         left, self._waiting = list(self._waiting.values()), {}
         return left
 
 
 def batches(ready: Iterable[Ready], count: int) -> Iterator[list[Ready]]:
-    """All of `ready` through a Batcher."""
+    """Yield all of `ready` in batches of a Batcher."""
     batcher = Batcher(count)
     for one in ready:
         if full := batcher.add(one):
@@ -127,14 +138,14 @@ def batches(ready: Iterable[Ready], count: int) -> Iterator[list[Ready]]:
 
 
 class Encoder:
-    """Pictures to rows, with the model that it loads once. seconds: spent encoding so far."""
+    """Encode pictures to rows with a model that is loaded once. seconds: spent encoding so far."""
 
     def __init__(self, options: Options, ae: DCAE | None = None):
         self.options, self.ae = options, ae or open_model(options)
         self.seconds = 0.0
 
     def __call__(self, ready: list[Ready]) -> list[Row]:
-        """Rows of pictures of one size, in their order."""
+        """Return the rows of pictures of one size, in their order."""
         start = time.perf_counter()
         latents = self._encode([one.pixels for one in ready])
         flipped = self._encode([one.flipped for one in ready]) if self.options.flip else [None] * len(ready)
@@ -158,7 +169,7 @@ class Encoder:
 
 
 def save_part(job: Job, part: Part, rows: list[Row], skipped: list[Unreadable], seconds: float) -> Done:
-    """Writes the rows of a part, in the order of their keys' sources, and then that it is done."""
+    """Write the rows of a part, then record that the part is done."""
     settings = job.settings
     common = {
         "variant": settings["variant"],
@@ -176,7 +187,7 @@ def save_part(job: Job, part: Part, rows: list[Row], skipped: list[Unreadable], 
 
 
 def in_order(rows: list[Row], keys: list[str]) -> list[Row]:
-    """Rows come out by size; this puts them back into the order of the source."""
+    """Sort rows, which come out by size, into the order of the source."""
     places: dict[str, int] = {}
     for i, key in enumerate(keys):
         places.setdefault(key, i)

@@ -1,5 +1,5 @@
-"""What is to be done, what is done, and what went wrong: kept in the destination, so that a job can be stopped anywhere
-and started again.
+"""The state of a job, kept in its destination: what is to be done, what is done, what was skipped. So a job can be
+stopped at any time and continued.
 
     job.json              what was asked; a job that asks something else is refused
     parts/000000.jsonl    the parts of the source, a line each; later listings add files with what is new
@@ -30,7 +30,7 @@ DONE = "Remove it, and its part is done again."
 
 @dataclass(frozen=True)
 class Done:
-    """A part that is finished. seconds: spent on the device."""
+    """A finished part. seconds: spent on the device."""
 
     part: str
     images: int
@@ -46,7 +46,7 @@ class Done:
 
 @dataclass
 class Summary:
-    """Of all parts that are done, in this run and before. device_seconds: of all devices together."""
+    """Totals over all finished parts, of this run and earlier ones. device_seconds: summed over devices."""
 
     images: int = 0
     pixels: int = 0
@@ -61,8 +61,8 @@ class Summary:
 
 
 class Job:
-    """A source, a destination, and the settings that decide what is written. Raises OptionError where the destination
-    holds another job.
+    """A source, a destination, and the settings that determine the output. Raises OptionError if the destination holds
+    another job.
 
     settings: JSON's types; equal for a job that goes on. size: picture files in a part. new: is nothing there yet?
     `parts` writes the first, once there is something to do.
@@ -71,23 +71,24 @@ class Job:
     def __init__(self, source: str, destination: str, settings: dict[str, Any], size: int = 512):
         self.source, self.settings, self.size = source, settings, size
         self.place = Place(destination)
-        self.asked = asked = {"format": "dcae-batch-1", "source": source, "part_size": size, **settings}
+        self.requested = requested = {"format": "dcae-batch-1", "source": source, "part_size": size, **settings}
         self.new = not self.place.exists("job.json")
         if self.new:
             if self.place.names(""):
                 raise OptionError(f"{destination} is not empty, and holds no job of this kind: name another folder.")
             return
         before = self._read("job.json", "Put it back from a copy, or name another folder.")
-        names = [name for name in {**before, **asked} if before.get(name) != asked.get(name)]
+        names = [name for name in {**before, **requested} if before.get(name) != requested.get(name)]
         if names:
             other = "; ".join(
-                f"{shorten(name)}: {shorten(repr(before.get(name)))}, now {asked.get(name)!r}" for name in names[:10]
+                f"{shorten(name)}: {shorten(repr(before.get(name)))}, now {requested.get(name)!r}"
+                for name in names[:10]
             )
             raise OptionError(f"{destination} holds a job with other settings ({other}): name another folder.")
 
     def parts(self) -> list[Part]:
-        """All parts, listed anew: those of earlier listings stay as they are, what is new follows them. Raises
-        OptionError where a listing is damaged or lost: what is numbered anew would take the place of what is done."""
+        """List all parts. Parts of earlier listings keep their numbers, new ones follow. Raises OptionError if a
+        listing is damaged or lost, since new numbers would overwrite finished parts."""
         self.place.tidy()
         listed = [part for name in self.place.names("parts") for part in self._listing(name)]
         if [part.number for part in listed] != list(range(len(listed))):
@@ -103,7 +104,7 @@ class Job:
             known.add(one)
         new = list(sources.parts(self.source, self.size, frozenset(known), len(listed), self.place))
         if self.new:
-            self.place.write_text("job.json", json.dumps(self.asked, indent=1) + "\n")
+            self.place.write_text("job.json", json.dumps(self.requested, indent=1) + "\n")
             self.new = False
         if new:
             text = "".join(json.dumps(part.as_dict()) + "\n" for part in new)
@@ -111,7 +112,7 @@ class Job:
         return listed + new
 
     def _listing(self, name: str) -> Iterator[Part]:
-        """The parts in a file of parts/."""
+        """Yield the parts in a file of parts/."""
         try:
             text = self.place.read_bytes(f"parts/{name}")
             if not text.endswith(b"\n"):
@@ -122,12 +123,12 @@ class Job:
             raise self._damaged(f"parts/{name}", error, LISTING) from error
 
     def _read(self, name: str, what_now: str) -> dict[str, Any]:
-        """The object that a JSON file of the job holds."""
+        """Return the object in a JSON file of the job."""
         try:
-            made = parse_json(self.place.read_bytes(name))
-            if not isinstance(made, dict):
+            content = parse_json(self.place.read_bytes(name))
+            if not isinstance(content, dict):
                 raise ValueError("it is no object")
-            return made
+            return content
         except (OSError, ValueError) as error:
             raise self._damaged(name, error, what_now) from error
 
@@ -137,29 +138,29 @@ class Job:
         )
 
     def finished(self) -> list[str]:
-        """The names of the parts that are done."""
+        """Return the names of the finished parts."""
         return [name.removesuffix(".json") for name in self.place.names("done")]
 
     def finish(self, done: Done) -> None:
-        """Says that a part is done, once its rows are there."""
+        """Record that a part is done, after its rows are written."""
         self.place.write_text(f"done/{done.part}.json", done.as_text())
 
     def summary(self) -> Summary:
-        """Read from what is done. Raises OptionError for a file that is damaged."""
-        made = Summary()
+        """Sum up the finished parts. Raises OptionError for a damaged file."""
+        summary = Summary()
         for name in self.place.names("done"):
-            told = self._read(f"done/{name}", DONE)
+            record = self._read(f"done/{name}", DONE)
             try:
-                skipped = tuple(Unreadable(str(one["key"]), str(one["reason"])) for one in told["skipped"])
-                counts = [told[count] for count in ("images", "pixels", "seconds")]
+                skipped = tuple(Unreadable(str(one["key"]), str(one["reason"])) for one in record["skipped"])
+                counts = [record[count] for count in ("images", "pixels", "seconds")]
                 if not all(isinstance(count, (int, float)) and 0 <= count < 1e18 for count in counts):
                     raise ValueError(f"it counts {shorten(counts)}")
-                made.add(Done(name.removesuffix(".json"), *counts, skipped))
+                summary.add(Done(name.removesuffix(".json"), *counts, skipped))
             except (KeyError, TypeError, ValueError) as error:
                 raise self._damaged(f"done/{name}", f"{type(error).__name__}: {error}", DONE) from error
-        return made
+        return summary
 
     def report(self, summary: Summary) -> None:
-        """Writes skipped.jsonl: a line for each source that is not among the rows."""
+        """Write skipped.jsonl: a line for each source that was skipped."""
         lines = (json.dumps({"key": one.key, "reason": one.reason}) for one in summary.skipped)
         self.place.write_text("skipped.jsonl", "".join(line + "\n" for line in lines))

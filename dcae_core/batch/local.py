@@ -1,4 +1,4 @@
-"""The engine of one machine: worker processes read and decode, a thread writes, and the device encodes all the time."""
+"""Run a job on one machine: worker processes read and decode, a thread writes, and the device encodes all the time."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def run(
     pending: list[Part],
     encoder: Encoder,
     workers: int = 0,
-    told: Callable[[Done], None] = lambda done: None,
+    on_part: Callable[[Done], None] = lambda done: None,
 ) -> None:
-    """Does the pending parts. workers: processes; 0 is one for each core, at most 16. told: called for each part that
+    """Do the pending parts. workers: processes; 0 is one for each core, at most 16. on_part: called for each part that
     is done."""
     shape, device = geometry(options, encoder.ae.variant), _Device(encoder)
     batcher = Batcher(device.batch)
@@ -52,40 +52,42 @@ def run(
             encoding += map(device.submit, full + (batcher.rest() if last else []))
             if not last:
                 continue
-            written.append(writer.submit(_save, job, part, encoding, keys, skipped, device.ways))
+            written.append(writer.submit(_save, job, part, encoding, keys, skipped, device.parallel))
             encoding, keys, skipped = [], [], []
             while written and (written[0].done() or len(written) > 4):
-                told(written.popleft().result())
+                on_part(written.popleft().result())
         while written:
-            told(written.popleft().result())
+            on_part(written.popleft().result())
 
 
-def _save(job: Job, part: Part, encoding: list[Future], keys: list[str], skipped: list[Unreadable], ways: int) -> Done:
-    """Waits for what is being encoded, and writes it."""
-    made = [one.result() for one in encoding]
-    rows = in_order([row for rows, _ in made for row in rows], keys)
-    return save_part(job, part, rows, skipped, sum(seconds for _, seconds in made) / ways)
+def _save(
+    job: Job, part: Part, encoding: list[Future], keys: list[str], skipped: list[Unreadable], parallel: int
+) -> Done:
+    """Wait for the batches of a part, and write its rows."""
+    results = [future.result() for future in encoding]
+    rows = in_order([row for rows, _ in results for row in rows], keys)
+    return save_part(job, part, rows, skipped, sum(seconds for _, seconds in results) / parallel)
 
 
 class _Device:
-    """Encodes in threads, for which few batches wait. On a CPU several do so side by side, each on cores of its own:
-    cores that share a batch all wait when one of them makes way for a process that decodes. ways: how many; batch:
-    pictures in each, together those that `Options` has at once."""
+    """Encode in threads, with few batches waiting. On a CPU `parallel` of them run at the same time, each on cores of
+    its own: cores that share a batch all wait when one of them is given to a process that decodes. batch: pictures in
+    each; together those of `Options.batch`."""
 
     def __init__(self, encoder: Encoder):
-        self.encoder, self.ways = encoder, 1
+        self.encoder, self.parallel = encoder, 1
         self.threads, most = torch.get_num_threads(), encoder.options.batch
         # In fp16 what overflows is done again with the weights in fp32, and they are the same weights.
         if encoder.ae.device.type == "cpu" and encoder.ae.dtype != torch.float16:
-            self.ways = max(n for n in range(1, min(self.threads, most) + 1) if self.threads % n == 0)
-        self.batch = max(1, most // self.ways)
+            self.parallel = max(n for n in range(1, min(self.threads, most) + 1) if self.threads % n == 0)
+        self.batch = max(1, most // self.parallel)
         bound = parse_bytes(encoder.options.budget) or free_bytes(encoder.ae.device)
-        self.share = bound and bound // self.ways  # bytes; None where the system does not tell what is free
-        self.mine = threading.local()
+        self.share = bound and bound // self.parallel  # bytes; None where the system does not tell what is free
+        self.per_thread = threading.local()
         self.waiting: deque[Future] = deque()
 
     def __enter__(self) -> _Device:
-        self.pool = ThreadPoolExecutor(self.ways, initializer=self._start)
+        self.pool = ThreadPoolExecutor(self.parallel, initializer=self._start)
         return self
 
     def __exit__(self, *error) -> None:
@@ -93,25 +95,25 @@ class _Device:
         torch.set_num_threads(self.threads)  # also of threads that are still to come
 
     def _start(self) -> None:
-        torch.set_num_threads(self.threads // self.ways)
-        self.mine.encoder = Encoder(self.encoder.options, copy.copy(self.encoder.ae))
+        torch.set_num_threads(self.threads // self.parallel)
+        self.per_thread.encoder = Encoder(self.encoder.options, copy.copy(self.encoder.ae))
 
     def submit(self, batch: list[Ready]) -> Future:
-        """Of (rows, seconds that they took a thread)."""
-        beside = self._fits_beside(batch)
-        while len(self.waiting) > (self.ways if beside else 0):
+        """Return a future of (rows, seconds of one thread)."""
+        concurrent = self._fits_concurrently(batch)
+        while len(self.waiting) > (self.parallel if concurrent else 0):
             self.waiting.popleft().result()
-        if beside:
-            made = self.pool.submit(lambda: _timed(self.mine.encoder, batch))
+        if concurrent:
+            future = self.pool.submit(lambda: _timed(self.per_thread.encoder, batch))
         else:  # here, with all cores and the whole budget
             rows, seconds = _timed(self.encoder, batch)
-            (made := Future()).set_result((rows, seconds * self.ways))
-        self.waiting.append(made)
-        return made
+            (future := Future()).set_result((rows, seconds * self.parallel))
+        self.waiting.append(future)
+        return future
 
-    def _fits_beside(self, batch: list[Ready]) -> bool:
-        """Do as many at once as there are ways fit into the budget, each run as a whole?"""
-        if self.ways == 1:
+    def _fits_concurrently(self, batch: list[Ready]) -> bool:
+        """Whether `parallel` such batches fit into the budget at the same time, each as a whole run."""
+        if self.parallel == 1:
             return True
         _, height, width = batch[0].pixels.shape
         ae, channels = self.encoder.ae, self.encoder.options.latent_channels
@@ -128,18 +130,18 @@ def _timed(encoder: Encoder, batch: list[Ready]) -> tuple[list[Row], float]:
 
 
 def _chunks(pending: list[Part], source: str) -> Iterator[tuple[Part, list[Item | Unreadable], bool]]:
-    """(part, some of its sources, are these its last?)"""
+    """Yield (part, some of its sources, whether these are its last)."""
     for part in pending:
-        found = sources.items(part, source)
-        chunk = list(islice(found, CHUNK))
-        while following := list(islice(found, CHUNK)):
+        items = sources.items(part, source)
+        chunk = list(islice(items, CHUNK))
+        while following := list(islice(items, CHUNK)):
             yield part, chunk, False
             chunk = following
         yield part, chunk, True
 
 
 class _Workers:
-    """Processes that prepare sources. One that dies at its work costs the source it died of, and no other."""
+    """Processes that prepare sources. If one dies, only the source that it worked on is lost."""
 
     def __init__(self, count: int, shape: Geometry, source: str):
         self.count, self.arguments = count, (shape, source)
@@ -168,7 +170,7 @@ class _Workers:
         return ProcessPoolExecutor(count or self.count, context, initializer=_end_with_parent)
 
     def map(self, chunks: Iterable[tuple[Part, list[Item | Unreadable], bool]]):
-        """(chunk, results) in their order, with up to two chunks for each worker under way."""
+        """Yield (chunk, results) in order, with up to two chunks in progress for each worker."""
         waiting: deque[tuple[tuple, Future]] = deque()
         chunks = iter(chunks)
         while True:
@@ -203,8 +205,7 @@ class _Workers:
 
 
 def _end_with_parent() -> None:
-    """In a worker: where the process that gives it work is killed, it must not be left waiting. Ctrl-C is that
-    process's business, which ends this one."""
+    """In a worker: end if the parent process is killed. Ctrl-C is left to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:

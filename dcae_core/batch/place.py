@@ -1,4 +1,4 @@
-"""Folders on this machine or anywhere that fsspec reaches, and files that appear in them whole or not at all."""
+"""Folders on this machine or anywhere that fsspec reaches, with atomic writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import BinaryIO
 from ..errors import DCAEError, OptionError
 from ..untrusted import is_file
 
-__all__ = ["Place", "plain_name"]
+__all__ = ["Place", "import_fsspec", "machine_id", "plain_name"]
 
 ASIDE = re.compile(r"([0-9a-f]{8})-(\d{1,10})-\w+\.part")  # where files are made: machine, process
 LEFT = re.compile(r"part-\d+(\.\w+)?\.part")  # as earlier versions named it
@@ -25,11 +25,11 @@ OLD = 24 * 3600  # seconds after which nobody is at it any more
 
 
 class Place:
-    """A folder, by a path or an address such as s3://bucket/folder. Raises OptionError for an address that can't be
+    """A folder, by a path or an address such as s3://bucket/folder. Raises OptionError if the address can't be
     opened."""
 
     def __init__(self, url: str | os.PathLike):
-        fsspec = _fsspec()
+        fsspec = import_fsspec()
         self.url = str(url)
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.url)
@@ -41,7 +41,7 @@ class Place:
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     def names(self, folder: str) -> list[str]:
-        """What lies in `folder` under its final name."""
+        """Return the names in `folder`, without unfinished files."""
         try:
             found = self.fs.ls(self.path(folder), detail=False, refresh=True)
         except FileNotFoundError:
@@ -54,7 +54,7 @@ class Place:
         return self.fs.exists(self.path(name))
 
     def open(self, name: str) -> BinaryIO:
-        """Raises OSError, also for what is no file: a pipe would keep its reader waiting."""
+        """Open a file for reading. Raises OSError, also for a pipe or device, which would keep its reader waiting."""
         if self.local and not is_file(self.path(name)):
             raise OSError(f"{name} is no file")
         return self.fs.open(self.path(name), "rb")
@@ -70,8 +70,8 @@ class Place:
         self.write(name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def write(self, name: str, make: Callable[[Path], object]) -> None:
-        """`make` writes a file, or a folder of files, at the path it is given; then that takes its name here, in the
-        place of what had it."""
+        """Let `make` write a file, or a folder of files, at the path it is given, then rename that to `name`, replacing
+        what had it."""
         try:
             with self._aside(name) as part:
                 make(part)
@@ -81,26 +81,27 @@ class Place:
 
     @contextlib.contextmanager
     def _aside(self, name: str) -> Iterator[Path]:
-        """A path to make `name` at, of the same last name: in a folder of its own, since others may be at it too."""
+        """Yield a temporary path for `name`, with the same last part, in a folder of its own: other processes may write
+        the same."""
         place: dict[str, str] = {"prefix": "dcae-"}
         if self.local:
             Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
-            place = {"prefix": f"{_machine()}-{os.getpid()}-", "suffix": ".part", "dir": self.root}
+            place = {"prefix": f"{machine_id()}-{os.getpid()}-", "suffix": ".part", "dir": self.root}
         with tempfile.TemporaryDirectory(**place) as folder:
             yield Path(folder, name.rsplit("/", 1)[-1])
 
     def tidy(self) -> None:
-        """Removes what killed processes left half made, but nothing that may still be worked at."""
+        """Remove temporary folders of processes that were killed, but none that may still be in use."""
         if not self.local or not os.path.isdir(self.root):
             return
-        with os.scandir(self.root) as found:
-            left = [one for one in found if ASIDE.fullmatch(one.name) or LEFT.fullmatch(one.name)]
-        for one in left:
-            made = ASIDE.fullmatch(one.name)
+        with os.scandir(self.root) as entries:
+            leftovers = [entry for entry in entries if ASIDE.fullmatch(entry.name) or LEFT.fullmatch(entry.name)]
+        for entry in leftovers:
+            match = ASIDE.fullmatch(entry.name)
             with contextlib.suppress(OSError):
-                ended = made is not None and made[1] == _machine() and not _runs(int(made[2]))
-                if ended or time.time() - one.stat(follow_symlinks=False).st_mtime > OLD:
-                    _remove(Path(one.path))
+                ended = match is not None and match[1] == machine_id() and not _is_running(int(match[2]))
+                if ended or time.time() - entry.stat(follow_symlinks=False).st_mtime > OLD:
+                    _remove(Path(entry.path))
 
     def _settle(self, part: Path, name: str) -> None:
         target = self.path(name)
@@ -119,23 +120,22 @@ class Place:
 
 
 def plain_name(text: str) -> str:
-    """A name from a stranger as one that every disk takes: printable, and not too long; different ones stay different
-    where they are cut."""
-    made = "".join(c if c.isprintable() and (c != ":" or os.name != "nt") else "_" for c in text)
-    if len(made.encode()) <= 150:
-        return made
-    return f"{made[:30]}~{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:16]}"
+    """Return an untrusted name as one that every disk accepts: printable and short. Different names stay different."""
+    printable = "".join(c if c.isprintable() and (c != ":" or os.name != "nt") else "_" for c in text)
+    if len(printable.encode()) <= 150:
+        return printable
+    return f"{printable[:30]}~{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:16]}"
 
 
-def _machine() -> str:
-    """What process numbers are unique in, as a short name."""
+def machine_id() -> str:
+    """Return a short name of the machine (or container) whose process ids these are."""
     space = ""
     with contextlib.suppress(OSError):  # only Linux has them
         space = os.readlink("/proc/self/ns/pid")
     return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
 
 
-def _runs(process: int) -> bool:
+def _is_running(process: int) -> bool:
     if os.name == "nt":  # where os.kill would end it
         return True
     try:
@@ -154,7 +154,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _fsspec():
+def import_fsspec():
     try:
         import fsspec
         import fsspec.core

@@ -1,4 +1,4 @@
-"""One source to one picture of the right size. Runs in worker processes: Pillow and NumPy, no torch."""
+"""Decode and resize one source. Runs in worker processes: Pillow and NumPy, no torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Geometry:
     flip: bool = False
 
     def target(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that a source of this size is brought to, before padding."""
+        """Return the (height, width) that a source of this size is resized to, before padding."""
         if self.fit == "pad":
             return height, width
         if self.fit == "crop":
@@ -72,13 +72,13 @@ class Ready:
 
 
 def prepare_all(items: list[Item | Unreadable], geometry: Geometry, source: str) -> list[Ready | Unreadable]:
-    """`prepare` of several."""
+    """Prepare several."""
     return [item if isinstance(item, Unreadable) else prepare(item, geometry, source) for item in items]
 
 
 def prepare(item: Item, geometry: Geometry, source: str) -> Ready | Unreadable:
-    """Reads, decodes, turns upright (EXIF), makes RGB, and brings to size (Lanczos). Of an animation the first picture;
-    16 bits are rounded to 8; alpha is dropped. What can't be used comes back as Unreadable, with the reason."""
+    """Read, decode, turn upright (EXIF), convert to RGB and resize (Lanczos). Animations give their first picture, 16
+    bits are rounded to 8, alpha is dropped. What can't be used is returned as Unreadable, with the reason."""
     try:
         data = open_bytes(item.path, source) if item.data is None else item.data
         with open_image(io.BytesIO(data)) as file:

@@ -1,4 +1,4 @@
-"""A job from its start to its summary: what is pending, which engine, progress, metrics."""
+"""Run a job from start to summary: pending parts, engine, progress, metrics."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ENGINES = ("local", "ray")
 
 @dataclass
 class Outcome:
-    """summary: of the whole job. images, seconds: of this run (wall time, the loading of the model included). variant:
-    the name of what encodes."""
+    """Result of a run. summary: of the whole job. images, seconds: of this run (wall time, with loading the model).
+    variant: name of the encoder."""
 
     summary: Summary
     images: int
@@ -39,9 +39,9 @@ def encode(
     actors: int = 1,
     gpus: float = 0,
     metrics: str | None = None,
-    told: Callable[[int, int | None, int], None] = lambda done, total, skipped: None,
+    progress: Callable[[int, int | None, int], None] = lambda done, total, skipped: None,
 ) -> Outcome:
-    """Does what is not done yet, and says what is done in all.
+    """Do the parts that are not done yet; return what is done in all.
 
     engine: "local", with `workers` processes that decode; or "ray", with `actors` that each take `gpus`. metrics: a
     file that gets a JSON line for each part. told: called with sources done, how many there are (None where only
@@ -68,27 +68,27 @@ def encode(
         sources.check(options.source)
         model = None if ray else open_model(options)
     if ray:
-        cluster.the_library()
+        cluster.import_ray()
     parts, finished = job.parts(), set(job.finished())
     pending = [part for part in parts if part.name not in finished]
     before = job.summary()
     total = sum(len(part.keys) for part in parts) if all(part.kind == "files" for part in parts) else None
     done, skipped, images, device = before.images + len(before.skipped), len(before.skipped), 0, 0.0
-    told(done, total, skipped)
+    progress(done, total, skipped)
 
-    def part_done(one: Done) -> None:
+    def part_done(part: Done) -> None:
         nonlocal done, skipped, images, device
-        done += one.images + len(one.skipped)
-        skipped += len(one.skipped)
-        images += one.images
-        device += one.seconds
+        done += part.images + len(part.skipped)
+        skipped += len(part.skipped)
+        images += part.images
+        device += part.seconds
         if metrics:
             seconds = time.monotonic() - start
             rate = {"seconds": round(seconds, 3), "images_per_second": round(images / seconds, 3)}
-            line = {"part": one.part, "images": one.images, "pixels": one.pixels, "skipped": len(one.skipped)}
+            line = {"part": part.part, "images": part.images, "pixels": part.pixels, "skipped": len(part.skipped)}
             with Path(metrics).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, "device_seconds": round(one.seconds, 3), **rate}) + "\n")
-        told(done, total, skipped)
+                file.write(json.dumps({**line, "device_seconds": round(part.seconds, 3), **rate}) + "\n")
+        progress(done, total, skipped)
 
     if pending and not ray:
         from . import local
@@ -106,7 +106,7 @@ def counted(pictures: int) -> str:
 
 
 def words(outcome: Outcome) -> str:
-    """The summary for people."""
+    """Return the summary as text."""
     summary = outcome.summary
     skipped = f"{len(summary.skipped)} skipped; by {outcome.variant}"
     lines = [f"{counted(summary.images)}, {summary.pixels / 1e6:.1f} megapixels, {skipped}"]

@@ -1,4 +1,4 @@
-"""Latents of a part as one file (Parquet, a WebDataset tar) or a folder of safetensors; and back."""
+"""Write and read the latents of a part: one file (Parquet, a WebDataset tar) or a folder of safetensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..untrusted import MAX_HEADER_BYTES, parse_json, shorten
 from .place import Place, plain_name
 from .sources import LONGEST_KEY
 
-__all__ = ["FORMATS", "Row", "endings", "read", "write"]
+__all__ = ["DTYPES", "FORMATS", "Row", "endings", "read", "write"]
 
 FORMATS = ("parquet", "webdataset", "safetensors")
 ENDINGS = {"parquet": ".parquet", "webdataset": ".tar", "safetensors": ""}
@@ -51,13 +51,14 @@ def endings(kind: str) -> str:
 
 
 def write(path: Path, kind: str, rows: list[Row], common: dict[str, str]) -> None:
-    """Writes `rows` at `path`. common: what all rows share (variant, dtype, scale, scaling_factor), as strings."""
+    """Write `rows` at `path`. common: metadata that all rows share (variant, dtype, scale, scaling_factor), as
+    strings."""
     {"parquet": _write_parquet, "webdataset": _write_tar, "safetensors": _write_folder}[kind](path, rows, common)
 
 
 def read(place: Place, name: str) -> Iterator[tuple[Row, dict[str, str]]]:
-    """(row, common) of a file or folder that `write` made, each looked at: sizes, shapes and numbers are those that
-    encoding gives. Raises LatentError, which names the file."""
+    """Yield (row, common) of a file or folder that `write` made, each validated: sizes, shapes and numbers must be
+    possible results of encoding. Raises LatentError, which names the file."""
     if name.endswith(".parquet"):
         pieces = [(name, _read_parquet)]
     elif name.endswith(".tar"):
@@ -67,11 +68,11 @@ def read(place: Place, name: str) -> Iterator[tuple[Row, dict[str, str]]]:
     for path, reader in pieces:
         try:
             room = BEYOND + 16 * place.size(path)
-            for row, told in reader(place, path):
+            for row, metadata in reader(place, path):
                 room -= max(LEAST_ROW, sum(z.nbytes for z in (row.latents, row.flipped) if z is not None))
                 if room < 0:
                     raise ValueError("its rows are far larger than the file")
-                yield row, checked(row, told)
+                yield row, checked(row, metadata)
         except Exception as error:  # damaged files make their readers raise of every kind
             kind = "" if isinstance(error, (OSError, ValueError, tarfile.TarError)) else f"{type(error).__name__}: "
             raise LatentError(
@@ -81,10 +82,10 @@ def read(place: Place, name: str) -> Iterator[tuple[Row, dict[str, str]]]:
 
 
 def checked(row: Row, common: Mapping[str, str]) -> dict[str, str]:
-    """What of `common` all rows share. Raises ValueError for a row that encoding does not give."""
-    told = {name: common.get(name) for name in COMMON}
-    if not all(isinstance(value, str) for value in told.values()):
-        raise ValueError(f"it says {shorten(told)}, where all of these are needed")
+    """Return the fields of `common` that all rows share. Raises ValueError for a row that encoding can't give."""
+    shared = {name: common.get(name) for name in COMMON}
+    if not all(isinstance(value, str) for value in shared.values()):
+        raise ValueError(f"it says {shorten(shared)}, where all of these are needed")
     if not isinstance(row.key, str) or not 0 < len(row.key) <= LONGEST_KEY:
         raise ValueError(f"the key {shorten(row.key)!r} is none")
     for name, numbers, count in (("size", row.size, 2), ("source_size", row.source_size, 2), ("crop", row.crop, 4)):
@@ -92,14 +93,14 @@ def checked(row: Row, common: Mapping[str, str]) -> dict[str, str]:
         sound = len(numbers) == count and all(isinstance(n, (int, kind)) and math.isfinite(n) for n in numbers)
         if not sound or (kind is int and min(numbers) < 1):
             raise ValueError(f"{shorten(row.key)!r} has the {name} {shorten(numbers)}")
-    variant, _, _ = parse_metadata(told)
+    variant, _, _ = parse_metadata(shared)
     for z in (row.latents,) if row.flipped is None else (row.latents, row.flipped):
         if not isinstance(z, Tensor) or z.dtype not in DTYPES.values():
             raise ValueError(f"{shorten(row.key)!r} has latents that are neither bf16 nor fp16")
         check_shape((1, *z.shape), variant, row.size)
         if not is_finite(z):
             raise ValueError(f"{shorten(row.key)!r} has latents that are not finite: {describe_nonfinite(z)}")
-    return told
+    return shared
 
 
 def _schema(common: dict[str, str]):
@@ -141,12 +142,14 @@ def _read_parquet(place: Place, name: str) -> Found:
 
     with place.open(name) as file:
         opened = ParquetFile(file)
-        told = {k.decode(): v.decode() for k, v in (opened.schema_arrow.metadata or {}).items()}
+        metadata = {k.decode(): v.decode() for k, v in (opened.schema_arrow.metadata or {}).items()}
         for batch in opened.iter_batches(4):  # few: what a row takes is known once it is there
-            for one in batch.to_pylist():
-                latents, flipped = (_tensor(one[c], one["dtype"], one["shape"]) for c in ("latents", "latents_flipped"))
-                sizes = tuple(one["size"]), tuple(one["source_size"]), tuple(one["crop"])
-                yield Row(one["key"], latents, flipped, *sizes, one["sha256"]), told
+            for record in batch.to_pylist():
+                latents, flipped = (
+                    _tensor(record[c], record["dtype"], record["shape"]) for c in ("latents", "latents_flipped")
+                )
+                sizes = tuple(record["size"]), tuple(record["source_size"]), tuple(record["crop"])
+                yield Row(record["key"], latents, flipped, *sizes, record["sha256"]), metadata
 
 
 def _bytes(z: Tensor) -> bytes:
@@ -158,36 +161,38 @@ def _tensor(data: bytes | None, dtype: str, shape: list[int]) -> Tensor | None:
 
 
 def _to_safetensors(row: Row, common: dict[str, str]) -> bytes:
-    """As `dcae_core.latents` reads it (one picture), with more metadata."""
+    """Return one picture as `dcae_core.latents` reads it, with more metadata."""
     tensors = {"latents": row.latents[None]}
     if row.flipped is not None:
         tensors["latents_flipped"] = row.flipped[None]
-    own = {"key": row.key, "sha256": row.sha256, "height": str(row.size[0]), "width": str(row.size[1])}
-    own |= {"source_size": json.dumps(row.source_size), "crop": json.dumps(row.crop)}
-    return save({name: z.contiguous() for name, z in tensors.items()}, {**common, **own, "format": "dcae-latents-1"})
+    metadata = {"key": row.key, "sha256": row.sha256, "height": str(row.size[0]), "width": str(row.size[1])}
+    metadata |= {"source_size": json.dumps(row.source_size), "crop": json.dumps(row.crop)}
+    return save(
+        {name: z.contiguous() for name, z in tensors.items()}, {**common, **metadata, "format": "dcae-latents-1"}
+    )
 
 
 def _of_safetensors(data: bytes) -> tuple[Row, dict[str, Any]]:
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"its header claims {length} bytes")
-    told = parse_json(data[8 : 8 + length])["__metadata__"]
+    metadata = parse_json(data[8 : 8 + length])["__metadata__"]
     tensors = load(data)
     flipped = tensors.get("latents_flipped")
     row = Row(
-        told["key"],
+        metadata["key"],
         tensors["latents"][0],
         None if flipped is None else flipped[0],
-        (int(told["height"]), int(told["width"])),
-        tuple(parse_json(told["source_size"].encode())),
-        tuple(parse_json(told["crop"].encode())),
-        told["sha256"],
+        (int(metadata["height"]), int(metadata["width"])),
+        tuple(parse_json(metadata["source_size"].encode())),
+        tuple(parse_json(metadata["crop"].encode())),
+        metadata["sha256"],
     )
-    return row, told
+    return row, metadata
 
 
 def _names(rows: list[Row]) -> list[str]:
-    """A file name for each row: its key, but for what means something else there; no two alike."""
+    """Yield a unique file name for each row: its key, without characters that mean something else in file names."""
     taken: set[str] = set()
     for row in rows:
         plain = row.key.replace("/", "--").replace("\\", "--").replace(".", "_").replace(":", "_")

@@ -1,4 +1,4 @@
-"""Where the pictures of a data set come from: folders, globs, Parquet files, WebDataset tars; cut into parts."""
+"""List and read the pictures of a data set: folders, globs, Parquet files, WebDataset tars; cut into parts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 
 from ..errors import OptionError
 from ..untrusted import is_file, shorten
-from .place import Place, _fsspec
+from .place import Place, import_fsspec
 
-__all__ = ["Item", "Part", "Unreadable", "items", "open_bytes", "parts"]
+__all__ = ["LONGEST_KEY", "Item", "Part", "Unreadable", "check", "items", "open_bytes", "outside", "parts"]
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".jfif", ".ppm")
 COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes")  # names that a column of pictures has in Parquet files
@@ -29,7 +29,7 @@ LONGEST_KEY = 1024  # characters
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of work that is done as a whole: some picture files, a tar, or a row group of a Parquet file.
+    """A unit of work: some picture files, a tar, or a row group of a Parquet file.
 
     keys: of picture files, in the order of paths; empty for the other kinds, whose own keys are used.
     """
@@ -49,14 +49,16 @@ class Part:
 
     @classmethod
     def of(cls, fields: object) -> Part:
-        """The part of which `fields` is what `as_dict` gave. Raises ValueError for what it did not give."""
+        """Return the part that `as_dict` gave `fields` for. Raises ValueError for other fields."""
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or fields.keys() != names:
             raise ValueError(f"a part has {', '.join(sorted(names))}")
         number, kind, paths, keys, group = (fields[name] for name in ("number", "kind", "paths", "keys", "group"))
-        texts = all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in (paths, keys))
+        are_texts = all(
+            isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in (paths, keys)
+        )
         counts = all(type(count) is int and count >= 0 for count in (number, group))
-        keyed = texts and len(keys) == (len(paths) if kind == "files" else 0) and all(keys)
+        keyed = are_texts and len(keys) == (len(paths) if kind == "files" else 0) and all(keys)
         if not (keyed and counts and paths and kind in KINDS):
             raise ValueError("a part is none that was listed")
         if (kind != "files" and len(paths) != 1) or (kind != "parquet" and group):
@@ -66,7 +68,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Item:
-    """One source: its key, and its file's bytes or, to be read later, its address."""
+    """One source: its key, and its bytes or, to be read later, its path."""
 
     key: str
     data: bytes | None = None
@@ -88,16 +90,16 @@ def parts(
     start: int = 0,
     besides: Place | None = None,
 ) -> Iterator[Part]:
-    """The parts of `source` but for the (path, group) that are `known`, and what is in the folder `besides`, numbered
-    from `start`; of `size` picture files each.
+    """Yield the parts of `source`, of `size` picture files each, numbered from `start`. Those whose (path, group) is in
+    `known`, and files in the folder `besides`, are left out.
 
     source: a folder (searched through), a glob, a file; of pictures, .tar or .parquet files, or all of these. Raises
     OptionError where there is nothing.
     """
     place = Place(source)
     found = _found(place)
-    if besides is not None and (own := _of(besides, place)):
-        found = [path for path in found if not _below(path, own)]
+    if besides is not None and (inner := _of(besides, place)):
+        found = [path for path in found if not _below(path, inner)]
     if not found:
         raise OptionError(f"There are no pictures, .tar or .parquet files in {source}.")
     base = _base(place)
@@ -116,7 +118,7 @@ def parts(
 
 
 def check(source: str) -> None:
-    """Raises OptionError where there is no such source."""
+    """Raise OptionError if there is no such source."""
     _kind(Place(source))
 
 
@@ -127,7 +129,8 @@ def _found(place: Place) -> list[str]:
 
 
 def _kind(place: Place) -> str:
-    """What a source is: names of files and folders may look like globs. Raises OptionError where there is nothing."""
+    """Return "file", "folder" or "glob". An existing file or folder may look like a glob. Raises OptionError if there
+    is nothing."""
     if place.fs.isfile(place.root):
         return "file"
     if place.fs.isdir(place.root):
@@ -138,7 +141,7 @@ def _kind(place: Place) -> str:
 
 
 def _base(place: Place) -> str:
-    """The folder that keys are relative to."""
+    """Return the folder that keys are relative to."""
     root, kind = place.root.rstrip("/"), _kind(place)
     if kind == "glob":
         fixed = root[: min(root.find(c) for c in "*?[" if c in root)]
@@ -152,7 +155,7 @@ def _below(path: str, folder: str) -> bool:
 
 
 def _of(besides: Place, place: Place) -> str | None:
-    """The folder `besides` as the paths of `place` begin in it; None where it is elsewhere."""
+    """Return the folder `besides` in terms of the paths of `place`; None if it is elsewhere."""
     if not (place.local and besides.local):
         return besides.root if besides.fs == place.fs else None
     base = _base(place)
@@ -163,7 +166,7 @@ def _of(besides: Place, place: Place) -> str | None:
 
 
 def outside(listed: list[Part], source: str) -> str | None:
-    """A path in `listed` that is none of `source`, if there is one: who wrote the list may have wanted it read."""
+    """Return a path in `listed` that is not in `source`, or None. A tampered list could name any file."""
     place = Place(source)
     base, alone = _base(place), _kind(place) == "file"
     paths = (path for part in listed for path in part.paths)
@@ -181,14 +184,14 @@ def _groups(place: Place, path: str) -> int:
 
 
 def items(part: Part, source: str) -> Iterator[Item | Unreadable]:
-    """The sources of a part, in their order, with their bytes but for picture files, by keys that all formats can hold.
-    What is damaged ends a tar early, with an Unreadable that says so."""
+    """Yield the sources of a part in order, with keys that all formats can hold; picture files without their bytes. A
+    damaged tar ends early, with an Unreadable."""
     for one in _items(part, source):
         yield dataclasses.replace(one, key=_key(one.key))
 
 
 def _key(text: str) -> str:
-    """Names need not be UTF-8 (a byte that is not becomes %E9, say), or short."""
+    """Return a key in UTF-8 (other bytes become %E9 and the like), cut if it is too long."""
     plain = "".join(f"%{ord(c) & 0xFF:02X}" if "\ud800" <= c <= "\udfff" else c for c in text)
     if len(plain) <= LONGEST_KEY:
         return plain
@@ -211,7 +214,7 @@ def _items(part: Part, source: str) -> Iterator[Item | Unreadable]:
 
 
 def _opened(place: Place, path: str) -> BinaryIO:
-    """A file of `place` by its address there. Raises OSError for what is no file: a pipe keeps its reader waiting."""
+    """Open a file of `place`. Raises OSError for a pipe or device, which would keep its reader waiting."""
     if place.local and not is_file(path):
         raise OSError(f"{path} is no file")
     return place.fs.open(path, "rb")
@@ -240,22 +243,24 @@ def _of_parquet(file, group: int, name: str) -> Iterator[Item | Unreadable]:
     row = 0
     for batch in opened.iter_batches(16, row_groups=[group], columns=[column, *([key] if key else [])]):
         for value in batch.to_pylist():
-            given = value[key] if key else None
-            own = f"{name}:{group}:{row}" if given is None or given == "" else str(given)
+            key_value = value[key] if key else None
+            item_key = f"{name}:{group}:{row}" if key_value is None or key_value == "" else str(key_value)
             data = value[column]
             if isinstance(data, dict):  # as Hugging Face's data sets keep pictures
                 data = data.get("bytes")
-            yield Item(own, data) if isinstance(data, bytes) else Unreadable(own, "holds no bytes of a picture")
+            yield (
+                Item(item_key, data) if isinstance(data, bytes) else Unreadable(item_key, "holds no bytes of a picture")
+            )
             row += 1
 
 
 def open_bytes(path: str, source: str) -> bytes:
-    """The bytes of a picture file of `source`."""
+    """Return the bytes of a picture file of `source`."""
     _, _, protocol = source.rpartition("://")
     if protocol == source:  # a path of this machine
         if not is_file(path) or os.path.getsize(path) > MOST_BYTES:
             raise OSError(f"it is no file of up to {MOST_BYTES} bytes")
         with open(path, "rb") as file:
             return file.read()
-    fs, _ = _fsspec().core.url_to_fs(source)
+    fs, _ = import_fsspec().core.url_to_fs(source)
     return fs.cat_file(path)

@@ -59,22 +59,22 @@ def add_cache_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-dir", help="where weights are kept (default: $DCAE_HOME or ~/.cache/dcae)")
 
 
-def parse_size(size: str | None) -> tuple[int, int] | None:
-    """(height, width) of "512" or "768x512" (width first). Raises OptionError."""
-    if size is None:
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Return (height, width) of "512" or "768x512" (width first). Raises OptionError."""
+    if text is None:
         return None
     try:
-        width, *height = size.lower().split("x", 1)
-        made = int(height[0] if height else width), int(width)
-        if min(made) < 1:
+        width, *height = text.lower().split("x", 1)
+        size = int(height[0] if height else width), int(width)
+        if min(size) < 1:
             raise ValueError
-        return made
+        return size
     except ValueError:
-        raise OptionError(f"--size is a side or WIDTHxHEIGHT, such as 512 or 768x512, not {size!r}.") from None
+        raise OptionError(f"--size is a side or WIDTHxHEIGHT, such as 512 or 768x512, not {text!r}.") from None
 
 
 def output_paths(arguments: argparse.Namespace, ending: str) -> list[tuple[Path, Path]]:
-    """(source, target) for each input. No two share a target, and none is an input. Raises DCAEError."""
+    """Return (input, output) pairs. No two share an output, and none is an input. Raises DCAEError."""
     sources, output = [Path(s) for s in arguments.inputs], arguments.output and Path(arguments.output)
     if nameless := [source for source in sources if not source.name]:
         raise DCAEError(f"{nameless[0]} is a folder: name the files in it.")
@@ -95,7 +95,7 @@ def output_paths(arguments: argparse.Namespace, ending: str) -> list[tuple[Path,
 
 
 def check_outputs(pictures: list[str | None], others: list[str | None]) -> None:
-    """Raises OptionError before hours of work for a path that is in no folder, or a picture of no known ending."""
+    """Raise OptionError, before hours of work, for a path whose folder is missing or a picture of unknown format."""
     from PIL import Image
 
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
@@ -107,7 +107,8 @@ def check_outputs(pictures: list[str | None], others: list[str | None]) -> None:
 
 
 def model_file(name: str) -> str:
-    """The path of a variant that is here, for its name; any other name as it is. Raises DownloadError."""
+    """Return the path of a variant that is on this machine, for its name; other names as they are. Raises
+    DownloadError."""
     from ..weights import hub
 
     return str(hub.locate(name)[0]) if name in variants.VARIANTS else name

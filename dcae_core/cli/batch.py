@@ -83,17 +83,17 @@ def encode(arguments: argparse.Namespace) -> None:
         cache_dir=arguments.cache_dir,
     )
     engine = (arguments.engine, arguments.workers, arguments.actors, arguments.gpus)
-    made = run.encode(options, *engine, metrics=arguments.metrics, told=_bar())
-    print(run.words(made))
+    outcome = run.encode(options, *engine, metrics=arguments.metrics, progress=_bar())
+    print(run.words(outcome))
 
 
 def _bar() -> Callable[[int, int | None, int], None]:
-    """A progress callback: a bar with rate and time left, which leaves out what was done before."""
+    """Return a progress callback that shows a bar with rate and time left, without what was done before."""
     from tqdm import tqdm
 
     bar = None
 
-    def told(done: int, total: int | None, skipped: int) -> None:
+    def progress(done: int, total: int | None, skipped: int) -> None:
         nonlocal bar
         if bar is None:
             bar = tqdm(total=total, initial=done, unit="image")
@@ -101,7 +101,7 @@ def _bar() -> Callable[[int, int | None, int], None]:
         bar.update(done - bar.n)
         bar.refresh()
 
-    return told
+    return progress
 
 
 def decode(arguments: argparse.Namespace) -> None:
@@ -123,8 +123,8 @@ def decode(arguments: argparse.Namespace) -> None:
         cache_dir=arguments.cache_dir,
     )
     with tqdm(unit="image") as bar:
-        made = work(options, lambda done: bar.update(done.images))
-    if not made.images:
+        summary = work(options, lambda done: bar.update(done.images))
+    if not summary.images:
         print(f"0 pictures: all that is in {arguments.source} is in {arguments.dest}.")
         return
-    print(f"{counted(made.images)}, {made.pixels / 1e6:.1f} megapixels")
+    print(f"{counted(summary.images)}, {summary.pixels / 1e6:.1f} megapixels")

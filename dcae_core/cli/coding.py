@@ -80,14 +80,14 @@ def decode(arguments: argparse.Namespace) -> None:
                 f"latents: use --model {file.variant.name}."
             )
         try:
-            made = ae.decode(file.raw, file.size, arguments.budget, _strip_bar(source))
+            decoded = ae.decode(file.raw, file.size, arguments.budget, _strip_bar(source))
         except (LatentError, NonFiniteError, ImageError) as error:  # of several files, which?
             raise LatentError(f"{source}: {error}") from error
-        pictures = images.to_host(made)
+        pictures = images.to_host(decoded)
         for i, picture in enumerate(pictures, start=1):
-            one = target if len(pictures) == 1 else target.with_stem(f"{target.stem}-{i}")
-            images.write(one, picture)
-            print(f"{escape_unprintable(str(one))} ({picture.shape[1]}x{picture.shape[0]})")
+            path = target if len(pictures) == 1 else target.with_stem(f"{target.stem}-{i}")
+            images.write(path, picture)
+            print(f"{escape_unprintable(str(path))} ({picture.shape[1]}x{picture.shape[0]})")
 
 
 def roundtrip(arguments: argparse.Namespace) -> None:
@@ -117,7 +117,7 @@ def demo(arguments: argparse.Namespace) -> None:
 
 
 def _roundtrip(ae, source: Path, budget: str | None):
-    """(picture, reconstruction, PSNR) of one file; prints sizes, PSNR and times."""
+    """Return (picture, reconstruction, PSNR) of one file; print sizes, PSNR and times."""
     from ..compare.metrics import psnr
     from ..media import images
 
@@ -138,7 +138,7 @@ def _roundtrip(ae, source: Path, budget: str | None):
 
 
 def _strip_bar(source: Path) -> Callable[[int, int], None]:
-    """A progress callback that shows a bar for runs of more than a few strips."""
+    """Return a progress callback that shows a bar for runs of more than a few strips."""
     from tqdm import tqdm
 
     bar = None

@@ -48,29 +48,32 @@ def compare(arguments: argparse.Namespace) -> None:
     pictures = list(run.pictures(arguments.images, parse_size(arguments.size)))
     options = (arguments.device, arguments.dtype, arguments.budget, arguments.cache_dir, arguments.download)
     opened = [(name, lambda name=name: codecs.load(name, *options)) for name in names]
-    had, notes = {}, []
+    metric_options, notes = {}, []
     for name, make in (("perceptual", metrics.lpips), ("frechet", metrics.frechet)):
         if name == "frechet" and len(pictures) < 2:
             notes.append("rFID is over a set of pictures: give several.")
             continue
         try:
-            had[name] = make(arguments.download)
+            metric_options[name] = make(arguments.download)
         except DCAEError as error:
             notes.append(str(error))
     bar = _bar(len(names) * len(pictures))
     keep = arguments.rows if arguments.html or arguments.output else 0
-    made = run.compare(opened, pictures, repeats=arguments.repeats, keep=keep, progress=bar, **had)
-    whole = [column.name for column in made.columns if column.kind not in ("", "DC-AE")]
+    comparison = run.compare(opened, pictures, repeats=arguments.repeats, keep=keep, progress=bar, **metric_options)
+    whole = [column.name for column in comparison.columns if column.kind not in ("", "DC-AE")]
     if arguments.budget and whole:
         notes.append(f"The budget is for DC-AEs: {', '.join(whole)} ran without.")
-    made.notes += notes
-    print(text.table(made))
-    if not any(cell.scores for column in made.columns for cell in column.cells):
+    comparison.notes += notes
+    print(text.table(comparison))
+    if not any(cell.scores for column in comparison.columns for cell in column.cells):
         raise DCAEError("No autoencoder made anything of any picture: see above. No output was written.")
     outputs = (
-        (arguments.json, lambda path: _write_text(Path(path), json.dumps(text.as_json(made), indent=1) + "\n")),
-        (arguments.html, lambda path: print(escape_unprintable(str(page.write_page(path, made, arguments.amplify))))),
-        (arguments.output, lambda path: _write_picture(path, sheet.draw(made, arguments.amplify))),
+        (arguments.json, lambda path: _write_text(Path(path), json.dumps(text.as_json(comparison), indent=1) + "\n")),
+        (
+            arguments.html,
+            lambda path: print(escape_unprintable(str(page.write_page(path, comparison, arguments.amplify)))),
+        ),
+        (arguments.output, lambda path: _write_picture(path, sheet.draw(comparison, arguments.amplify))),
     )
     failed = []
     for path, write in outputs:
@@ -91,7 +94,7 @@ def _write_picture(path: str, picture) -> None:
 
 
 def _bar(total: int):
-    """A progress callback of `run.compare`, as a bar with what is being done."""
+    """Return a progress callback for `run.compare`: a bar with the name of the current run."""
     from tqdm import tqdm
 
     bar = tqdm(total=total, unit="run", leave=False)

@@ -83,11 +83,11 @@ def plan(arguments: argparse.Namespace) -> None:
         for budget in budgets:
             limit = memory.parse_bytes(budget)
             try:
-                made = planning.make(
+                one_plan = planning.make(
                     variant.architecture, direction, height, width, arguments.batch, limit, dtype, device=device.type
                 )
-                peak, strips = f"{made.peak_bytes / 2**30:.2f}", "whole" if made.whole else made.strips
-                weights = f"{made.weight_bytes / 2**30:.2f}"
+                peak, strips = f"{one_plan.peak_bytes / 2**30:.2f}", "whole" if one_plan.whole else one_plan.strips
+                weights = f"{one_plan.weight_bytes / 2**30:.2f}"
             except BudgetError as error:
                 peak, weights, strips = "-", "", f"needs {memory.format_gib(error.needed)}"
             lines.append(f"{direction:7} {budget or 'none':>8} {peak:>8} {weights:>8}  {strips}")

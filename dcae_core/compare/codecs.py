@@ -1,4 +1,5 @@
-"""Autoencoders of several kinds behind the same few words: the one place that knows their ranges, scales and sizes."""
+"""Autoencoders of several kinds behind one interface, `Codec`: the only place that knows their ranges, scales and
+sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from ..autoencoder import DCAE
 from ..engine.devices import best_dtype, parse_device, parse_dtype
 from ..engine.execute import without_autocast
 from ..engine.memory import Budget
-from ..errors import CheckpointError, DCAEError, DownloadError
+from ..errors import CheckpointError, DCAEError, DownloadError, UnknownVariant
 from ..untrusted import shorten
 from ..weights import hub
 from ..weights.checkpoint import is_dcae
@@ -50,8 +51,8 @@ class Codec:
 
 @dataclass(frozen=True)
 class Rules:
-    """How a class is used. ratio: of its config. lowest: what black is for it (white is 1). encode and decode: without
-    its ranges. decode gets latents as they were encoded; a distribution is its mode, so that runs agree."""
+    """How a class is used. ratio: from its config. lowest: the value of black (white is 1). encode and decode: without
+    converting ranges. A distribution gives its mode, so that runs agree."""
 
     ratio: Callable
     encode: Callable[[nn.Module, Tensor], Tensor]
@@ -86,7 +87,7 @@ TAESANA = Rules(lambda config: taesana.RATIO, lambda vae, x: vae.encoder(x), lam
 
 
 def local(cache_dir: str | os.PathLike | None = None) -> list[str]:
-    """The names of the DC-AEs that are on this machine, the bundled one among them."""
+    """Return the names of the DC-AEs on this machine, with the bundled one."""
     return [name for name, variant in variants.VARIANTS.items() if hub.find(variant, cache_dir)]
 
 
@@ -98,7 +99,7 @@ def load(
     cache_dir: str | os.PathLike | None = None,
     download: bool = False,
 ) -> Codec:
-    """The autoencoder of that name, wherever it is known:
+    """Load the autoencoder of that name:
 
     a DC-AE: the name of a variant or its repository, or a file or folder; runs on dcae_core, within `budget`.
     "diffusers:NAME": a repository or folder (also a pipeline's, with a `vae` in it) of one of RULES, by diffusers'
@@ -117,7 +118,7 @@ def load(
     if not hub.is_path(name):
         try:
             variants.find(name)
-        except variants.UnknownVariant as error:
+        except UnknownVariant as error:
             raise DCAEError(f"There is no file or folder {name}. {error}") from error
         return from_dcae(DCAE(name, device, dtype, cache_dir, download=download), budget)
     if Path(name).is_file() or name.endswith(".safetensors") or is_dcae(name):
@@ -140,7 +141,7 @@ def from_dcae(ae: DCAE, budget: Budget = None, name: str | None = None) -> Codec
 
 
 def from_diffusers(vae: nn.Module, name: str) -> Codec:
-    """A codec of one of diffusers' classes in RULES."""
+    """Return a codec for one of diffusers' classes in RULES."""
     kind = type(vae).__name__
     factor = getattr(vae.config, "scaling_factor", None)
     return _by_rules(RULES[kind], vae, name, kind, RULES[kind].ratio(vae.config), factor)
@@ -163,7 +164,7 @@ def _by_rules(rules: Rules, vae: nn.Module, name: str, kind: str, ratio: int, fa
 
 
 def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
-    """diffusers' module of a folder or repository."""
+    """Load diffusers' module from a folder or repository."""
     try:
         import diffusers
 
@@ -180,9 +181,9 @@ def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
         if kind not in RULES:
             raise DCAEError(f"{name} is {kind or 'of no class'}: known are {', '.join(RULES)}.")
         where |= {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-        made, found = getattr(diffusers, kind).from_pretrained(name, **where)
-        if lacking := sorted(found["missing_keys"]):  # diffusers only warns, and leaves them random
-            raise CheckpointError(f"{name} is no whole {kind}: {len(lacking)} weights are not there, as {lacking[0]}.")
+        model, loading_info = getattr(diffusers, kind).from_pretrained(name, **where)
+        if missing := sorted(loading_info["missing_keys"]):  # diffusers only warns, and leaves them random
+            raise CheckpointError(f"{name} is no whole {kind}: {len(missing)} weights are not there, as {missing[0]}.")
     except DCAEError:
         raise
     except Exception as error:  # of every kind, on configs and weights that are damaged
@@ -192,23 +193,23 @@ def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
                 f"{name} is not on this machine ({first}). Allow downloads (--download), or name a folder."
             ) from error
         raise CheckpointError(f"{name} can't be loaded by diffusers: {first}") from error
-    return made.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 class _TinySana(nn.Module):
-    """`encoder` and `decoder` of TAESANA; or, without its encoder, a sana DC-AE for it."""
+    """`encoder` and `decoder` of TAESANA; without its encoder, a sana DC-AE instead."""
 
     def __init__(self, folder: str, device: torch.device, dtype: torch.dtype, cache_dir: str | os.PathLike | None):
         super().__init__()
         self.decoder = taesana.load(folder, "decoder")
         if (Path(folder) / "taesana_encoder.safetensors").is_file():
-            self.encoder, self.with_ = taesana.load(folder, "encoder"), ""
+            self.encoder, self.suffix = taesana.load(folder, "encoder"), ""
         else:
             found = [n for n in local(cache_dir) if variants.find(n).latent_space == "sana"]
             if not found:
                 taesana.load(folder, "encoder")  # says what is missing
             ae = DCAE(found[-1], device, dtype, cache_dir)
-            self.with_ = f" after {found[-1]}"
+            self.suffix = f" after {found[-1]}"
             self.encoder = lambda x: ae.encode(x * 2 - 1) * ae.scaling_factor
 
 
@@ -216,4 +217,4 @@ def _of_taesana(
     name: str, folder: str, device: torch.device, dtype: torch.dtype, cache_dir: str | os.PathLike | None
 ) -> Codec:
     tiny = _TinySana(folder, device, dtype, cache_dir).to(device, dtype)
-    return _by_rules(TAESANA, tiny, name + tiny.with_, "TAESANA", taesana.RATIO, 1.0)
+    return _by_rules(TAESANA, tiny, name + tiny.suffix, "TAESANA", taesana.RATIO, 1.0)

@@ -1,5 +1,5 @@
-"""How close a reconstruction is, by the protocol of the DC-AE paper (efficientvit's aecore/evaluator.py): over pictures
-rounded to 8 bits, one picture at a time, and a mean over a set.
+"""Measure how close a reconstruction is, by the protocol of the DC-AE paper (efficientvit's aecore/evaluator.py):
+pictures are rounded to 8 bits and scored one at a time; a set gets the mean.
 
 SSIM and MS-SSIM leave out the border, where their window would stick out, as their authors' code and scikit-image do:
 pytorch-msssim does so; torchmetrics fills the border in, which on small pictures changes the third digit.
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..errors import ImageError, OptionError
 
-__all__ = ["Frechet", "Scores", "frechet", "lpips", "psnr", "scores"]
+__all__ = ["Frechet", "Perceptual", "Scores", "frechet", "lpips", "psnr", "scores"]
 
 LEAST_SSIM, LEAST_MS_SSIM, LEAST_LPIPS = 11, 176, 32  # shorter side, in pixels
 HALVED = 16  # MS-SSIM halves a picture four times
@@ -77,7 +77,7 @@ def scores(original: Tensor, result: Tensor, perceptual: Perceptual | None = Non
 
 
 def lpips(download: bool = False) -> Perceptual:
-    """LPIPS (Zhang et al. 2018, AlexNet), by torchmetrics and torchvision, as a function of two pictures.
+    """Return LPIPS (Zhang et al. 2018, AlexNet), by torchmetrics and torchvision, as a function of two pictures.
 
     Raises OptionError, which says what is missing, where a package or AlexNet's weights are not on this machine and
     `download` does not allow to fetch them, and where the weights can't be read.
@@ -139,8 +139,8 @@ class Frechet:
 
 
 def frechet(download: bool = False) -> Callable[[], Frechet]:
-    """Makes a new Frechet, as often as it is called, with Inception by torch-fidelity. Raises OptionError, which says
-    what is missing, or that the weights can't be read."""
+    """Return a function that makes a new Frechet at each call, with Inception by torch-fidelity. Raises OptionError if
+    something is missing or the weights can't be read."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as error:

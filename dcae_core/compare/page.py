@@ -80,8 +80,8 @@ def _html(comparison: Comparison, figures: list[str], amplify: float) -> str:
     lines = []
     for kind, cells in zip(["th", *["td"] * len(comparison.columns)], means(comparison), strict=True):
         lines.append("<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>")
-    said = "".join(f'<p class="problem">{escape(text)}</p>' for text in problems(comparison))
-    said += "".join(f"<p>{escape(text)}</p>" for text in comparison.notes)
+    messages = "".join(f'<p class="problem">{escape(text)}</p>' for text in problems(comparison))
+    messages += "".join(f"<p>{escape(text)}</p>" for text in comparison.notes)
     left = sum(row.picture is None and row.error is None for row in comparison.rows)
     hidden = f"<p>{left} more pictures are in the scores, and not shown here.</p>" if left else ""
     return (
@@ -90,7 +90,7 @@ def _html(comparison: Comparison, figures: list[str], amplify: float) -> str:
         f"<title>Autoencoders side by side</title><style>{STYLE}</style><h1>Autoencoders side by side</h1>"
         f"<p>Means over the pictures; of times, the median. Differences are shown {amplify:g} times.</p>"
         f'<div class="wide"><table>{"".join(lines)}</table></div>'
-        f"{said}{_each(comparison)}{hidden}{''.join(figures)}"
+        f"{messages}{_each(comparison)}{hidden}{''.join(figures)}"
         f"<script>{SCRIPT}</script></html>\n"
     )
 

@@ -85,12 +85,12 @@ class Column:
         values = {f.name: [getattr(cell.scores, f.name) for cell in done] for f in dataclasses.fields(Scores)}
         for name in ("encode_seconds", "decode_seconds", "peak_bytes", "latent_bytes", "bits_per_pixel"):
             values[name] = [getattr(cell, name) for cell in done]
-        made = {}
-        for name, some in values.items():
-            known = [value for value in some if value is not None]
+        means = {}
+        for name, numbers in values.items():
+            known = [value for value in numbers if value is not None]
             middle = statistics.median if name.endswith("seconds") else statistics.fmean
-            made[name] = middle(known) if known else None
-        return made
+            means[name] = middle(known) if known else None
+        return means
 
 
 @dataclass
@@ -132,11 +132,11 @@ def compare(
     keep: of so many rows the pictures stay in the result. progress: called with what is done, how much of how much.
     """
     sources = list(rows)
-    made = Comparison([Row(name) for name, _ in sources], [])
+    comparison = Comparison([Row(name) for name, _ in sources], [])
     total = len(codecs) * len(sources)
     for number, (name, opens) in enumerate(codecs):
         column = Column(name)
-        made.columns.append(column)
+        comparison.columns.append(column)
         try:
             codec = opens()
         except FAILURES as error:
@@ -146,14 +146,14 @@ def compare(
         column.name, column.weight_bytes = codec.name, codec.weight_bytes
         column.device, column.dtype = str(codec.device), str(codec.dtype).removeprefix("torch.")
         distance = frechet() if frechet else None
-        for place, (row, (_, read)) in enumerate(zip(made.rows, sources, strict=True)):
+        for place, (row, (_, read)) in enumerate(zip(comparison.rows, sources, strict=True)):
             progress(f"{name} · {row.name}", number * len(sources) + place, total)
             column.cells.append(_cell(codec, row, read, repeats, perceptual, distance, place < keep))
         column.rfid = distance.distance() if distance else None
         del codec, opens
         gc.collect()
     progress("", total, total)
-    return made
+    return comparison
 
 
 def _cell(
@@ -194,10 +194,10 @@ def measure(codec: Codec, picture: Tensor, repeats: int = 3) -> tuple[Cell, Tens
     Raises ImageError where the result is not finite.
     """
     height, width = picture.shape[:2]
-    how = Fit(height, width, codec.ratio)
+    fit = Fit(height, width, codec.ratio)
 
     def prepared() -> Tensor:
-        return images.fit(images.from_host(picture.to(codec.device, torch.float32)), how)
+        return images.fit(images.from_host(picture.to(codec.device, torch.float32)), fit)
 
     with _Peak(codec) as peak:
         x = prepared()
@@ -262,10 +262,10 @@ class _Peak:
 def _timed(codec: Codec, work: Callable[[], Tensor], into: list[float]) -> Tensor:
     _wait_for(codec)
     start = time.perf_counter()
-    made = work()
+    result = work()
     _wait_for(codec)
     into.append(time.perf_counter() - start)
-    return made
+    return result
 
 
 def _wait_for(codec: Codec) -> None:
@@ -289,16 +289,16 @@ def pictures(paths: Iterable[str], size: tuple[int, int] | None = None) -> Itera
 
     endings = tuple(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
     endings, files = tuple(set(endings) - NO_PICTURES), []
-    for given in map(Path, paths):
-        if given.is_dir():
-            shown = (file for file in given.iterdir() if not file.name.startswith("."))
-            found = sorted(file for file in shown if file.suffix.lower() in endings and file.is_file())
+    for path in map(Path, paths):
+        if path.is_dir():
+            visible = (file for file in path.iterdir() if not file.name.startswith("."))
+            found = sorted(file for file in visible if file.suffix.lower() in endings and file.is_file())
             if not found:
-                raise ImageError(f"There is no picture in the folder {given}.")
-        elif given.is_file():
-            found = [given]
+                raise ImageError(f"There is no picture in the folder {path}.")
+        elif path.is_file():
+            found = [path]
         else:
-            raise ImageError(f"There is no file or folder {given}.")
+            raise ImageError(f"There is no file or folder {path}.")
         files += found
     times = Counter(file.name for file in files)
     for file in files:

@@ -95,14 +95,14 @@ def _message(text: str, width: int) -> Image.Image:
         while font.getlength(line := lines[-1]) > width:
             end = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or font.getlength(line[:n]) <= width)
             lines[-1:] = [line[:end], line[end:]]
-    made = Image.new("RGB", (width, LINE * len(lines)), PAPER)
-    _write(ImageDraw.Draw(made), 0, 0, [(line, ALARM) for line in lines], width)
-    return made
+    image = Image.new("RGB", (width, LINE * len(lines)), PAPER)
+    _write(ImageDraw.Draw(image), 0, 0, [(line, ALARM) for line in lines], width)
+    return image
 
 
 def _picture(picture: Tensor, size: tuple[int, int]) -> Image.Image:
-    made = Image.fromarray((picture * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy())
-    return made if made.size == size else made.resize(size, Image.Resampling.LANCZOS)
+    image = Image.fromarray((picture * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy())
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _font() -> ImageFont.ImageFont:

@@ -81,14 +81,14 @@ def each(comparison: Comparison) -> list[list[str]]:
 
 def problems(comparison: Comparison) -> list[str]:
     """A line for each picture that could not be read, and for each autoencoder that failed."""
-    said = [f"{row.name}: {row.error}" for row in comparison.rows if row.error]
+    lines = [f"{row.name}: {row.error}" for row in comparison.rows if row.error]
     for column in comparison.columns:
         if column.error:
-            said.append(f"{column.name}: {column.error}")
+            lines.append(f"{column.name}: {column.error}")
         for row, cell in zip(comparison.rows, column.cells, strict=False):
             if cell.error and not row.error:
-                said.append(f"{column.name} on {row.name}: {cell.error}")
-    return said
+                lines.append(f"{column.name} on {row.name}: {cell.error}")
+    return lines
 
 
 def as_json(comparison: Comparison) -> dict:
@@ -103,8 +103,8 @@ def as_json(comparison: Comparison) -> dict:
 def _model(column: Column) -> dict:
     cells = []
     for cell in column.cells:
-        made = _fields(cell, "result", "scores")
-        cells.append({**(_fields(cell.scores) if cell.scores else {}), **made})
+        fields = _fields(cell, "result", "scores")
+        cells.append({**(_fields(cell.scores) if cell.scores else {}), **fields})
     means = {name: _finite(value) for name, value in column.means().items()}
     return {**_fields(column, "cells"), "means": means, "cells": cells}
 

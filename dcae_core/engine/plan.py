@@ -78,10 +78,10 @@ class Plan:
         return make(self.architecture, self.direction, *size, budget, target.dtype, **options)
 
     def __str__(self) -> str:
-        how = "whole" if self.whole else f"in {self.strips} strips"
+        manner = "whole" if self.whole else f"in {self.strips} strips"
         many = f"{self.batch} x " if self.batch > 1 else ""
         return (
-            f"{self.direction} {many}{self.width}x{self.height} {how} with {self.name}: "
+            f"{self.direction} {many}{self.width}x{self.height} {manner} with {self.name}: "
             f"peak {self.peak_bytes / 2**30:.2f} GiB, and {self.weight_bytes / 2**30:.2f} GiB of weights"
         )
 

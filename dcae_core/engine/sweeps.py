@@ -104,11 +104,11 @@ class Source:
     def read(self, top: int, room: Tensor) -> None:
         """Fills `room` with the rows from `top` on."""
         height, width = self.whole.shape[2:]
-        there = max(min(room.shape[2], height - top), 0)
-        if there:
-            self._copy(self.whole[:, :, top : top + there], room[:, :, :there, :width])
-        if there < room.shape[2]:
-            self._copy(self.whole[:, :, -1:], room[:, :, there:, :width])
+        inside = max(min(room.shape[2], height - top), 0)
+        if inside:
+            self._copy(self.whole[:, :, top : top + inside], room[:, :, :inside, :width])
+        if inside < room.shape[2]:
+            self._copy(self.whole[:, :, -1:], room[:, :, inside:, :width])
         if width < room.shape[3]:
             room[..., width:].copy_(room[..., width - 1 : width].clone())
 

@@ -29,8 +29,8 @@ __all__ = ["Latent", "StreamedAutoencoderDC"]
 
 @dataclass
 class Latent(EncoderOutput):
-    """What `encode` returns: `latent`, and `latent_dist` for callers that expect a distribution. There is none: its
-    `sample()` and `mode()` are the latent."""
+    """Output of `encode`: `latent`, and `latent_dist` for callers that expect a distribution, whose `sample()` and
+    `mode()` are the latent."""
 
     @property
     def latent_dist(self) -> IdentityDistribution:
@@ -109,12 +109,12 @@ class StreamedAutoencoderDC(AutoencoderDC):
         return cls(core, budget, scaling_factor=scaling_factor)
 
     def limit(self) -> Budget:
-        """The budget of a run, asked for before each."""
+        """Return the budget of the next run."""
         return self.budget
 
     @property
     def last_plan(self) -> Plan | None:
-        """How the last run went; None before the first."""
+        """Plan of the last run; None before the first."""
         return self.core.last_plan
 
     @apply_forward_hook
@@ -123,7 +123,7 @@ class StreamedAutoencoderDC(AutoencoderDC):
 
         Raises ImageError and BudgetError.
         """
-        with weights_at_hand(self.encoder):
+        with onloaded_weights(self.encoder):
             latent = self.core.encode(x, self.limit(), self.progress)
         return Latent(latent=latent) if return_dict else (latent,)
 
@@ -133,7 +133,7 @@ class StreamedAutoencoderDC(AutoencoderDC):
 
         Raises LatentError and BudgetError.
         """
-        with weights_at_hand(self.decoder):
+        with onloaded_weights(self.decoder):
             picture = self.core.decode(z, budget=self.limit(), progress=self.progress)
         return DecoderOutput(sample=picture) if return_dict else (picture,)
 
@@ -146,12 +146,12 @@ class StreamedAutoencoderDC(AutoencoderDC):
         return self.decode(z, return_dict)
 
     def enable_group_offload(self, onload_device: torch.device, *args, **options) -> None:
-        """Moves the weights to `onload_device` and leaves them there: strips read them without the modules that would
-        be brought one by one."""
+        """Move the weights to `onload_device` and keep them there: strips use them without calling the modules that
+        would be onloaded one by one."""
         self.to(onload_device)
 
     def save_pretrained(self, *args, **options) -> None:
-        """Raises OptionError: the weights here are not as published."""
+        """Raise OptionError: the weights were rewritten and are not as published."""
         raise OptionError(
             f"The weights of {self.core.variant.name} were rewritten for speed and can't be saved from here. Copy "
             f"{self.core.path or 'what they were loaded from'}, or save a pipeline with diffusers' AutoencoderDC."
@@ -159,17 +159,19 @@ class StreamedAutoencoderDC(AutoencoderDC):
 
 
 @contextlib.contextmanager
-def weights_at_hand(half: nn.Module) -> Iterator[None]:
-    """Brings weights that accelerate's hooks hold elsewhere (sequential offload) to where they run, for as long as this
-    lasts: strips read them without calling the modules that the hooks watch."""
-    held = [m for m in half.modules() if any(p.is_meta for p in m.parameters(recurse=False)) and hasattr(m, "_hf_hook")]
-    watched = [m.forward for m in held]
+def onloaded_weights(coder: nn.Module) -> Iterator[None]:
+    """A context in which weights that accelerate's hooks keep elsewhere (sequential offload) are on the device: strips
+    use them without calling the modules that the hooks watch."""
+    offloaded = [
+        m for m in coder.modules() if any(p.is_meta for p in m.parameters(recurse=False)) and hasattr(m, "_hf_hook")
+    ]
+    forwards = [m.forward for m in offloaded]
     try:
-        for module in held:
+        for module in offloaded:
             module._hf_hook.pre_forward(module)
             module.forward = module._old_forward
         yield
     finally:
-        for module, forward in zip(held, watched, strict=True):
+        for module, forward in zip(offloaded, forwards, strict=True):
             module.forward = forward
             module._hf_hook.post_forward(module, None)

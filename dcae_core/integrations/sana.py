@@ -49,8 +49,8 @@ class SanaImg2ImgPipeline(SanaPipeline):
         return max(ratio, height // ratio * ratio), max(ratio, width // ratio * ratio)
 
     def prepare_latents(self, batch_size, num_channels_latents, height, width, dtype, device, generator, latents=None):
-        """The picture as scaled latents, with the noise of where the schedule starts. SanaPipeline calls this after it
-        has set the timesteps."""
+        """Return the picture as scaled latents, with the noise of where the schedule starts. SanaPipeline calls this
+        after it has set the timesteps."""
         image = self._start
         if self._is_latent(image):
             image = image if image.ndim == 4 else image[None]
@@ -78,18 +78,18 @@ class SanaImg2ImgPipeline(SanaPipeline):
 
 
 def _signature() -> inspect.Signature:
-    """SanaPipeline's, with image and strength: hosts look at it to find out what a pipeline takes."""
-    own = list(inspect.signature(SanaImg2ImgPipeline.__call__).parameters.values())
+    """Return SanaPipeline's signature with image and strength: hosts inspect it to find out what a pipeline takes."""
+    parameters = list(inspect.signature(SanaImg2ImgPipeline.__call__).parameters.values())
     sana = [p for p in inspect.signature(SanaPipeline.__call__).parameters.values() if p.name not in ("self", "prompt")]
     sana = [p.replace(default=None) if p.name in ("height", "width") else p for p in sana]
-    return inspect.Signature([*own[:4], *sana])
+    return inspect.Signature([*parameters[:4], *sana])
 
 
 SanaImg2ImgPipeline.__call__.__signature__ = _signature()
 
 
 class StartingLate:
-    """While it lasts, `scheduler.set_timesteps` shows only the last `strength` of the steps it sets."""
+    """A context in which `scheduler.set_timesteps` keeps only the last `strength` of the steps it sets."""
 
     def __init__(self, scheduler, strength: float):
         self.scheduler, self.strength, self.all = scheduler, strength, None
@@ -115,8 +115,8 @@ class StartingLate:
         del self.scheduler.set_timesteps
 
     def run_all(self) -> None:
-        """Gives the scheduler back the steps it set, once the pipeline has taken those it is to run: multistep solvers
-        tell by the number of all which is the last."""
+        """Restore all steps in the scheduler, after the pipeline has taken those it runs: multistep solvers find the
+        last step by the number of all."""
         self.scheduler.timesteps = self.all
 
 
@@ -124,7 +124,7 @@ TEXT, PICTURE = auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING, auto_pipeline.A
 
 
 def register(pipeline: type[SanaImg2ImgPipeline] = SanaImg2ImgPipeline) -> None:
-    """Makes AutoPipelineForImage2Image know Sana (by `pipeline`) and Sana-Sprint, where it does not yet."""
+    """Register Sana (with `pipeline`) and Sana-Sprint in AutoPipelineForImage2Image, unless they are already."""
     TEXT.setdefault("sana-sprint", SanaSprintPipeline)
     PICTURE.setdefault("sana-sprint", SanaSprintImg2ImgPipeline)
     if issubclass(PICTURE.get("sana", SanaImg2ImgPipeline), SanaImg2ImgPipeline):
@@ -132,11 +132,11 @@ def register(pipeline: type[SanaImg2ImgPipeline] = SanaImg2ImgPipeline) -> None:
 
 
 def unregister() -> None:
-    """Undoes `register`."""
-    for mapping, name, ours in (
+    """Undo `register`."""
+    for mapping, name, pipeline in (
         (TEXT, "sana-sprint", SanaSprintPipeline),
         (PICTURE, "sana-sprint", SanaSprintImg2ImgPipeline),
         (PICTURE, "sana", SanaImg2ImgPipeline),
     ):
-        if name in mapping and issubclass(mapping[name], ours):
+        if name in mapping and issubclass(mapping[name], pipeline):
             del mapping[name]

@@ -1,4 +1,5 @@
-"""Host pictures <-> model tensors: layout, range, channels, padding and cropping; reading and writing picture files.
+"""Convert pictures between hosts and the model (layout, range, channels, padding, cropping); read and write picture
+files.
 
 A host picture is [B, H, W, C] in [0, 1] (ComfyUI's IMAGE); the model's is [B, 3, H, W] in [-1, 1].
 """
@@ -52,24 +53,25 @@ def to_host(x: Tensor) -> Tensor:
 
 
 def from_uint8(x: Tensor) -> Tensor:
-    """In place: whole numbers from 0 to 255 in a float tensor -> [-1, 1]. Rounded once, in bf16 and fp16 too."""
+    """Convert, in place, whole numbers from 0 to 255 in a float tensor to [-1, 1]. Rounds once, also in bf16 and
+    fp16."""
     return x.mul_(2).sub_(255).div_(255)
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[..., H, W] in [-1, 1], clamped -> uint8, rounded to the nearest. Raises NonFiniteError."""
-    made = torch.empty_like(x, dtype=torch.uint8)
+    """Convert [..., H, W] in [-1, 1] to uint8, clamped and rounded to the nearest. Raises NonFiniteError."""
+    out = torch.empty_like(x, dtype=torch.uint8)
     require_finite(x)
-    for part, place in zip(x.split(256, -2), made.split(256, -2), strict=True):  # fp32 of some rows at a time
+    for part, place in zip(x.split(256, -2), out.split(256, -2), strict=True):  # fp32 of some rows at a time
         place.copy_(part.float().add(1).mul_(127.5).clamp_(0, 255).round_())
-    return made
+    return out
 
 
-def fit(x: Tensor, how: Fit) -> Tensor:
-    """Pads [B, C, H, W] with its edge, or crops its centre, to the size the model takes. Raises ImageError for a
-    picture so thin that padding would make a giant of it."""
-    (top, left), (height, width) = how.offset, how.padded
-    if how.mode == "crop":
+def fit(x: Tensor, fit_: Fit) -> Tensor:
+    """Pad [B, C, H, W] with its edge, or crop its centre, to the size the model takes. Raises ImageError for a picture
+    so thin that padding would make it huge."""
+    (top, left), (height, width) = fit_.offset, fit_.padded
+    if fit_.mode == "crop":
         return x[:, :, top : top + height, left : left + width]
     below, right = height - x.shape[2], width - x.shape[3]
     if height * width > MOST_PADDED and height * width > 2 * x.shape[2] * x.shape[3]:
@@ -81,7 +83,7 @@ def fit(x: Tensor, how: Fit) -> Tensor:
 
 
 def crop(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cuts [B, C, H, W] to its top left `size` (height, width): undoes the padding of `fit`."""
+    """Cut [B, C, H, W] to its top left `size` (height, width), which undoes the padding of `fit`."""
     height, width = size
     if not (1 <= height <= x.shape[2] and 1 <= width <= x.shape[3]):
         raise ImageError(f"A picture of {x.shape[3]}x{x.shape[2]} can't be cut to {width}x{height}.")
@@ -89,7 +91,7 @@ def crop(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def read(path: str | os.PathLike) -> Tensor:
-    """A picture file as [1, H, W, 3] in [0, 1] fp32, upright by its EXIF orientation. Raises ImageError."""
+    """Read a picture file as [1, H, W, 3] in [0, 1] fp32, upright by its EXIF orientation. Raises ImageError."""
     from PIL import ImageOps
 
     if not os.path.lexists(path):
@@ -108,7 +110,8 @@ def read(path: str | os.PathLike) -> Tensor:
 
 
 def from_pil(picture) -> Tensor:
-    """A Pillow image as [H, W, 3] in [0, 1] fp32. Raises ValueError for floating-point pixels, of no known range."""
+    """Convert a Pillow image to [H, W, 3] in [0, 1] fp32. Raises ValueError for floating-point pixels, whose range is
+    unknown."""
     import numpy as np
 
     if picture.mode == "F":
@@ -121,7 +124,7 @@ def from_pil(picture) -> Tensor:
 
 
 def write(path: str | os.PathLike, image: Tensor) -> None:
-    """One picture [H, W, 3] in [0, 1] to a file, 8 bits a channel; the ending says the format.
+    """Write one picture [H, W, 3] in [0, 1], 8 bits a channel, in the format of the file's ending.
 
     Written beside and renamed, so that a failure leaves no half file. Raises ImageError.
     """

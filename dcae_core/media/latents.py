@@ -1,4 +1,5 @@
-"""Latent files: safetensors with what is needed to decode them. ComfyUI's SaveLatent files are read too."""
+"""Read and write latent files: safetensors with the metadata that decoding needs. ComfyUI's SaveLatent files are read
+too."""
 
 from __future__ import annotations
 
@@ -47,8 +48,8 @@ def write(
     scaled: bool = False,
     scaling_factor: float | None = None,
 ) -> Path:
-    """Writes raw latents, or with `scaled` what a diffusion model sees (times `scaling_factor`, by default the
-    variant's).
+    """Write raw latents, or with `scaled` latents times `scaling_factor` (by default the variant's), as a diffusion
+    model uses them.
 
     Metadata: variant, height and width of the true picture, "scale" ("raw" or "scaled") and the factor, if there is
     one. Written beside and renamed. Raises LatentError if it can't be, or if `read` would refuse it: latents that are
@@ -80,13 +81,13 @@ def write(
 
 
 def read(path: str | os.PathLike) -> LatentFile:
-    """A file that `write` or ComfyUI's SaveLatent made. Raises LatentError, which names it: also for latents that are
-    not finite, and for metadata that does not fit them."""
+    """Read a file of `write` or of ComfyUI's SaveLatent. Raises LatentError, which names the file, also for latents
+    that are not finite and for metadata that does not match them."""
     if not is_file(path):
         raise LatentError(f"There is no latent file at {path}.")
     try:
         with open_safetensors(path) as file:
-            names, told = list(file.keys()), file.metadata() or {}
+            names, metadata = list(file.keys()), file.metadata() or {}
             key = next((k for k in (KEY, COMFYUI_KEY) if k in names), None)
             if key is None:
                 sample = ", ".join(map(shorten, names[:3])) or "nothing"
@@ -95,7 +96,7 @@ def read(path: str | os.PathLike) -> LatentFile:
                     f"{COMFYUI_KEY!r} (ComfyUI's SaveLatent)."
                 )
             piece = file.get_slice(key)
-            variant, size, factor = parse_metadata(told)
+            variant, size, factor = parse_metadata(metadata)
             check_shape(piece.get_shape(), variant, size)
             if (dtype := str(piece.get_dtype())) not in FLOATS:
                 raise ValueError(f"its numbers are {shorten(dtype)}, not floating-point")
@@ -113,18 +114,18 @@ def read(path: str | os.PathLike) -> LatentFile:
     return LatentFile(raw, variant, size)
 
 
-def parse_metadata(told: Mapping[str, str]) -> tuple[Variant | None, tuple[int, int] | None, float]:
-    """(variant, size of the pictures, what to divide by) of a file's metadata. Raises ValueError."""
+def parse_metadata(metadata: Mapping[str, str]) -> tuple[Variant | None, tuple[int, int] | None, float]:
+    """Return (variant, size of the pictures, divisor for raw latents) from a file's metadata. Raises ValueError."""
     variant = size = None
     factor = 1.0
-    if "variant" in told:
-        variant = variants.find(shorten(told["variant"]))
-    if "height" in told or "width" in told:
-        size = tuple(_whole(side, told.get(side)) for side in ("height", "width"))
-    if (scale := told.get("scale", "raw")) not in ("raw", "scaled"):
+    if "variant" in metadata:
+        variant = variants.find(shorten(metadata["variant"]))
+    if "height" in metadata or "width" in metadata:
+        size = tuple(_whole(side, metadata.get(side)) for side in ("height", "width"))
+    if (scale := metadata.get("scale", "raw")) not in ("raw", "scaled"):
         raise ValueError(f"scale {shorten(scale)!r} is neither raw nor scaled")
     if scale == "scaled":
-        text = shorten(told.get("scaling_factor"))
+        text = shorten(metadata.get("scaling_factor"))
         try:
             factor = float(text)
         except ValueError:
@@ -142,7 +143,7 @@ def _whole(name: str, text: str | None) -> int:
 
 
 def check_shape(shape: Sequence[int], variant: Variant | None, size: tuple[int, int] | None) -> None:
-    """Raises ValueError if latents [B, c, h, w] of this shape can't be of `variant`, or of pictures of this size."""
+    """Raise ValueError if latents [B, c, h, w] of this shape can't be of `variant`, or of pictures of this size."""
     text = shorten(list(shape))
     if len(shape) != 4 or not 0 < math.prod(shape) <= MOST_NUMBERS:
         raise ValueError(f"latents of shape {text}, where [batch, channels, height, width] is needed")

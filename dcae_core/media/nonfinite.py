@@ -1,5 +1,5 @@
-"""Numbers that are not finite (NaN and infinities): found with one pass over a result, explained only where there are
-any."""
+"""Detect numbers that are not finite (NaN and infinities), in one pass over a result, and explain where they come
+from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NonFiniteError(DCAEError):
 
 
 def is_finite(x: Tensor) -> bool:
-    """Are all numbers finite? Whole numbers are, and so is what only has a shape (device "meta")."""
+    """Whether all numbers are finite. True for integers, and for tensors without data (device "meta")."""
     if x.is_meta or not x.is_floating_point():
         return True
     if x.element_size() == 1:  # torch does not add in 8 bits
@@ -28,7 +28,7 @@ def is_finite(x: Tensor) -> bool:
 
 
 def require_finite(x: Tensor) -> Tensor:
-    """`x`. Raises NonFiniteError if it is not."""
+    """Return `x`. Raises NonFiniteError if it is not finite."""
     if not is_finite(x):
         raise NonFiniteError(
             "The result is not finite, although weights and input are: the numbers in between overflow."
@@ -37,7 +37,7 @@ def require_finite(x: Tensor) -> Tensor:
 
 
 def check_weights(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raises CheckpointError, which names the first tensor that is not finite; `where` is the file's name."""
+    """Raise CheckpointError, which names the first tensor that is not finite. `where` is the file's name."""
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise CheckpointError(
@@ -46,10 +46,10 @@ def check_weights(tensors: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-def explain_nonfinite(half: nn.Module, x: Tensor) -> None:
-    """Says why a result of `half`, an encoder or decoder, for `x` is not finite: raises CheckpointError where it is the
-    weights as they run, and ImageError (of 3 channels) or LatentError where it is the input; else returns."""
-    for name, tensor in _all(half):
+def explain_nonfinite(coder: nn.Module, x: Tensor) -> None:
+    """Find out why a result of `coder` for `x` is not finite. Raises CheckpointError if the weights are not finite,
+    ImageError (3 channels) or LatentError if the input is not; otherwise returns."""
+    for name, tensor in _all(coder):
         if not is_finite(tensor):
             dtype = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(
@@ -63,13 +63,14 @@ def explain_nonfinite(half: nn.Module, x: Tensor) -> None:
         )
 
 
-def _all(half: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    yield from half.named_parameters()
-    yield from half.named_buffers()
+def _all(coder: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from coder.named_parameters()
+    yield from coder.named_buffers()
 
 
 def describe_nonfinite(x: Tensor) -> str:
-    """How many are not finite, and where the first is, in words. Takes a part of `x` at a time: memory may be short."""
+    """Return text that counts the numbers that are not finite, with the index of the first. Works on parts of `x`,
+    since memory may be short."""
     bad, first = 0, None
     for i, part in enumerate(x if x.ndim else x[None]):
         wrong = ~part.float().isfinite()

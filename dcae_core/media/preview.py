@@ -1,5 +1,5 @@
-"""Latent previews, for a sampler to show while it works: a linear map from scaled latents to colours, one pixel for
-each latent pixel. ComfyUI has this form as a latent format's `latent_rgb_factors` and `latent_rgb_factors_bias`.
+"""Latent previews for samplers: a linear map from scaled latents to colours, one pixel for each latent pixel. ComfyUI
+has this form as a latent format's `latent_rgb_factors` and `latent_rgb_factors_bias`.
 
 `tools/fit_preview.py` fits the maps of assets/previews.json, one for each latent space.
 """
@@ -50,29 +50,28 @@ class Preview:
         return F.conv2d(z, factors.T[..., None, None], bias)
 
     def after(self, scale: Callable[[Tensor], Tensor]) -> Preview:
-        """The same map for other latents, which `scale` makes scaled ones of: [1, c, 1, 1] -> [1, c, 1, 1], for each
-        channel a factor and a shift."""
+        """Return the same map for latents that `scale` converts to scaled ones: [1, c, 1, 1] -> [1, c, 1, 1], a factor
+        and a shift per channel."""
         channels = len(self.factors)
         zero, one = (scale(torch.full((1, channels, 1, 1), x)).float().flatten().cpu() for x in (0.0, 1.0))
         return Preview(self.factors * (one - zero)[:, None], self.bias + zero @ self.factors)
 
 
 def scale_of(variant: Variant) -> float:
-    """What raw latents are multiplied by for a map: the scaling factor, or 1 where none is published."""
+    """Return the factor for raw latents before the map: the scaling factor, or 1 where none is published."""
     return variant.scaling_factor or 1.0
 
 
 def pair(variant: Variant, encode: Encode, picture: Tensor) -> Pair:
-    """What a fit needs of a picture [1, 3, H, W] in [-1, 1]: its scaled latents, and the mean colour of the f x f
-    pixels under each. Pixels beyond whole latent pixels are cut off, half at each side. Raises ImageError if none is
-    left."""
+    """Return what a fit needs of a picture [1, 3, H, W] in [-1, 1]: its scaled latents, and the mean colour of the f x
+    f pixels under each. Cropped at the centre to whole latent pixels. Raises ImageError if none is left."""
     ratio = variant.spatial_ratio
     picture = images.fit(picture, Fit(*picture.shape[2:], ratio, "crop"))
     return encode(picture).float().cpu() * scale_of(variant), F.avg_pool2d(picture.float().cpu(), ratio)
 
 
 def fit(pairs: Iterable[Pair], ridge: float = RIDGE) -> Preview:
-    """The least-squares map from latents to colours, with the factors (not the bias) held back by `ridge`.
+    """Fit the least-squares map from latents to colours, with `ridge` regularisation of the factors (not the bias).
 
     Raises LatentError where latents are not finite.
     """
@@ -91,7 +90,7 @@ def fit(pairs: Iterable[Pair], ridge: float = RIDGE) -> Preview:
 
 
 def fit_example(variant: Variant, encode: Encode) -> Preview:
-    """A fit to the bundled photograph alone, 1000x667 pixels, which `encode` is given once to six times.
+    """Fit to the bundled photograph alone, 1000x667 pixels, which `encode` is called on one to six times.
 
     It is mostly green: six upright bands of it have their channels in six orders, so that all colours are in it. Each
     time, another band has the first order.
@@ -110,7 +109,7 @@ def fit_example(variant: Variant, encode: Encode) -> Preview:
 
 
 def find(variant: str | Variant) -> Preview | None:
-    """The table's map for the latents of `variant`; None if nobody has fitted one yet. Raises UnknownVariant."""
+    """Return the bundled map for the latents of `variant`; None if none was fitted yet. Raises UnknownVariant."""
     entry = _table().get(variants.find(variant).latent_space)
     return None if entry is None else Preview(torch.tensor(entry["factors"]), torch.tensor(entry["bias"]))
 

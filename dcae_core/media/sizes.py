@@ -1,4 +1,4 @@
-"""Sizes: pictures whose sides are not multiples of the ratio. Plain arithmetic, no torch."""
+"""Geometry of pictures whose sides are not multiples of the ratio. Plain arithmetic, no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MODES = ("pad", "crop")
 
 @dataclass(frozen=True)
 class Fit:
-    """How a picture of `height` x `width` pixels is laid on whole latent pixels of `ratio` x `ratio`.
+    """How a picture of `height` x `width` pixels is padded or cropped to whole latent pixels of `ratio` x `ratio`.
 
     mode "pad": rows are added at the bottom and columns at the right (by repeating the edge), to be cut off after
     decoding. mode "crop": the centre is kept, as ComfyUI does, and the rest is lost.

@@ -1,4 +1,4 @@
-"""DC-AE files: opening them safely, finding out which variant they hold, reading and writing both layouts.
+"""Open DC-AE files and folders safely, and write them. Which variant they hold is found out by `recognise`.
 
 Only safetensors are read. Files are memory-mapped: nothing but the header is read until a tensor is asked for, and a
 tensor that stays on the CPU in its own dtype is never copied.
@@ -87,12 +87,13 @@ class Checkpoint:
         return sum(file.stat().st_size for file in self.files)
 
     def choose(self, variant: str | Variant | None = None) -> Variant:
-        """The variant this file holds; `variant` is the caller's word for it, if any. See `choose`."""
+        """Return the variant of this file. `variant` is what the caller requests, if anything. See
+        `recognise.choose`."""
         found = list(hints(self.config, self.metadata, self.files[0]))
         return choose(self.fits, variant, found, str(self.path))
 
     def state(self, variant: Variant) -> dict[str, Tensor]:
-        """The tensors as `model` wants them: diffusers layout, no prefix, memory-mapped on the CPU. Raises
+        """Return the tensors as `model` takes them: diffusers layout, no prefix, memory-mapped on the CPU. Raises
         CheckpointError, also for weights that are not finite."""
         state = {}
         for key, (file, handle) in self._where.items():
@@ -104,19 +105,19 @@ class Checkpoint:
 
 
 def complete(state: dict[str, Tensor], layout: str, variant: Variant) -> dict[str, Tensor]:
-    """`state` in the diffusers layout, with the batch-norm counters that some tools drop put back, and no others."""
+    """Return `state` in the diffusers layout, with the batch-norm counters that some tools drop, and no others."""
     if layout == "original":
         state = keys.from_original(state, variant.architecture)
     counters = [key for key in keys.expected(variant.architecture, "diffusers") if key.endswith(keys.OPTIONAL)]
     whole = {key: tensor for key, tensor in state.items() if not key.endswith(keys.OPTIONAL)}
     for key in counters:
-        there = key in state and state[key].ndim == 0
-        whole[key] = state[key] if there else torch.zeros((), dtype=torch.int64)
+        is_scalar = key in state and state[key].ndim == 0
+        whole[key] = state[key] if is_scalar else torch.zeros((), dtype=torch.int64)
     return whole
 
 
 def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant, layout: str = "diffusers") -> Path:
-    """Writes the tensors of `model` (diffusers layout) to `path` in `layout`, with metadata that names the variant.
+    """Write the tensors of `model` (diffusers layout) to `path` in `layout`, with metadata that names the variant.
 
     A path that ends in .safetensors gets the file; any other is a folder that gets the file under the name its
     repositories use, and a config.json. Written beside and renamed: a failure leaves nothing half done. Raises
@@ -151,7 +152,7 @@ def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant,
 
 
 def is_dcae(path: str | os.PathLike) -> bool:
-    """Is this a file or folder that holds one DC-AE? Looked at once for each state of its files."""
+    """Whether this is a file or folder that holds one DC-AE. Cached until its files change."""
     try:
         stats = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in _files(Path(path))]
     except (CheckpointError, OSError):
@@ -169,12 +170,12 @@ def _opens(path: str, stats: tuple[tuple[str, int, int], ...]) -> bool:
 
 
 def is_shard(path: Path) -> bool:
-    """Is this the name of one of several files?"""
+    """Whether this is the name of one of several files."""
     return re.search(r"-[0-9]{5}-of-[0-9]{5}\.safetensors$", path.name) is not None
 
 
 def _files(path: Path) -> list[Path]:
-    """The safetensors files that make up what `path` names."""
+    """Return the safetensors files that `path` means."""
     if os.path.isdir(path):
         for folder in (path, path / "vae"):
             for name in INDEX_FILES:
@@ -205,7 +206,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _some(folder: Path) -> list[Path]:
-    """Up to two safetensors files of a folder: who asks wants to know if there is one."""
+    """Return up to two safetensors files of a folder: callers ask whether there is exactly one."""
     try:
         return list(islice(filter(is_file, folder.glob("*.safetensors")), 2))
     except OSError:
@@ -213,8 +214,8 @@ def _some(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names. Only plain names count, so that it can't lead out of its folder; links in the
-    folder are followed, since the hub's cache is made of them."""
+    """Return the files that an index lists. Only plain names are accepted, so that it can't lead out of its folder.
+    Links in the folder are followed, since the hub's cache consists of them."""
     try:
         content = read_json(index)
     except (OSError, ValueError) as error:
@@ -239,7 +240,7 @@ def _shards(index: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """What opening and reading safetensors raises, as a CheckpointError that says what is there instead."""
+    """Turn what opening and reading safetensors raises into a CheckpointError that says what the file is instead."""
     try:
         yield
     except MemoryError as error:
@@ -274,7 +275,7 @@ def _not_safetensors(file: Path, error: Exception) -> str:
 
 
 def _config(files: list[Path]) -> dict:
-    """The config.json beside `files` if it is theirs and a DC-AE's, else {}.
+    """Return the config.json beside `files` if it belongs to them and is a DC-AE's, else {}.
 
     It is theirs where the files have the names that repositories use, or nothing else is in the folder.
     """

@@ -1,5 +1,5 @@
-"""One file over HTTP, through huggingface_hub's session. What arrives is kept at once, a connection that is cut is gone
-on from, and a server that does not get on is given up in bounded time.
+"""Download one file over HTTP, through huggingface_hub's session. What arrives is kept at once, an interrupted transfer
+is continued, and a stalled server is given up after a bounded time.
 
 huggingface_hub's own `http_get` hands on 10 MB at a time, so that a slow server can't be cancelled and a cut loses what
 came of them, and it waits for as long as a server asks for.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["Ended", "TooSlow", "WrongSize", "asked_to_wait", "fetch", "first_line", "status_of"]
+__all__ = ["TICK", "Ended", "TooSlow", "WrongSize", "fetch", "requested_wait", "status_of", "summary_of"]
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +44,14 @@ class WrongSize(Exception):
 
 
 class _Interrupted(Exception):
-    """Carries a failure that may pass."""
+    """Wraps a failure that may be temporary."""
 
     def __init__(self, cause: Exception):
         self.cause = cause
 
 
 def fetch(url: str, part: Path, total: int, headers: dict, tick: Callable[[int], None]) -> None:
-    """Adds to `part` what is missing of `total` bytes, and cuts off what is more.
+    """Append the missing of `total` bytes to `part`, and truncate what is too much.
 
     tick(bytes in `part`) is called every TICK seconds while data arrive or are waited for, a silent server's
     HF_HUB_DOWNLOAD_TIMEOUT (10 s) excepted; what it raises ends the transfer and is passed on. What was written stays.
@@ -69,7 +69,7 @@ def fetch(url: str, part: Path, total: int, headers: dict, tick: Callable[[int],
 
 def _fill(file: BinaryIO, url: str, total: int, headers: dict, tick: Callable[[int], None]) -> None:
     done = furthest = file.seek(0, os.SEEK_END)
-    tries, pace, told = 0, _Pace(), 0.0
+    tries, pace, last_tick = 0, _Pace(), 0.0
     while done < total:
         try:
             with contextlib.closing(_arriving(url, done, total, headers)) as arriving:
@@ -79,8 +79,8 @@ def _fill(file: BinaryIO, url: str, total: int, headers: dict, tick: Callable[[i
                         file.truncate()
                     done = at + file.write(data[: total - at])
                     pace.add(len(data))
-                    if time.monotonic() - told > TICK:
-                        told = time.monotonic()
+                    if time.monotonic() - last_tick > TICK:
+                        last_tick = time.monotonic()
                         tick(done)
                     if done == total:
                         break
@@ -90,10 +90,10 @@ def _fill(file: BinaryIO, url: str, total: int, headers: dict, tick: Callable[[i
             cause = interrupted.cause
             tries = 1 if done > furthest else tries + 1
             furthest = max(done, furthest)
-            wait = asked_to_wait(cause)
+            wait = requested_wait(cause)
             if tries >= TRIES or (wait or 0) > LONGEST_WAIT:
                 raise cause from None
-            log.warning("%s: it goes on from byte %d of %d.", first_line(cause), done, total)
+            log.warning("%s: it goes on from byte %d of %d.", summary_of(cause), done, total)
             if wait is None:
                 _wait(min(8, WAIT * 2 ** (tries - 1)), tick, done)
                 pace.add(0)
@@ -104,14 +104,14 @@ def _fill(file: BinaryIO, url: str, total: int, headers: dict, tick: Callable[[i
 
 
 def _arriving(url: str, start: int, total: int, headers: dict) -> Iterator[tuple[int, bytes]]:
-    """(where they belong, bytes) of what the server sends, asked for all from `start` on."""
+    """Yield (offset, bytes) of the server's answer to a request for everything from `start` on."""
     from huggingface_hub.utils import hf_raise_for_status
 
-    asked = {**headers, "Accept-Encoding": "identity"}
+    request_headers = {**headers, "Accept-Encoding": "identity"}
     if start:
-        asked["Range"] = f"bytes={start}-"
+        request_headers["Range"] = f"bytes={start}-"
     try:
-        with _answer(url, asked) as (response, blocks):
+        with _answer(url, request_headers) as (response, blocks):
             if response.status_code == 416 and start:
                 yield 0, b""  # there is nothing from there on: what is here is of something else
                 raise Ended(f"there is nothing to send from byte {start} on")
@@ -133,7 +133,7 @@ def _arriving(url: str, start: int, total: int, headers: dict) -> Iterator[tuple
 
 @contextlib.contextmanager
 def _answer(url: str, headers: dict):
-    """(response, its bytes as they come in)"""
+    """Yield (response, iterator over its bytes)."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -149,7 +149,7 @@ def _answer(url: str, headers: dict):
 
 
 class _Pace:
-    """Raises TooSlow where less than LEAST bytes came in PATIENCE seconds."""
+    """Raises TooSlow if less than LEAST bytes came in PATIENCE seconds."""
 
     def __init__(self):
         self.since, self.came = time.monotonic(), 0
@@ -171,19 +171,20 @@ def _wait(seconds: float, tick: Callable[[int], None], done: int) -> None:
         time.sleep(min(TICK, left))
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in short."""
-    said = next(iter(str(error).strip().splitlines()), "no details").rstrip(".")
-    return said if isinstance(error, Ended | TooSlow | WrongSize) else f"{type(error).__name__}: {said}"
+def summary_of(error: BaseException) -> str:
+    """Return an error in short."""
+    line = next(iter(str(error).strip().splitlines()), "no details").rstrip(".")
+    return line if isinstance(error, Ended | TooSlow | WrongSize) else f"{type(error).__name__}: {line}"
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status that an error is about."""
+    """Return the HTTP status of an error, if it has one."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def asked_to_wait(error: BaseException) -> float | None:
-    """Seconds that the server asks for, in Retry-After (RFC 9110, 10.2.3) or the hub's RateLimit, if it does."""
+def requested_wait(error: BaseException) -> float | None:
+    """Return the seconds that the server asks to wait, in Retry-After (RFC 9110, 10.2.3) or the hub's RateLimit; None
+    without either."""
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     after = (headers.get("Retry-After") or "").strip()
     if after.isdigit():

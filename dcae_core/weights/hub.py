@@ -1,4 +1,4 @@
-"""Finding weights on this machine, and downloading them from the Hugging Face hub when asked to.
+"""Find weights on this machine, and download them from the Hugging Face hub on request.
 
 It goes through huggingface_hub, so HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT and proxies apply.
 What happens when something goes wrong: benchmarks/FAULTS.md.
@@ -21,7 +21,7 @@ from .. import variants
 from ..errors import DownloadError, UnknownVariant
 from ..files import ASSETS, atomic_write
 from ..variants import DEMO, Variant
-from . import download as transfer
+from . import download as downloading
 
 __all__ = ["bundled", "default_folder", "download", "find", "is_path", "locate"]
 
@@ -30,22 +30,22 @@ Progress = Callable[[int, int], None]
 
 
 def bundled() -> Path:
-    """The demo model that comes with this package."""
+    """Return the path of the demo model that comes with this package."""
     return ASSETS / f"{DEMO}.safetensors"
 
 
 def default_folder() -> Path:
-    """Where weights are kept when the caller names no folder: $DCAE_HOME, or ~/.cache/dcae."""
+    """Return the folder for weights when the caller names none: $DCAE_HOME, or ~/.cache/dcae."""
     return Path(os.environ.get("DCAE_HOME") or Path.home() / ".cache" / "dcae")
 
 
 def repo_file(repo: str) -> str:
-    """The name that the weights have in `repo`."""
+    """Return the name of the weights in `repo`."""
     return "diffusion_pytorch_model.safetensors" if repo.endswith("-diffusers") else "model.safetensors"
 
 
 def find(variant: str | Variant, folder: str | os.PathLike | None = None) -> Path | None:
-    """The file or folder that holds this variant here, or None. Never asks the network.
+    """Return the file or folder that holds this variant here, or None. Never uses the network.
 
     Looks at the bundled demo, then in `folder` (as NAME.safetensors, NAME/ or NAME-diffusers/), then in the cache that
     huggingface_hub and diffusers share.
@@ -70,7 +70,7 @@ def find(variant: str | Variant, folder: str | os.PathLike | None = None) -> Pat
 def locate(
     model: str | os.PathLike, folder: str | os.PathLike | None = None, *, allow_download: bool = False
 ) -> tuple[Path, Variant | None]:
-    """The file or folder that `model` means, and the variant if it is the name of one or of its repository.
+    """Return the file or folder that `model` means, and the variant if `model` is its name or repository.
 
     What looks like a path and is there is that path, also where it has a variant's name. A name is looked for as in
     `find`, and with `allow_download` fetched to `folder` where it is not here. Raises UnknownVariant for what is
@@ -90,7 +90,7 @@ def locate(
 
 
 def is_path(model: str | os.PathLike) -> bool:
-    """Is this a file or folder, and not the name of a variant or its repository?"""
+    """Whether `model` is a file or folder, and not the name of a variant or its repository."""
     if isinstance(model, os.PathLike):
         return True
     looks_like_one = "/" in model or os.sep in model or Path(model).suffix in (".safetensors", ".pt", ".pth", ".ckpt")
@@ -112,7 +112,7 @@ def download(
     token: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Downloads a variant's weights to `folder`/NAME.safetensors and returns that path.
+    """Download a variant's weights to `folder`/NAME.safetensors and return that path.
 
     `revision` is a branch, tag or commit; the commit it stood for, the size and the sha256 are recorded beside the
     file, in NAME.safetensors.json. The file takes its name only after its size and sha256 are those the hub announces;
@@ -151,7 +151,7 @@ def download(
                 if not _is(target, total, sha256):
                     _room(part, total)
                     url = hf.hf_hub_url(repo, name, revision=known.commit_hash)
-                    transfer.fetch(url, part, total, headers, tick)
+                    downloading.fetch(url, part, total, headers, tick)
                     _check(part, sha256, f"{repo}/{name}")
                     os.replace(part, target)
         source = {"repo": repo, "file": name, "revision": revision, "commit": known.commit_hash}
@@ -166,7 +166,7 @@ def download(
 
 
 class _Stopped(BaseException):
-    """Carries what a progress callback raised past those who handle the transfer's own errors."""
+    """Wraps what a progress callback raised, so that handlers of transfer errors don't catch it."""
 
     def __init__(self, cause: BaseException):
         self.cause = cause
@@ -174,7 +174,8 @@ class _Stopped(BaseException):
 
 @contextlib.contextmanager
 def _shown(progress: Progress | None, total: int, name: str) -> Iterator[Callable[[int], None]]:
-    """A callback for the bytes that are here: for `progress`, or for a bar of huggingface_hub's where there is none."""
+    """Yield a callback for the number of bytes that arrived: it calls `progress`, or moves a bar of
+    huggingface_hub's."""
     from huggingface_hub.utils import tqdm
 
     if progress is None:
@@ -193,13 +194,13 @@ def _shown(progress: Progress | None, total: int, name: str) -> Iterator[Callabl
 
 @contextlib.contextmanager
 def _one_at_a_time(target: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Threads and processes that want the same file: one fetches it while the others are `waiting`."""
+    """Of threads and processes that want the same file, let one fetch it while the others call `waiting`."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(f"{target}.lock")
     while not lock.is_locked:
         try:
-            lock.acquire(timeout=transfer.TICK)
+            lock.acquire(timeout=downloading.TICK)
         except Timeout:
             waiting()
         except NotImplementedError:  # a network folder without locks
@@ -294,13 +295,13 @@ DISK = {
 def _explain(error: Exception, repo: str, revision: str, target: Path, headers: dict) -> str:
     from huggingface_hub import constants
 
-    kinds, status = {kind.__name__ for kind in type(error).__mro__}, transfer.status_of(error)
+    kinds, status = {kind.__name__ for kind in type(error).__mro__}, downloading.status_of(error)
     place = str(getattr(error, "filename", None) or target)
     number = error.errno if isinstance(error, OSError) and place.startswith(str(target.parent)) else None
     disk = next((words for numbers, words in DISK.items() if number in numbers), None)
     other = f"the server has a fault ({status}): {{again}}" if status else "{says}"
     reason = disk or next((REASONS[kind] for kind in REASONS if kind in kinds), STATUSES.get(status, other))
-    wait, says = transfer.asked_to_wait(error), transfer.first_line(error)
+    wait, says = downloading.requested_wait(error), downloading.summary_of(error)
     reason = reason.format(
         says=says,
         again="try again later" if wait is None else f"it asks for {wait:.0f} s of waiting, then try again",

@@ -1,4 +1,5 @@
-"""Which of several variants with the same keys and shapes a model is, by the size of its latents. The last resort.
+"""Infer which of several variants with the same keys and shapes a model is, from the size of its latents. The last
+resort.
 
 A scaling factor is one over the RMS of the latents of natural pictures. So a few bundled photographs are encoded, and
 the variant whose factor is near one over the RMS of these latents is taken. That is an inference: few photographs give
@@ -26,7 +27,7 @@ from ..variants import Variant
 if TYPE_CHECKING:
     from ..autoencoder import DCAE
 
-__all__ = ["Finding", "decide", "photographs", "weigh"]
+__all__ = ["Inference", "infer", "measured_factor", "most_probable", "photographs"]
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +37,8 @@ FAR = 3 * SPREAD  # a factor that is farther than this from all candidates is no
 
 
 @dataclass(frozen=True)
-class Finding:
-    """The candidate that is nearest to the factor that was measured, and the probability that it is the right one,
-    where all candidates were as probable before."""
+class Inference:
+    """The candidate nearest to the measured factor, and the probability that it is right, with equal priors."""
 
     variant: Variant
     factor: float
@@ -46,17 +46,18 @@ class Finding:
 
     @property
     def sure(self) -> bool:
-        """Is this enough to act on?"""
+        """Whether the probability is high enough to act on."""
         return self.probability >= SURE and abs(math.log(self.factor / self.variant.scaling_factor)) < FAR
 
 
 def photographs() -> list[Path]:
-    """The bundled ones, of 256x256 pixels; see assets/SOURCES.md."""
+    """Return the bundled photographs, of 256x256 pixels; see assets/SOURCES.md."""
     return sorted((ASSETS / "photographs").glob("*.jpg"))
 
 
-def factor_of(ae: DCAE) -> float:
-    """One over the RMS of the model's raw latents of the bundled photographs; infinite or NaN for what is no model."""
+def measured_factor(ae: DCAE) -> float:
+    """Return one over the RMS of the model's raw latents of the bundled photographs; infinite or NaN for a model that
+    does not work."""
     squares = []
     for path in photographs():
         try:
@@ -68,26 +69,27 @@ def factor_of(ae: DCAE) -> float:
     return float(torch.stack(squares).mean().rsqrt())
 
 
-def weigh(factor: float, fits: list[Variant]) -> Finding:
-    """Which of `fits` has about this factor. Normal errors of the logarithm, with the deviation SPREAD."""
+def most_probable(factor: float, fits: list[Variant]) -> Inference:
+    """Return the variant of `fits` that most probably has this factor. Its logarithm has normal errors of deviation
+    SPREAD."""
     weights = [math.exp(-((math.log(factor / v.scaling_factor) / SPREAD) ** 2) / 2) for v in fits]
     best = max(range(len(fits)), key=lambda i: (weights[i], -abs(math.log(factor / fits[i].scaling_factor))))
-    return Finding(fits[best], factor, weights[best] / sum(weights) if sum(weights) else 0.0)
+    return Inference(fits[best], factor, weights[best] / sum(weights) if sum(weights) else 0.0)
 
 
-def decide(ae: DCAE, fits: list[Variant], where: str) -> Variant:
-    """The variant of a model that nothing names, with a warning that says so and how sure it is.
+def infer(ae: DCAE, fits: list[Variant], where: str) -> Variant:
+    """Return the variant of a model that nothing names, and log a warning with the probability.
 
     ae: made as any of `fits`. where: the file, for messages. Raises CheckpointError where it can't be told.
     """
-    factor = factor_of(ae)
+    factor = measured_factor(ae)
     listed = " or ".join(f"{v.name} ({v.scaling_factor})" for v in fits)
-    told = f"one over the RMS of its latents of {len(photographs())} bundled photographs is {factor:.4g}"
-    finding = weigh(factor, fits) if math.isfinite(factor) and factor > 0 else None
+    measured = f"one over the RMS of its latents of {len(photographs())} bundled photographs is {factor:.4g}"
+    finding = most_probable(factor, fits) if math.isfinite(factor) and factor > 0 else None
     if finding is None or not finding.sure:
         raise CheckpointError(
             f"{where} is {listed}: their files have the same keys and shapes, and nothing names one of them. "
-            f"Measured, {told}, which does not tell them apart. Say it (variant={fits[0].name!r} or "
+            f"Measured, {measured}, which does not tell them apart. Say it (variant={fits[0].name!r} or "
             f"{fits[-1].name!r}) or put it in the file's name."
         )
     log.warning(
@@ -95,7 +97,7 @@ def decide(ae: DCAE, fits: list[Variant], where: str) -> Variant:
         "or put it in the file's name, to be certain and to load faster.",
         where,
         finding.variant.name,
-        told,
+        measured,
         listed,
         100 * min(finding.probability, 0.999),
     )

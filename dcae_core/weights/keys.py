@@ -41,7 +41,7 @@ BLOCK_NAMES = (
 
 
 def original_name(key: str, architecture: Architecture) -> str:
-    """The original layout's name for a tensor that diffusers calls `key` (one name for all of q, k and v)."""
+    """Return the original layout's name of a tensor that diffusers calls `key` (one name for all of q, k and v)."""
     side, rest = key.split(".", 1)
     coder = architecture.encoder if side == "encoder" else architecture.decoder
     resampler = "conv." if coder.resample == "Conv" else "conv.conv."
@@ -73,7 +73,7 @@ def _diffusers_shapes(architecture: Architecture) -> dict[str, Shape]:
 
 
 def expected(architecture: Architecture, layout: str) -> dict[str, Shape]:
-    """Name and shape of every tensor that a file of this network must have, in `layout`."""
+    """Return name and shape of every tensor that a file of this network must have, in `layout`."""
     shapes = _diffusers_shapes(architecture)
     if layout == "diffusers":
         return dict(shapes)
@@ -90,7 +90,7 @@ def expected(architecture: Architecture, layout: str) -> dict[str, Shape]:
 
 
 def from_original(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """A state dict in the original layout, as one in the diffusers layout. Tensors are views where they can be."""
+    """Convert a state dict from the original to the diffusers layout. Tensors are views where possible."""
     found = {}
     for key in _diffusers_shapes(architecture):
         name = original_name(key, architecture)
@@ -106,7 +106,7 @@ def from_original(state: Mapping[str, Tensor], architecture: Architecture) -> di
 
 
 def to_original(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """A state dict in the diffusers layout, as one in the original layout."""
+    """Convert a state dict from the diffusers to the original layout."""
     found = {}
     for key, tensor in state.items():
         name = original_name(key, architecture)
@@ -123,8 +123,8 @@ def to_original(state: Mapping[str, Tensor], architecture: Architecture) -> dict
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """Floats of 8 bits as bf16, which holds all that they can be; others as they are. torch computes nothing with the
-    former beside any other type."""
+    """Return 8-bit floats as bf16, which holds all their values, other tensors as they are. torch does not compute with
+    8-bit floats beside other types."""
     return tensor.bfloat16() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
@@ -132,7 +132,7 @@ OPTIONAL = ".num_batches_tracked"  # batch-norm bookkeeping that inference does 
 
 
 def strip_prefix(keys: Mapping[str, object] | list[str]) -> str:
-    """The prefix of PREFIXES under which these keys hold an autoencoder, or "" where they hold it bare."""
+    """Return the prefix of PREFIXES under which these keys hold an autoencoder; "" for none."""
     if any(k.startswith(("encoder.", "decoder.")) for k in keys):
         return ""
     return next((p for p in PREFIXES if any(k.startswith((f"{p}encoder.", f"{p}decoder.")) for k in keys)), "")

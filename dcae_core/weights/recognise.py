@@ -34,7 +34,7 @@ NAME_PARTS = (
 
 
 def candidates(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, list[Variant]]:
-    """(layout, variants) whose tensors are exactly these, by name and shape; `where` names the file in errors.
+    """Return (layout, variants) whose tensors are exactly these, by name and shape. `where` names the file in errors.
 
     Raises CheckpointError: with what is missing, unexpected or misshapen if it is nearly a DC-AE, else with what it
     holds instead.
@@ -44,28 +44,28 @@ def candidates(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, 
     for layout in keys.LAYOUTS:
         fitting = []
         for variant in VARIANTS.values():
-            wanted = {
+            expected = {
                 k: s for k, s in keys.expected(variant.architecture, layout).items() if not k.endswith(keys.OPTIONAL)
             }
-            if wanted == given:
+            if expected == given:
                 fitting.append(variant)
-            common = sum(given.get(k) == s for k, s in wanted.items())
-            score = 2 * common - len(wanted)  # among variants that share tensors, the one with fewest missing
+            common = sum(given.get(k) == s for k, s in expected.items())
+            score = 2 * common - len(expected)  # among variants that share tensors, the one with fewest missing
             if common and score > best[0]:
-                best = (score, variant, layout, wanted)
+                best = (score, variant, layout, expected)
         if fitting:
             return layout, fitting
-    _, variant, layout, wanted = best
+    _, variant, layout, expected = best
     if variant is None:
         sample = ", ".join(map(shorten, list(given)[:3])) or "nothing"
         raise CheckpointError(
             f"{where} is not a DC-AE: it holds {len(given)} tensors such as {sample}. "
             f"Choose a DC-AE file (original or diffusers keys) of one of: {', '.join(VARIANTS)}."
         )
-    missing = [k for k in wanted if k not in given]
-    extra = [k for k in given if k not in wanted]
+    missing = [k for k in expected if k not in given]
+    extra = [k for k in given if k not in expected]
     wrong = [
-        f"{k} is {shorten(list(given[k]))}, not {list(s)}" for k, s in wanted.items() if k in given and given[k] != s
+        f"{k} is {shorten(list(given[k]))}, not {list(s)}" for k, s in expected.items() if k in given and given[k] != s
     ]
     parts = [
         f"{len(found)} {what} ({', '.join(map(shorten, found[:3]))}{', ...' if len(found) > 3 else ''})"
@@ -79,7 +79,7 @@ def candidates(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, 
 
 
 def choose(fits: list[Variant], requested: str | Variant | None, hints: list[Hint], where: str) -> Variant:
-    """One of `fits`, variants that keys and shapes can't tell apart.
+    """Choose one of `fits`, variants that keys and shapes can't tell apart.
 
     What the caller says is taken if it fits. Else the hints, (source, variant or scaling factor) each, if they agree.
     Else, if all that fit have the same scaling factor (sana-1.0 and 1.1), the first. Else raises CheckpointError with
@@ -127,7 +127,7 @@ def choose(fits: list[Variant], requested: str | Variant | None, hints: list[Hin
 
 
 def hints(config: dict, metadata: Mapping[str, str], file: Path) -> Iterator[tuple[str, Variant | float]]:
-    """(source, variant or scaling factor) from config.json, the file's metadata, and file and folder names."""
+    """Yield (source, variant or scaling factor) from config.json, the file's metadata, and file and folder names."""
     for source, fields in (("config.json", config), ("the file's metadata", metadata)):
         for name in ("variant", "model_name", "_name_or_path"):
             if isinstance(fields.get(name), str):

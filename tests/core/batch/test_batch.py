@@ -117,7 +117,7 @@ def test_cores_encode_side_by_side_where_the_budget_lets_them(folder, tmp_path, 
 def test_fp16_that_overflows_is_not_encoded_side_by_side():
     """It is done again with the same weights in fp32, which another run must not meet."""
     options = Options("in", "out", DEMO, device="cpu", dtype="fp16")
-    assert local._Device(Encoder(options)).ways == 1
+    assert local._Device(Encoder(options)).parallel == 1
 
 
 @given(

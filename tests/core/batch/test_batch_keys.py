@@ -21,7 +21,7 @@ from dcae_core.batch import decode as decoding
 from dcae_core.batch import shards, sources
 from dcae_core.batch.encode import Encoder, Options, geometry, job_of, open_model, save_part
 from dcae_core.batch.job import Summary
-from dcae_core.batch.place import Place, _machine
+from dcae_core.batch.place import Place, machine_id
 from dcae_core.batch.prepare import Geometry, Ready, prepare
 from dcae_core.batch.shards import Row
 from dcae_core.batch.sources import Item, Unreadable
@@ -131,7 +131,7 @@ def test_equal_keys_of_parts_are_files_of_their_own_whenever_it_is_stopped(tmp_p
 
 def test_many_names(monkeypatch):
     monkeypatch.setattr(decoding, "MANY", 1000)
-    names = decoding.Names("png")
+    names = decoding.FileNames("png")
     made = [name for i in range(3) for name in names.of(f"part-{i:06d}", ["None"] * 3000)]
     assert len(set(made)) == 9000 and len(names._before) > 8000, "kept as numbers"
 
@@ -224,7 +224,7 @@ def test_two_that_write_the_same_do_not_mix(tmp_path):
 def test_what_killed_processes_left_goes_and_nothing_else(tmp_path):
     place, killed = Place(tmp_path), subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
-    here = _machine()
+    here = machine_id()
     left = [f"{here}-{killed.pid}-abc.part", f"00000000-{os.getpid()}-old.part", "part-000000.parquet.part"]
     kept = [f"{here}-{os.getpid()}-abc.part", f"00000000-{killed.pid}-new.part", "mine.part"]
     for name in left + kept:

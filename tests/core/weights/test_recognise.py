@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, UnknownVariant, checkpoint, find, hub
-from dcae_core.weights import infer_variant as measure
-from dcae_core.weights import keys, recognise
+from dcae_core.weights import infer_variant, keys, recognise
 from dcae_core.weights.checkpoint import Checkpoint
 
 IN, MIX = VARIANTS["dc-ae-f32c32-in-1.0"], VARIANTS["dc-ae-f32c32-mix-1.0"]
@@ -168,7 +167,7 @@ def with_factor(factor: float) -> dict[str, torch.Tensor]:
     """The bundled model's weights, their latents scaled so that 1 / RMS over the bundled photographs is `factor`."""
     state = Checkpoint(hub.bundled()).state(find(DEMO))
     state = {key: tensor.float() for key, tensor in state.items()}
-    scale = measure.factor_of(DCAE.from_state_dict(state, DEMO, "cpu", "fp32")) / factor
+    scale = infer_variant.measured_factor(DCAE.from_state_dict(state, DEMO, "cpu", "fp32")) / factor
     average = torch.zeros_like(state["encoder.conv_out.weight"])  # the shortcut beside it: means of four channels
     for i in range(32):
         average[i, 4 * i : 4 * i + 4, 1, 1] = 0.25
@@ -199,11 +198,11 @@ def test_every_pair_is_told_apart_by_its_published_factors():
     for one in VARIANTS.values():
         fits = [v for v in VARIANTS.values() if v.architecture == one.architecture]
         if len({v.scaling_factor for v in fits}) > 1:
-            finding = measure.weigh(one.scaling_factor * 1.05, fits)
+            finding = infer_variant.most_probable(one.scaling_factor * 1.05, fits)
             assert finding.variant == one and finding.sure
 
 
 def test_the_bundled_photographs_give_the_bundled_models_factor():
     ae = DCAE(DEMO, "cpu", "fp32")
-    assert len(measure.photographs()) == 7
-    assert measure.factor_of(ae) == pytest.approx(ae.scaling_factor, rel=0.03)
+    assert len(infer_variant.photographs()) == 7
+    assert infer_variant.measured_factor(ae) == pytest.approx(ae.scaling_factor, rel=0.03)

@@ -10,7 +10,9 @@ from ..dcae_core.media.sizes import MODES, Fit
 from .latents import channels_input, check_variant, remember, true_size
 from .schema import aliases
 from .vae import require
-from .web import line
+from .web import describe_run
+
+__all__ = ["DCAEDecode", "DCAEEncode"]
 
 
 def budget_input():
@@ -54,10 +56,10 @@ class DCAEEncode(io.ComfyNode):
     @classmethod
     def execute(cls, pixels, vae, size_mode: str, budget_gib: float = 0.0, latent_channels: int = 0) -> io.NodeOutput:
         vae = require(vae)
-        how = Fit(pixels.shape[1], pixels.shape[2], vae.dcae.spatial_ratio, size_mode)
+        fit = Fit(pixels.shape[1], pixels.shape[2], vae.dcae.spatial_ratio, size_mode)
         start = time.perf_counter()
-        latents = vae.encode(pixels, how, int(budget_gib * 2**30), channels=latent_channels or None)
-        return io.NodeOutput(remember({"samples": latents}, how.true, vae.dcae.variant), ui=said(vae, start))
+        latents = vae.encode(pixels, fit, int(budget_gib * 2**30), channels=latent_channels or None)
+        return io.NodeOutput(remember({"samples": latents}, fit.true, vae.dcae.variant), ui=run_summary(vae, start))
 
 
 class DCAEDecode(io.ComfyNode):
@@ -84,9 +86,9 @@ class DCAEDecode(io.ComfyNode):
         height, width = true_size(samples, vae.dcae.spatial_ratio)
         start = time.perf_counter()
         picture = vae.decode(samples["samples"], budget=int(budget_gib * 2**30))
-        return io.NodeOutput(picture[:, :height, :width], ui=said(vae, start))
+        return io.NodeOutput(picture[:, :height, :width], ui=run_summary(vae, start))
 
 
-def said(vae, start: float) -> dict[str, list[str]]:
-    """What the node shows of the run that just ended."""
-    return {"dcae": [line(vae.dcae.last_plan, time.perf_counter() - start)]}
+def run_summary(vae, start: float) -> dict[str, list[str]]:
+    """Return what the node shows of the run that just ended."""
+    return {"dcae": [describe_run(vae.dcae.last_plan, time.perf_counter() - start)]}

@@ -62,23 +62,25 @@ class DCAECompare(io.ComfyNode):
     @classmethod
     def execute(cls, image, vae_1, repeats: int, amplify: float, vae_2=None, vae_3=None, vae_4=None) -> io.NodeOutput:
         vaes = [(i, vae) for i, vae in enumerate((vae_1, vae_2, vae_3, vae_4), start=1) if vae is not None]
-        rows = [(f"picture {i}", lambda one=one: rounded(one)) for i, one in enumerate(image, start=1)]
+        rows = [(f"picture {i}", lambda picture=picture: rounded(picture)) for i, picture in enumerate(image, start=1)]
         codecs = [(f"vae_{i}", lambda i=i, vae=vae: codec_of(vae, i)) for i, vae in vaes]
-        made = compare(codecs, rows, repeats=repeats, keep=KEPT, progress=progress())
-        grid = images.from_pil(draw(made, amplify))[None]
-        return io.NodeOutput(grid, table(made, narrow=True), ui={"dcae_compare": [shown(made, amplify)]})
+        comparison = compare(codecs, rows, repeats=repeats, keep=KEPT, progress=progress())
+        grid = images.from_pil(draw(comparison, amplify))[None]
+        return io.NodeOutput(
+            grid, table(comparison, narrow=True), ui={"dcae_compare": [page_data(comparison, amplify)]}
+        )
 
 
 def rounded(image: Tensor) -> Tensor:
-    """One IMAGE [H, W, C] as [H, W, 3], rounded to 8 bits as saving does."""
+    """Return one IMAGE [H, W, C] as [H, W, 3], rounded to 8 bits as saving does."""
     picture = images.to_host(images.from_host(image.float()))[0]
     return (picture * 255).round() / 255
 
 
 def codec_of(vae: comfy.sd.VAE, number: int) -> Codec:
-    """A codec that works through the VAE's own encode and decode, under ComfyUI's memory management."""
-    ours = isinstance(vae, DCAEVAE)
-    kind = vae.dcae.variant.name if ours else type(vae.first_stage_model).__name__
+    """Return a codec that uses the VAE's own encode and decode, under ComfyUI's memory management."""
+    is_dcae = isinstance(vae, DCAEVAE)
+    kind = vae.dcae.variant.name if is_dcae else type(vae.first_stage_model).__name__
     ratio = vae.spacial_compression_encode()
     management.load_models_gpu([vae.patcher])  # or their bytes would count as those of the first run
 
@@ -98,7 +100,7 @@ def codec_of(vae: comfy.sd.VAE, number: int) -> Codec:
         device=vae.device,
         dtype=vae.vae_dtype,
         weights=[*vae.first_stage_model.parameters(), *vae.first_stage_model.buffers()],
-        scaling_factor=vae.dcae.variant.scaling_factor if ours else None,
+        scaling_factor=vae.dcae.variant.scaling_factor if is_dcae else None,
     )
 
 
@@ -108,7 +110,7 @@ def short(dtype: torch.dtype) -> str:
 
 
 def progress():
-    """A callback that moves the node's progress bar, and stops the run when the user cancels."""
+    """Return a callback that moves the node's progress bar, and stops the run when the user cancels."""
     bar = comfy.utils.ProgressBar(1)
 
     def moved(what: str, done: int, total: int) -> None:
@@ -118,14 +120,14 @@ def progress():
     return moved
 
 
-def shown(made: Comparison, amplify: float) -> dict:
-    """What the page needs for its slider: the pictures, as files of ComfyUI's temp folder, and a line for each."""
+def page_data(comparison: Comparison, amplify: float) -> dict:
+    """Return what the page needs for its slider: pictures, as files of ComfyUI's temp folder, and a line for each."""
     pictures = []
-    for i, row in enumerate(made.rows):
+    for i, row in enumerate(comparison.rows):
         if row.picture is None:
             continue
         results = []
-        for column in made.columns:
+        for column in comparison.columns:
             cell = column.cells[i] if column.cells else None
             if cell is None or cell.result is None:
                 results.append({"name": column.name, "text": (cell.error if cell else column.error) or ""})
@@ -135,16 +137,16 @@ def shown(made: Comparison, amplify: float) -> dict:
                 {
                     "name": column.name,
                     "text": " · ".join(caption(cell)),
-                    "result": temporary(cell.result),
-                    "difference": temporary(off),
+                    "result": save_temporary(cell.result),
+                    "difference": save_temporary(off),
                 }
             )
-        pictures.append({"name": row.name, "original": temporary(row.picture), "results": results})
+        pictures.append({"name": row.name, "original": save_temporary(row.picture), "results": results})
     return {"pictures": pictures}
 
 
-def temporary(picture: Tensor) -> str:
-    """Writes a picture into ComfyUI's temp folder; returns its name there."""
+def save_temporary(picture: Tensor) -> str:
+    """Write a picture into ComfyUI's temp folder; return its name there."""
     folder = folder_paths.get_temp_directory()
     os.makedirs(folder, exist_ok=True)
     name = f"dcae_{uuid.uuid4().hex}.png"

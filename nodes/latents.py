@@ -1,4 +1,4 @@
-"""DCAE_EmptyLatent and DCAE_ScaleLatent; how a LATENT remembers the size of its picture."""
+"""DCAE_EmptyLatent, DCAE_LoadLatent, DCAE_ScaleLatent; the entries of a LATENT that keep the size of its picture."""
 
 from __future__ import annotations
 
@@ -32,22 +32,24 @@ FROM_VAE = "from vae"
 
 
 def remember(latent: dict, size: tuple[int, int] | None, variant: Variant | None = None) -> dict:
-    """`latent` with the true (height, width) of its picture, for `true_size`, and its variant, for `check_variant`."""
-    facts = {SIZE: size, VARIANT: variant and variant.name}
-    return {**latent, **{name: fact for name, fact in facts.items() if fact is not None}}
+    """Return `latent` with entries for the true (height, width) of its picture, see `true_size`, and its variant, see
+    `check_variant`."""
+    entries = {SIZE: size, VARIANT: variant and variant.name}
+    return {**latent, **{name: value for name, value in entries.items() if value is not None}}
 
 
 def check_variant(latent: dict, variant: Variant) -> None:
-    """Raises LatentError if it is remembered that the latent is of another variant: its shape may be the same."""
-    told = latent.get(VARIANT)
-    if told is not None and find(told).latent_space != variant.latent_space:
+    """Raise LatentError if the latent has an entry for a variant of another latent space. Its shape may be the same."""
+    name = latent.get(VARIANT)
+    if name is not None and find(name).latent_space != variant.latent_space:
         raise LatentError(
-            f"The latent was made with {told}, but {variant.name} is given here and does not read it: use {told}."
+            f"The latent was made with {name}, but {variant.name} is given here and does not read it: use {name}."
         )
 
 
 def true_size(latent: dict, ratio: int) -> tuple[int, int]:
-    """Height and width to cut the decoded picture to: what was remembered, if it still fits the latent's size."""
+    """Return (height, width) to cut the decoded picture to: the size in the latent's entry if it still fits the
+    latent."""
     rows, columns = latent["samples"].shape[-2:]
     if SIZE in latent and Fit(*latent[SIZE], ratio).latent == (rows, columns):
         return latent[SIZE]
@@ -55,7 +57,7 @@ def true_size(latent: dict, ratio: int) -> tuple[int, int]:
 
 
 def chosen_variant(vae: DCAEVAE | None, variant: str) -> Variant:
-    """The variant that a node's `vae` or `variant` input names."""
+    """Return the variant that a node's `vae` and `variant` inputs name."""
     if variant != FROM_VAE:
         return find(variant)
     if vae is None:
@@ -111,8 +113,8 @@ class DCAEEmptyLatent(io.ComfyNode):
     def execute(
         cls, width: int, height: int, batch_size: int, variant: str, vae=None, latent_channels: int = 0
     ) -> io.NodeOutput:
-        which = chosen_variant(vae, variant)
-        shape = (batch_size, which.channels(latent_channels or None), *Fit(height, width, which.spatial_ratio).latent)
+        chosen = chosen_variant(vae, variant)
+        shape = (batch_size, chosen.channels(latent_channels or None), *Fit(height, width, chosen.spatial_ratio).latent)
         empty = torch.zeros(shape, device=management.intermediate_device())
         return io.NodeOutput(remember({"samples": empty}, (height, width)))
 
@@ -138,13 +140,13 @@ class DCAELoadLatent(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, latent: str | None) -> bool | str:
-        if latent is None or path_of(latent):
+        if latent is None or input_file(latent):
             return True
         return f"There is no {latent!r} in the input folder. Put the file there, or drop it on the graph."
 
     @classmethod
     def fingerprint_inputs(cls, latent: str | None) -> str:
-        path = latent and path_of(latent)
+        path = latent and input_file(latent)
         if not path:
             return ""
         stat = os.stat(path)
@@ -152,19 +154,19 @@ class DCAELoadLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent: str) -> io.NodeOutput:
-        file = read(path_of(latent) or latent)
+        file = read(input_file(latent) or latent)
         return io.NodeOutput(remember({"samples": file.raw}, file.size, file.variant))
 
 
-def path_of(name: str) -> str | None:
-    """The file of that name in ComfyUI's input folder, or in the one that its ending, such as [output], says; None
-    where there is none. Workflows come from anywhere: a name that leads out of the folder is none."""
+def input_file(name: str) -> str | None:
+    """Return the path of a file in ComfyUI's input folder, or in the folder that its suffix, such as [output], names;
+    None if there is none. Workflows are untrusted: a name that leads out of the folder gives None."""
     plain, folder = folder_paths.annotated_filepath(name)
     return file_in_folder(folder or folder_paths.get_input_directory(), plain)
 
 
 def latent_files() -> list[str]:
-    """The files of the input folder that may be latents."""
+    """Return the names in the input folder that may be latents."""
     folder = folder_paths.get_input_directory()
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     return [name for name in names if name.endswith((".latent", ".safetensors"))]
@@ -205,14 +207,14 @@ class DCAEScaleLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples, direction: str, variant: str, vae=None, factor: float = 0.0) -> io.NodeOutput:
-        which = chosen_variant(vae, variant)
+        chosen = chosen_variant(vae, variant)
         z = samples["samples"]
-        if not which.accepts(z.shape[1]):
+        if not chosen.accepts(z.shape[1]):
             raise LatentError(
-                f"The latent has {z.shape[1]} channels, but {which.name} has {which.latent_channels}: its scaling "
+                f"The latent has {z.shape[1]} channels, but {chosen.name} has {chosen.latent_channels}: its scaling "
                 "factor does not apply. Choose the variant that the latent was made with."
             )
-        check_variant(samples, which)
-        factor = which.factor(factor or None)
+        check_variant(samples, chosen)
+        factor = chosen.factor(factor or None)
         scaled = z * factor if direction == "raw to scaled" else z / factor
         return io.NodeOutput({**samples, "samples": scaled})

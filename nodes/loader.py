@@ -13,7 +13,9 @@ from ..dcae_core.engine.devices import parse_dtype
 from . import models
 from .schema import aliases
 from .vae import DCAEVAE, auto_dtype
-from .web import tell
+from .web import show_line
+
+__all__ = ["DCAELoader"]
 
 
 class DCAELoader(io.ComfyNode):
@@ -65,14 +67,14 @@ class DCAELoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: str, variant: str, dtype: str, allow_download: bool) -> io.NodeOutput:
-        path, named = models.locate(model, allow_download, progress_of(cls.hidden.unique_id))
-        told = named if variant == "auto" else variant
-        ae = DCAE.from_file(path, told, management.vae_offload_device(), parse_dtype(dtype) or auto_dtype())
+        path, named = models.locate(model, allow_download, download_progress(cls.hidden.unique_id))
+        requested = named if variant == "auto" else variant
+        ae = DCAE.from_file(path, requested, management.vae_offload_device(), parse_dtype(dtype) or auto_dtype())
         return io.NodeOutput(DCAEVAE(ae))
 
 
-def progress_of(node_id: str | None):
-    """A callback that shows a download on its node, and ends it when the user cancels."""
+def download_progress(node_id: str | None):
+    """Return a callback that shows a download on its node, and stops it when the user cancels."""
     bar, start, before, last = comfy.utils.ProgressBar(1), time.monotonic(), None, 0.0
 
     def progress(done: int, total: int) -> None:
@@ -84,6 +86,6 @@ def progress_of(node_id: str | None):
         if now - last > 0.25 or done == total:
             last = now
             speed = (done - before) / max(now - start, 0.001) / 1e6
-            tell(node_id, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB · {speed:.1f} MB/s · Cancel stops it")
+            show_line(node_id, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB · {speed:.1f} MB/s · Cancel stops it")
 
     return progress

@@ -1,4 +1,4 @@
-"""What the Loader's dropdown offers, and the files behind it."""
+"""The choices in the Loader's dropdown, and the files behind them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..dcae_core.files import ASSETS, atomic_write
 from ..dcae_core.variants import Variant
 from ..dcae_core.weights.checkpoint import Checkpoint, is_dcae, is_shard
 
-__all__ = ["choices", "fingerprint", "locate", "look", "place_example", "problem"]
+__all__ = ["choices", "fingerprint", "inspect", "locate", "place_example", "problem"]
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +26,14 @@ EXAMPLE = "dcae_example.jpg"
 
 
 def choices() -> list[str]:
-    """The bundled demo, the files of models/vae that are DC-AE, and the published variants as downloads."""
+    """Return the bundled demo, the DC-AE files in models/vae, and the published variants as downloads."""
     files = [name for name in folder_paths.get_filename_list("vae") if _is_dcae(name)]
     downloads = [name + DOWNLOAD for name, variant in VARIANTS.items() if variant.repos]
     return [BUNDLED, *files, *downloads]
 
 
 def problem(choice: str) -> str | None:
-    """What is wrong with a choice that a workflow names, as a sentence; None if nothing is."""
+    """Return what is wrong with a choice that a workflow names, as a sentence; None if it can be used."""
     if _published(choice) is not None:
         return None
     path = _path(choice)
@@ -50,7 +50,7 @@ def problem(choice: str) -> str | None:
 
 
 def locate(choice: str, allow_download: bool, progress: hub.Progress | None = None) -> tuple[Path, Variant | None]:
-    """(path, variant if the choice names one) of what a choice stands for; fetches it if that is allowed.
+    """Return (path, variant if the choice names one); download it if that is allowed.
 
     Raises DownloadError where it is not here and may not be fetched, CheckpointError where there is no such file.
     """
@@ -72,10 +72,10 @@ def locate(choice: str, allow_download: bool, progress: hub.Progress | None = No
     return found, variant
 
 
-def look(choice: str, told: str | None = None) -> tuple[Variant, Checkpoint | None]:
-    """The variant behind a choice, and its file if it is here; `told` is the variant that the caller says it is.
+def inspect(choice: str, requested: str | None = None) -> tuple[Variant, Checkpoint | None]:
+    """Return the variant behind a choice, and its file if it is here. `requested` is the variant that the user names.
 
-    Of variants that only loading tells apart (see `measure`) it is the first: they differ in the scaling factor alone.
+    Of variants that only loading tells apart (see `infer_variant`) it is the first: they differ in the scaling factor.
     Raises CheckpointError for what is not in the list.
     """
     if choice not in choices():
@@ -87,13 +87,13 @@ def look(choice: str, told: str | None = None) -> tuple[Variant, Checkpoint | No
         return variant, None
     checkpoint = Checkpoint(path)
     try:
-        return checkpoint.choose(told or variant), checkpoint
+        return checkpoint.choose(requested or variant), checkpoint
     except AmbiguousVariant:
         return checkpoint.fits[0], checkpoint
 
 
 def fingerprint(choice: str) -> str:
-    """Changes when the file behind a choice does, so that ComfyUI loads it again."""
+    """Return a text that changes when the file behind a choice does, so that ComfyUI loads it again."""
     try:
         path, _ = locate(choice, allow_download=False)
         stat = path.stat()
@@ -103,7 +103,7 @@ def fingerprint(choice: str) -> str:
 
 
 def place_example() -> None:
-    """Puts the example workflows' photograph into ComfyUI's input folder if it is not there, so that they run."""
+    """Copy the example workflows' photograph into ComfyUI's input folder if it is not there, so that they run."""
     target = Path(folder_paths.get_input_directory()) / EXAMPLE
     if target.exists():
         return

@@ -50,31 +50,31 @@ class DCAEPreview(io.ComfyNode):
         weights, which all clones share, and samplers read it before they apply a clone's patches.
         """
         vae = require(vae)
-        theirs, variant = model.get_model_object("latent_format"), vae.dcae.variant
-        axes = getattr(theirs, "latent_dimensions", 2)
-        if axes != 2 or not variant.accepts(theirs.latent_channels):
+        model_format, variant = model.get_model_object("latent_format"), vae.dcae.variant
+        axes = getattr(model_format, "latent_dimensions", 2)
+        if axes != 2 or not variant.accepts(model_format.latent_channels):
             raise LatentError(
-                f"The model's latents have {theirs.latent_channels} channels and {axes} dimensions, but those of "
+                f"The model's latents have {model_format.latent_channels} channels and {axes} dimensions, but those of "
                 f"{variant.name} have {variant.latent_channels} and 2: they are not its latents. Connect the DC-AE "
                 "that the model was trained with, or leave this node out."
             )
-        whole = theirs.latent_channels == variant.latent_channels
-        colours = (preview.find(variant) if whole else None) or fit(vae, theirs.latent_channels)
+        whole = model_format.latent_channels == variant.latent_channels
+        colours = (preview.find(variant) if whole else None) or fit(vae, model_format.latent_channels)
         # A sampler's latents have the model's own scale.
-        colours = colours.after(lambda z: theirs.process_out(z) * preview.scale_of(variant))
-        ours = comfy.latent_formats.LatentFormat()
-        ours.latent_channels = theirs.latent_channels
-        ours.latent_rgb_factors = colours.factors.tolist()
-        ours.latent_rgb_factors_bias = colours.bias.tolist()
-        ours.taesd_decoder_name = theirs.taesd_decoder_name
-        made = model.clone()
-        made.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)  # of an earlier node like this
-        made.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, wrapper(ours, model.load_device))
-        return io.NodeOutput(made)
+        colours = colours.after(lambda z: model_format.process_out(z) * preview.scale_of(variant))
+        preview_format = comfy.latent_formats.LatentFormat()
+        preview_format.latent_channels = model_format.latent_channels
+        preview_format.latent_rgb_factors = colours.factors.tolist()
+        preview_format.latent_rgb_factors_bias = colours.bias.tolist()
+        preview_format.taesd_decoder_name = model_format.taesd_decoder_name
+        clone = model.clone()
+        clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)  # of an earlier node like this
+        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample_wrapper(preview_format, model.load_device))
+        return io.NodeOutput(clone)
 
 
 def fit(vae: DCAEVAE, channels: int) -> preview.Preview:
-    """A preview of latents of so many channels, fitted with the VAE, which is done once for each."""
+    """Return a preview fitted with the VAE to latents of so many channels; fitted once for each VAE and number."""
     known = fitted.setdefault(vae.dcae, {})
     if channels not in known:
         encode = functools.partial(vae.encode, channels=channels)
@@ -82,26 +82,26 @@ def fit(vae: DCAEVAE, channels: int) -> preview.Preview:
     return known[channels]
 
 
-def wrapper(form: comfy.latent_formats.LatentFormat, device) -> Callable:
-    """Goes around the outermost function of sampling, where the callback for each step passes."""
+def sample_wrapper(latent_format: comfy.latent_formats.LatentFormat, device) -> Callable:
+    """Return a wrapper of the outermost sampling function, which gets the callback for each step."""
 
     def sample(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *others, **named):
         # Here, not before: the method of previews can change from one run to the next.
-        previewer = latent_preview.get_previewer(device, form)
+        previewer = latent_preview.get_previewer(device, latent_format)
         if callback is not None and previewer is not None:
-            callback = showing(callback, previewer, len(sigmas) - 1)
+            callback = callback_with_preview(callback, previewer, len(sigmas) - 1)
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *others, **named)
 
     return sample
 
 
-def showing(callback: Callable, previewer: latent_preview.LatentPreviewer, steps: int) -> Callable:
-    """A sampler's callback that also shows a preview. It comes after what `callback` shows, so it is what stays."""
+def callback_with_preview(callback: Callable, previewer: latent_preview.LatentPreviewer, steps: int) -> Callable:
+    """Return a callback that calls `callback` and then shows a preview, which so is what stays on the page."""
     bar = comfy.utils.ProgressBar(steps)
 
-    def shown(step, x0, x, total_steps):
+    def with_preview(step, x0, x, total_steps):
         callback(step, x0, x, total_steps)
         picture = previewer.decode_latent_to_preview_image("JPEG", x0)
         bar.update_absolute(step + 1, total_steps, picture)
 
-    return shown
+    return with_preview

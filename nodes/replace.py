@@ -1,4 +1,4 @@
-"""Nodes of other packs that ours can stand in for, where ComfyUI offers that (0.14 and newer)."""
+"""Replacements for nodes of other packs, where ComfyUI has node replacement (0.14 and newer)."""
 
 from __future__ import annotations
 
@@ -6,35 +6,36 @@ import logging
 
 import comfy_api.v0_0_2 as comfy_api
 
-__all__ = ["REPLACED", "register"]
+__all__ = ["REPLACEMENTS", "register"]
 
 log = logging.getLogger(__name__)
 
 SANA = "dc-ae-f32c32-sana-1.0"
 # Theirs (ComfyUI_ExtraModels): ours, its inputs.
 LATENT = [{"new_id": name, "old_id": name} for name in ("width", "height", "batch_size")]
-REPLACED = {
+REPLACEMENTS = {
     "ExtraVAELoader": ("DCAE_Loader", [{"new_id": "model", "set_value": f"{SANA} (download)"}]),
     "EmptyDCAELatentImage": ("DCAE_EmptyLatent", [*LATENT, {"new_id": "variant", "set_value": SANA}]),
 }
-REPLACED["EmptySanaLatentImage"] = REPLACED["EmptyDCAELatentImage"]
+REPLACEMENTS["EmptySanaLatentImage"] = REPLACEMENTS["EmptyDCAELatentImage"]
 
 
 async def register() -> None:
-    """Tells ComfyUI. Does nothing where it has no such thing; the page says it there."""
+    """Register the replacements. Does nothing in a ComfyUI without node replacement; `web/missing.js` names ours
+    there."""
     make = getattr(comfy_api.io, "NodeReplace", None)
     api = getattr(comfy_api, "ComfyAPI", None)
     if make is None or not hasattr(api, "node_replacement"):
         return
-    for theirs, (ours, inputs) in REPLACED.items():
+    for old_id, (new_id, inputs) in REPLACEMENTS.items():
         try:
             await api().node_replacement.register(
                 make(
-                    new_node_id=ours,
-                    old_node_id=theirs,
+                    new_node_id=new_id,
+                    old_node_id=old_id,
                     input_mapping=inputs,
                     output_mapping=[{"new_idx": 0, "old_idx": 0}],
                 )
             )
         except Exception as error:  # a later version's other way must not keep the pack from loading
-            log.warning("DC-AE: ComfyUI did not take the replacement of %s: %s", theirs, error)
+            log.warning("DC-AE: ComfyUI did not take the replacement of %s: %s", old_id, error)

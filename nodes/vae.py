@@ -47,48 +47,51 @@ class DCAEVAE(comfy.sd.VAE):
         self.disable_offload = True  # weights are used whole: plain torch modules can't be streamed layer by layer
         self.size = None
         self.model_size()
-        self.memory_used_encode = lambda shape, dtype: self._wanted("encode", *shape[-2:], shape[0]).peak_bytes
+        self.memory_used_encode = lambda shape, dtype: self._best_plan("encode", *shape[-2:], shape[0]).peak_bytes
         self.memory_used_decode = lambda shape, dtype: (
-            self._wanted("decode", *(side * dcae.spatial_ratio for side in shape[-2:]), shape[0]).peak_bytes
+            self._best_plan("decode", *(side * dcae.spatial_ratio for side in shape[-2:]), shape[0]).peak_bytes
         )
 
     def encode(
         self,
         pixel_samples: Tensor,
-        how: Fit | None = None,
+        fit: Fit | None = None,
         budget: int = 0,
-        firm: bool = True,
+        strict: bool = True,
         channels: int | None = None,
     ) -> Tensor:
-        """IMAGE [B, H, W, C] in [0, 1] -> raw latents [B, c, h, w] fp32; sides are padded unless `how` says to crop.
+        """Encode IMAGE [B, H, W, C] in [0, 1] to raw latents [B, c, h, w] fp32; sides are padded unless `fit` says to
+        crop.
 
-        budget: bytes, weights included; 0 is what is free. Where it is too small: an error, or if it is not `firm` the
+        budget: bytes, weights included; 0 is what is free. Where it is too small: an error, or if not `strict` the
         least that will do. channels: the first of the latent's, of DC-AE 1.5; None is all.
         """
         channels = self.dcae.variant.channels(channels)
         x = images.from_host(pixel_samples)
-        if how is not None:
-            x = images.fit(x, how)
-        return self._run("encode", x, x.shape[2], x.shape[3], channels, budget, firm).float()
+        if fit is not None:
+            x = images.fit(x, fit)
+        return self._run("encode", x, x.shape[2], x.shape[3], channels, budget, strict).float()
 
-    def decode(self, samples_in: Tensor, vae_options: dict | None = None, budget: int = 0, firm: bool = True) -> Tensor:
-        """Raw latents -> IMAGE [B, H, W, 3] in [0, 1] fp32, at whole latent pixels. `budget` as for encode."""
+    def decode(
+        self, samples_in: Tensor, vae_options: dict | None = None, budget: int = 0, strict: bool = True
+    ) -> Tensor:
+        """Decode raw latents to IMAGE [B, H, W, 3] in [0, 1] fp32, at whole latent pixels. `budget` as for encode."""
         self.dcae.check_latent(samples_in)
         height, width = (side * self.dcae.spatial_ratio for side in samples_in.shape[2:])
-        return images.to_host(self._run("decode", samples_in, height, width, samples_in.shape[1], budget, firm))
+        return images.to_host(self._run("decode", samples_in, height, width, samples_in.shape[1], budget, strict))
 
     def encode_tiled(self, pixel_samples: Tensor, tile_x: int | None = None, *tiling, **more_tiling) -> Tensor:
-        """As encode: tiles would change the latents, since attention sees the whole picture. What encoding a tile of
-        this size would take is the budget."""
-        return self.encode(pixel_samples, budget=self._tile_bytes("encode", tile_x or 512), firm=False)
+        """As encode: tiles would change the latents, since attention sees the whole picture. The budget is what
+        encoding a tile of this size would take."""
+        return self.encode(pixel_samples, budget=self._tile_bytes("encode", tile_x or 512), strict=False)
 
     def decode_tiled(self, samples: Tensor, tile_x: int | None = None, *tiling, **more_tiling) -> Tensor:
-        """As decode: tiles would change the picture, since attention sees all of the latent. What decoding a tile of
-        this size would take is the budget."""
+        """As decode: tiles would change the picture, since attention sees the whole latent. The budget is what decoding
+        a tile of this size would take."""
         side = (tile_x or 16) * self.dcae.spatial_ratio
-        return self.decode(samples, budget=self._tile_bytes("decode", side), firm=False)
+        return self.decode(samples, budget=self._tile_bytes("decode", side), strict=False)
 
-    def _wanted(
+    def _best_plan(
         self,
         direction: str,
         height: int,
@@ -97,7 +100,7 @@ class DCAEVAE(comfy.sd.VAE):
         limit: int | None = None,
         channels: int | None = None,
     ) -> planning.Plan:
-        """The best plan within `limit` bytes beside the weights (None: the whole device), or the smallest."""
+        """Return the best plan within `limit` bytes beside the weights (None: the whole device), or the smallest."""
         if limit is None:
             limit = management.get_total_memory(self.device) - self.model_size() - management.extra_reserved_memory()
         # Room for fp16 to be done again in fp32.
@@ -110,43 +113,44 @@ class DCAEVAE(comfy.sd.VAE):
         return planning.make(variant.architecture, *arguments, device=self.device.type, name=variant.name, **options)
 
     def _tile_bytes(self, direction: str, side: int) -> int:
-        """What a tile of `side` pixels by itself would take, weights included."""
+        """Return what a tile of `side` pixels by itself would take, weights included."""
         tile = self._plan(direction, side, side, 1, None, self.vae_dtype)
         return self.model_size() + tile.peak_bytes
 
     def _free(self) -> int:
-        """Bytes that a run may take now. ComfyUI's figure for a CPU does not heed a container's limit; ours does."""
+        """Return the bytes that a run may take now. ComfyUI's figure for a CPU ignores a container's limit; ours does
+        not."""
         free = management.get_free_memory(self.device)
         if management.is_device_cpu(self.device):
             free = min(free, free_bytes(self.device) or free)
         return free - management.extra_reserved_memory()
 
     def _run(
-        self, direction: str, x: Tensor, height: int, width: int, channels: int, budget: int, firm: bool
+        self, direction: str, x: Tensor, height: int, width: int, channels: int, budget: int, strict: bool
     ) -> Tensor:
-        """Loads the weights, finds out what is left, and runs within it. channels: of the latent."""
-        asked = budget - self.model_size() if budget else None
-        if budget and asked <= 0:
+        """Load the weights, measure what is left, and run within it. channels: of the latent."""
+        requested = budget - self.model_size() if budget else None
+        if budget and requested <= 0:
             raise BudgetError(
                 f"The budget of {budget / 2**30:.3f} GiB includes the weights, which take "
                 f"{self.model_size() / 2**30:.3f} GiB: give more, or 0 for what is free."
             )
-        wanted = self._wanted(direction, height, width, len(x), asked, channels)
+        expected = self._best_plan(direction, height, width, len(x), requested, channels)
         management.load_models_gpu(
-            [self.patcher], memory_required=wanted.peak_bytes, force_full_load=self.disable_offload
+            [self.patcher], memory_required=expected.peak_bytes, force_full_load=self.disable_offload
         )
         moved = self.dcae.device != self.device  # --novram loads nothing: plain modules are brought here for the run
         if moved:
             self.dcae.to(self.device)
         try:
             free = self._free()
-            limit = max(1, free if asked is None else min(asked, free))
-            if not (budget and firm):  # if even the least is more than this, try that
-                limit = self._wanted(direction, height, width, len(x), limit, channels).peak_bytes
-            how = {"budget": limit, "progress": _progress(), "output_device": self.output_device}
+            limit = max(1, free if requested is None else min(requested, free))
+            if not (budget and strict):  # if even the least is more than this, try that
+                limit = self._best_plan(direction, height, width, len(x), limit, channels).peak_bytes
+            options = {"budget": limit, "progress": _progress(), "output_device": self.output_device}
             if direction == "encode":
-                return self.dcae.encode(x, latent_channels=channels, **how)
-            return self.dcae.decode(x, **how)
+                return self.dcae.encode(x, latent_channels=channels, **options)
+            return self.dcae.decode(x, **options)
         except BudgetError as error:
             if not error.needed:
                 raise
@@ -163,7 +167,7 @@ class DCAEVAE(comfy.sd.VAE):
 
 
 def _progress():
-    """A callback that moves the node's progress bar, and stops the run when the user cancels."""
+    """Return a callback that moves the node's progress bar, and stops the run when the user cancels."""
     bar = comfy.utils.ProgressBar(1)
 
     def progress(done: int, total: int) -> None:
@@ -174,7 +178,7 @@ def _progress():
 
 
 def require(vae: comfy.sd.VAE) -> DCAEVAE:
-    """`vae`, if it is ours. Raises DCAEError, which says what it is instead."""
+    """Return `vae` if it is a DC-AE. Raises DCAEError, which says what it is instead."""
     if isinstance(vae, DCAEVAE):
         return vae
     kind = type(getattr(vae, "first_stage_model", None)).__name__

@@ -1,4 +1,4 @@
-"""What the web extension shows: lines of text, and the two routes it asks for them. Neither takes a path."""
+"""What the web extension shows: lines of text, and the two routes that it asks for them. Neither takes a path."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from ..dcae_core.media.sizes import Fit
 from . import models
 from .vae import auto_dtype
 
-__all__ = ["add_routes", "describe", "foresee", "line", "tell"]
+__all__ = ["add_routes", "describe_model", "describe_plan", "describe_run", "show_line"]
 
 MOST = 1 << 17  # pixels along a side that a plan is made for
 
 
-def line(plan: Plan, seconds: float | None = None) -> str:
-    """A run in one line: "4096x4096 - 6 strips - peak 0.90 GiB - 0.41 s". The peak is beside the weights."""
+def describe_run(plan: Plan, seconds: float | None = None) -> str:
+    """Return a run in one line: "4096x4096 - 6 strips - peak 0.90 GiB - 0.41 s". The peak is beside the weights."""
     many = f"{plan.batch} x " if plan.batch > 1 else ""
-    how = "whole" if plan.whole else f"{plan.strips} strips"
+    manner = "whole" if plan.whole else f"{plan.strips} strips"
     time = [] if seconds is None else [f"{seconds:.2f} s"]
     size = f"{many}{plan.width}x{plan.height}"
-    return " · ".join([size, how, f"peak {plan.peak_bytes / 2**30:.2f} GiB", *time])
+    return " · ".join([size, manner, f"peak {plan.peak_bytes / 2**30:.2f} GiB", *time])
 
 
-def tell(node_id: str | None, text: str) -> None:
-    """Shows a line on a node while it runs."""
+def show_line(node_id: str | None, text: str) -> None:
+    """Show a line on a node while it runs."""
     server = PromptServer.instance
     if node_id is not None and server.client_id is not None:
         server.send_sync("dcae.line", {"node": node_id, "text": text}, server.client_id)
 
 
-def describe(choice: str) -> str:
-    """What is behind a choice of the Loader, in one line. Raises DCAEError."""
-    variant, checkpoint = models.look(choice)
-    facts = [variant.name, f"{variant.spatial_ratio}x", f"{variant.latent_channels} channels"]
-    facts.append(f"factor {variant.scaling_factor}" if variant.scaling_factor else "no published factor")
+def describe_model(choice: str) -> str:
+    """Return what is behind a choice of the Loader, in one line. Raises DCAEError."""
+    variant, checkpoint = models.inspect(choice)
+    parts = [variant.name, f"{variant.spatial_ratio}x", f"{variant.latent_channels} channels"]
+    parts.append(f"factor {variant.scaling_factor}" if variant.scaling_factor else "no published factor")
     if checkpoint is None:
-        return " · ".join([*facts, f"not here: about {_gigabytes(weights(variant, torch.float32))} to download"])
-    return " · ".join([*facts, _gigabytes(checkpoint.bytes), f"{checkpoint.layout} keys"])
+        return " · ".join([*parts, f"not here: about {_gigabytes(weight_bytes(variant, torch.float32))} to download"])
+    return " · ".join([*parts, _gigabytes(checkpoint.bytes), f"{checkpoint.layout} keys"])
 
 
-def weights(variant: Variant, dtype: torch.dtype) -> int:
-    """Bytes of all weights of a variant."""
+def weight_bytes(variant: Variant, dtype: torch.dtype) -> int:
+    """Return the bytes of all weights of a variant."""
     ratio = variant.spatial_ratio
     made = (planning.make(variant.architecture, d, ratio, ratio, dtype=dtype) for d in planning.DIRECTIONS)
     return sum(plan.weight_bytes for plan in made)
@@ -57,31 +57,31 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def foresee(asked: dict[str, str]) -> str:
-    """The line of a run before it happens. Raises DCAEError.
+def describe_plan(query: dict[str, str]) -> str:
+    """Return the line of a run before it happens. Raises DCAEError.
 
-    asked: choice, variant and dtype of the Loader; direction, width, height, batch, size_mode and budget_gib (weights
+    query: choice, variant and dtype of the Loader; direction, width, height, batch, size_mode and budget_gib (weights
     included; 0 is what the device has) of the node.
     """
     try:
-        width, height, batch = (int(asked[name]) for name in ("width", "height", "batch"))
-        budget = float(asked.get("budget_gib") or 0)
+        width, height, batch = (int(query[name]) for name in ("width", "height", "batch"))
+        budget = float(query.get("budget_gib") or 0)
         if not budget < 1 << 20:  # nor NaN
             raise ValueError("budget_gib is too large")
     except (KeyError, ValueError) as error:
         raise OptionError(f"width, height, batch and budget_gib must be numbers: {error}.") from None
     if not (1 <= width <= MOST and 1 <= height <= MOST and 1 <= batch <= 4096):
         raise OptionError(f"{batch} x {width}x{height} can't be planned.")
-    told = asked.get("variant")
-    variant, _ = models.look(asked.get("choice", ""), None if told in (None, "auto") else told)
-    dtype = parse_dtype(asked.get("dtype")) or auto_dtype()
-    height, width = Fit(height, width, variant.spatial_ratio, asked.get("size_mode") or "pad").padded
-    held = weights(variant, dtype)
+    requested = query.get("variant")
+    variant, _ = models.inspect(query.get("choice", ""), None if requested in (None, "auto") else requested)
+    dtype = parse_dtype(query.get("dtype")) or auto_dtype()
+    height, width = Fit(height, width, variant.spatial_ratio, query.get("size_mode") or "pad").padded
+    held = weight_bytes(variant, dtype)
     device = management.vae_device()
     limit = int(budget * 2**30) if budget > 0 else management.get_total_memory(device)
-    run = (asked.get("direction", ""), height, width, batch, max(1, limit - held), dtype)
-    made = planning.make(variant.architecture, *run, device=device.type, name=variant.name)
-    return line(made)
+    run = (query.get("direction", ""), height, width, batch, max(1, limit - held), dtype)
+    plan = planning.make(variant.architecture, *run, device=device.type, name=variant.name)
+    return describe_run(plan)
 
 
 def add_routes() -> None:
@@ -96,8 +96,8 @@ def add_routes() -> None:
 
     @routes.get("/dcae/model")
     async def model(request: web.Request) -> web.Response:
-        return answer(describe, request.query.get("choice", ""))
+        return answer(describe_model, request.query.get("choice", ""))
 
     @routes.get("/dcae/plan")
     async def plan(request: web.Request) -> web.Response:
-        return answer(foresee, dict(request.query))
+        return answer(describe_plan, dict(request.query))

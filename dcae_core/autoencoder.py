@@ -206,19 +206,11 @@ class DCAE:
         Raises BudgetError, which names the smallest budget that would do, and OptionError.
         """
         like, limit = self._coder(direction).like, parse_bytes(budget)
-        return planning.make(
-            self.variant.architecture,
-            direction,
-            height,
-            width,
-            batch,
-            free_bytes(like.device) if limit is None else limit,
-            like.dtype,
-            device=like.device.type,
-            channels=self.variant.channels(latent_channels),
-            name=self.variant.name,
-            strict=limit is not None,
-        )
+        options = {"channels": self.variant.channels(latent_channels), "name": self.variant.name}
+        run = (self.variant.architecture, direction, height, width, batch)
+        if limit is None:
+            limit, options["strict"] = free_bytes(like.device), False
+        return planning.make(*run, limit, like.dtype, device=like.device.type, **options)
 
     def _coder(self, direction: str) -> InferenceCoder:
         return self.model.encoder if direction == "encode" else self.model.decoder

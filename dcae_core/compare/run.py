@@ -27,19 +27,8 @@ __all__ = ["Cell", "Column", "Comparison", "Row", "compare", "pictures", "resize
 # What a network goes wrong with. Not every Exception: hosts stop a run with one of their own.
 FAILURES = (DCAEError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError)
 FAILURES += (RuntimeError, TypeError, ValueError)
-NO_PICTURES = {
-    ".pdf",
-    ".mpg",
-    ".mpeg",
-    ".h5",
-    ".hdf",
-    ".bufr",
-    ".grib",
-    ".wmf",
-    ".emf",
-    ".eps",
-    ".ps",
-}  # to Pillow only
+# Endings that Pillow knows, and not of pictures that it reads by itself.
+NO_PICTURES = {".pdf", ".mpg", ".mpeg", ".h5", ".hdf", ".bufr", ".grib", ".wmf", ".emf", ".eps", ".ps"}
 LATENT_BITS = 16  # a latent's number is counted as fp16 or bf16, which is how they are kept
 
 

@@ -44,7 +44,7 @@ def encode(
     """Do the parts that are not done yet; return what is done in all.
 
     engine: "local", with `workers` processes that decode; or "ray", with `actors` that each take `gpus`. metrics: a
-    file that gets a JSON line for each part. told: called with sources done, how many there are (None where only
+    file that gets a JSON line for each part. progress: called with sources done, how many there are (None where only
     opening them tells), and how many of those done were skipped. Raises DCAEError.
     """
     if engine not in ENGINES:

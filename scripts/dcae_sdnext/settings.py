@@ -1,6 +1,9 @@
-"""The settings section, and their values."""
+"""The section "DC-AE" of SD.Next's settings, and the values in it."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import gradio
 import torch
@@ -15,14 +18,15 @@ AUTO = "as SD.Next's VAE"
 SECTION = ("dcae", "DC-AE")
 
 
-def register() -> None:
-    """Adds the section once SD.Next asks for settings, and at once, since models may load before that."""
-    add()
-    script_callbacks.on_ui_settings(add)
+def register(on_dtype_change: Callable[[], None]) -> None:
+    """Add the section now, since models may load before the settings page, and again when SD.Next builds that page."""
+    _add(on_dtype_change)
+    script_callbacks.on_ui_settings(functools.partial(_add, on_dtype_change))
 
 
-def add() -> None:
+def _add(on_dtype_change: Callable[[], None]) -> None:
     choices = {"choices": [AUTO, "bf16", "fp16", "fp32"]}
+    reload = wrap_queued_call(on_dtype_change)
     for name, info in {
         "dcae_budget": shared.OptionInfo(
             0.0,
@@ -32,13 +36,13 @@ def add() -> None:
             section=SECTION,
         ),
         "dcae_dtype": shared.OptionInfo(
-            AUTO, "DC-AE precision", gradio.Dropdown, choices, onchange=wrap_queued_call(reload), section=SECTION
+            AUTO, "DC-AE precision", gradio.Dropdown, choices, onchange=reload, section=SECTION
         ),
         "dcae_downloads": shared.OptionInfo(
             True,
             "DC-AE: offer published variants as downloads in the VAE list",
             gradio.Checkbox,
-            onchange=sd_vae_list,
+            onchange=lambda: sd_vae.refresh_vae_list(),  # looked up when called: `hooks` replaces it
             section=SECTION,
         ),
     }.items():
@@ -46,33 +50,22 @@ def add() -> None:
             shared.opts.add_option(name, info)
 
 
-def reload() -> None:
-    from . import active
-
-    if shared.sd_loaded and active.ours(shared.sd_model) is not None:
-        sd_vae.reload_vae_weights()
-
-
-def sd_vae_list() -> None:
-    sd_vae.refresh_vae_list()
-
-
 def _value(name: str):
     return getattr(shared.opts, name, shared.opts.data_labels[name].default)
 
 
 def budget() -> int | None:
-    """Bytes beside the weights; None is what is free."""
+    """Return the budget in bytes beside the weights; None stands for what is free."""
     gib = float(_value("dcae_budget") or 0)
     return int(gib * 2**30) if gib > 0 else None
 
 
 def dtype() -> torch.dtype:
-    """What was chosen, else what SD.Next takes for VAEs."""
-    chosen = _value("dcae_dtype")
-    return devices.dtype_vae if chosen in (AUTO, None, "") else parse_dtype(chosen)
+    """Return the chosen precision, else the one that SD.Next uses for VAEs."""
+    choice = _value("dcae_dtype")
+    return devices.dtype_vae if choice in (AUTO, None, "") else parse_dtype(choice)
 
 
 def downloads() -> bool:
-    """May weights be fetched?"""
+    """Whether weights may be downloaded."""
     return bool(_value("dcae_downloads")) and not getattr(shared.opts, "offline_mode", False)

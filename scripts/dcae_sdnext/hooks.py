@@ -38,12 +38,8 @@ def install() -> None:
 
 def _install() -> None:
     settings.register(on_dtype_change=reload_hosted_vae)
-    for module, function in (
-        (sd_vae, refresh_vae_list),
-        (sd_vae, load_vae),
-        (sd_vae, reload_vae_weights),
-        (processing_vae, vae_decode),
-    ):
+    replacements = [(sd_vae, refresh_vae_list), (sd_vae, load_vae), (sd_vae, reload_vae_weights)]
+    for module, function in (*replacements, (processing_vae, vae_decode)):
         replace(module, function)
     sana.register(hosted.HostedSanaImg2ImgPipeline)
     script_callbacks.on_model_loaded(model_loaded)
@@ -57,7 +53,7 @@ def _install() -> None:
 def uninstall() -> None:
     """Put back SD.Next's functions and the checkpoint's VAE."""
     if shared.sd_loaded and hosted.hosted_vae(shared.sd_model) is not None:
-        hosted.restore_checkpoint_vae(shared.sd_model)
+        hosted.restore(shared.sd_model)
     for module in (sd_vae, processing_vae):
         for name, function in list(vars(module).items()):
             if hasattr(function, "dcae_original"):
@@ -111,7 +107,7 @@ def reload_vae_weights(original, sd_model=None, vae_file=sd_vae.unspecified, *ar
         if not restoring and name != extension_state.tolerated_choice:
             raise
         if hosted.hosted_vae(pipe) is not None:
-            hosted.restore_checkpoint_vae(pipe)
+            hosted.restore(pipe)
     return pipe
 
 
@@ -168,9 +164,9 @@ def apply_choice(pipe, name: str, path: str | None) -> bool:
     if path is None:
         if hosted.hosted_vae(pipe) is None:
             return False
-        hosted.restore_checkpoint_vae(pipe)
+        hosted.restore(pipe)
     elif chose_dcae:
-        if not hosted.is_in_use(pipe, path):
+        if not hosted.in_use(pipe, path):
             hosted.use(pipe, hosted.load(name, path, checkpoint_vae.config.scaling_factor))
     elif not Path(path).exists():
         raise DCAEError(f"There is no VAE {name!r}: refresh the list and choose again. The VAE stays as it was.")
@@ -210,7 +206,7 @@ def vae_decode(original, latents, model, output_type="np", vae_type="Full", *arg
     vae = hosted.hosted_vae(pipe)
     if vae is not None:
         vae.failure = None
-    if is_small_latent(latents, pipe) and vae_type == "Full" and not hosted.stop_requested():
+    if is_small_latent(latents, pipe) and vae_type == "Full" and not hosted.stopped():
         job = shared.state.begin("VAE Decode")
         try:
             decoded = processing_vae.full_vae_decode(latents if latents.ndim == 4 else latents[None], pipe)

@@ -18,17 +18,7 @@ from dcae_core.integrations.sana import SanaImg2ImgPipeline
 from . import names, settings
 from .host import log
 
-__all__ = [
-    "HostedAutoencoderDC",
-    "HostedSanaImg2ImgPipeline",
-    "checkpoint_vae",
-    "hosted_vae",
-    "is_in_use",
-    "load",
-    "restore_checkpoint_vae",
-    "stop_requested",
-    "use",
-]
+__all__ = ["HostedSanaImg2ImgPipeline", "checkpoint_vae", "hosted_vae", "in_use", "load", "restore", "stopped", "use"]
 
 
 class HostedAutoencoderDC(StreamedAutoencoderDC):
@@ -70,13 +60,13 @@ class HostedSanaImg2ImgPipeline(SanaImg2ImgPipeline):
             args |= {side: max(1, n // ratio) * ratio for side, n in requested.items() if n}
 
 
-def stop_requested() -> bool:
+def stopped() -> bool:
     """Whether the user pressed Stop or Skip."""
     return bool(shared.state.interrupted or shared.state.skipped)
 
 
 def check_stop(done: int, total: int) -> None:
-    if stop_requested():
+    if stopped():
         raise RuntimeError(f"stopped after strip {done} of {total}")
 
 
@@ -125,7 +115,7 @@ def fingerprint(path: str | Path) -> tuple:
     return str(path), tuple(file.stat().st_mtime_ns for file in files), settings.dtype()
 
 
-def is_in_use(pipe, path: str) -> bool:
+def in_use(pipe, path: str) -> bool:
     """Whether the pipeline's VAE was loaded from `path` as it is now, in the precision of the settings."""
     vae = hosted_vae(pipe)
     return vae is not None and Path(path).exists() and vae.fingerprint == fingerprint(path)
@@ -133,14 +123,14 @@ def is_in_use(pipe, path: str) -> bool:
 
 def download_progress():
     """Return a progress callback that logs every tenth of a download, and raises DownloadError after Stop."""
-    logged, stale = 0, stop_requested()  # a request may be left from an earlier run
+    logged, stale = 0, stopped()  # a request may be left from an earlier run
 
     def progress(done: int, total: int) -> None:
         nonlocal logged
         if total and done * 10 // total > logged:
             logged = done * 10 // total
             log.info(f"DC-AE: {done / 1e6:.0f} of {total / 1e6:.0f} MB")
-        if stop_requested() and not stale:
+        if stopped() and not stale:
             raise DownloadError(f"The download was stopped after {done / 1e6:.0f} MB; choose it again to go on.")
 
     return progress
@@ -176,7 +166,7 @@ def use(pipe, vae: HostedAutoencoderDC) -> None:
     log.info(f"DC-AE: {vae.name} is the VAE ({vae.core.variant.name}, {vae.core.layout} keys, {vae.dtype})")
 
 
-def restore_checkpoint_vae(pipe) -> None:
+def restore(pipe) -> None:
     """Put the checkpoint's VAE back in the place of the hosted one."""
     original = hosted_vae(pipe).checkpoint_vae
     _offload(pipe.vae)

@@ -25,29 +25,19 @@ def register(on_dtype_change: Callable[[], None]) -> None:
 
 
 def _add(on_dtype_change: Callable[[], None]) -> None:
-    choices = {"choices": [AUTO, "bf16", "fp16", "fp32"]}
-    reload = wrap_queued_call(on_dtype_change)
-    for name, info in {
-        "dcae_budget": shared.OptionInfo(
-            0.0,
-            "DC-AE memory budget, GiB, beside the weights (0: what is free)",
-            gradio.Number,
-            {"minimum": 0},
-            section=SECTION,
-        ),
-        "dcae_dtype": shared.OptionInfo(
-            AUTO, "DC-AE precision", gradio.Dropdown, choices, onchange=reload, section=SECTION
-        ),
-        "dcae_downloads": shared.OptionInfo(
-            True,
-            "DC-AE: offer published variants as downloads in the VAE list",
-            gradio.Checkbox,
-            onchange=lambda: sd_vae.refresh_vae_list(),  # looked up when called: `hooks` replaces it
-            section=SECTION,
-        ),
+    def refresh() -> None:
+        sd_vae.refresh_vae_list()  # looked up here, since `hooks` replaces it later
+
+    budget_text = "DC-AE memory budget, GiB, beside the weights (0: what is free)"
+    dtype_choice = (AUTO, "DC-AE precision", gradio.Dropdown, {"choices": [AUTO, "bf16", "fp16", "fp32"]})
+    downloads_text = "DC-AE: offer published variants as downloads in the VAE list"
+    for name, option in {
+        "dcae_budget": shared.OptionInfo(0.0, budget_text, gradio.Number, {"minimum": 0}, section=SECTION),
+        "dcae_dtype": shared.OptionInfo(*dtype_choice, onchange=wrap_queued_call(on_dtype_change), section=SECTION),
+        "dcae_downloads": shared.OptionInfo(True, downloads_text, gradio.Checkbox, onchange=refresh, section=SECTION),
     }.items():
         if name not in shared.opts.data_labels:
-            shared.opts.add_option(name, info)
+            shared.opts.add_option(name, option)
 
 
 def _value(name: str):

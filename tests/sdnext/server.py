@@ -84,12 +84,8 @@ class Server:
             link.symlink_to(self.pack, target_is_directory=True)
         if not (self.model_folder / "model_index.json").exists():
             self.model_folder.parent.mkdir(parents=True, exist_ok=True)
-            command = [
-                python_of(self.env),
-                PACK / "tests" / "tiny_models.py",
-                self.model_folder.parent,
-                self.vae_folder,
-            ]
+            script = PACK / "tests" / "tiny_models.py"
+            command = [python_of(self.env), script, self.model_folder.parent, self.vae_folder]
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode:
                 raise RuntimeError(f"The tiny models could not be made:\n{result.stderr[-3000:]}")

@@ -56,6 +56,12 @@ def vae_in(infotext: str) -> str | None:
     return infotext.split("VAE: ")[1].split(",")[0] if "VAE: " in infotext else None
 
 
+def check(sdnext: Server, expected: Image.Image, vae: str | None, tolerance: int = 1, **request) -> None:
+    """Make a picture. Compare it with the expected one, and the VAE in its infotext with `vae`."""
+    result, infotext = sdnext.txt2img(**request)
+    assert difference(result[0], expected)[0] <= tolerance and vae_in(infotext) == vae
+
+
 def test_the_two_checkpoints_differ(pictures):
     assert difference(pictures[SANA], pictures[OTHER])[1] > 2
 
@@ -78,30 +84,23 @@ def test_the_list(sdnext):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_chosen_dcae_gives_diffusers_picture(sdnext, pictures, form):
     assert sdnext.set(sd_vae=form) == {"sd_vae": True}
-    result, infotext = sdnext.txt2img()
-    assert difference(result[0], pictures[OTHER])[0] <= 1
-    assert vae_in(infotext) == form.removesuffix(".safetensors")
+    check(sdnext, pictures[OTHER], form.removesuffix(".safetensors"))
     status = sdnext.status()
     assert (status["active"], status["name"], status["variant"]) == (True, form, "dc-ae-f32c32-demo")
     assert status["layout"] == ("original" if form in ("repository", "other_original.safetensors") else "diffusers")
     assert status["scaling_factor"] == 1.322 and status["last_plan"].startswith("decode 256x128")
     assert status["last_peak_bytes"] > 256 * 128 * 4
     assert sdnext.set(sd_vae="Default") == {"sd_vae": True}
-    result, infotext = sdnext.txt2img()
-    assert difference(result[0], pictures[SANA])[0] == 0 and vae_in(infotext) is None
+    check(sdnext, pictures[SANA], None, tolerance=0)
     assert not sdnext.status()["active"]
 
 
 def test_for_one_request(sdnext, pictures):
-    result, infotext = sdnext.txt2img(override_settings={"sd_vae": "other_original"})
-    assert difference(result[0], pictures[OTHER])[0] <= 1 and vae_in(infotext) == "other_original"
-    result, infotext = sdnext.txt2img()
-    assert difference(result[0], pictures[SANA])[0] == 0 and vae_in(infotext) is None
+    check(sdnext, pictures[OTHER], "other_original", override_settings={"sd_vae": "other_original"})
+    check(sdnext, pictures[SANA], None, tolerance=0)
     sdnext.set(sd_vae="other-folder-1.0")
-    result, infotext = sdnext.txt2img(override_settings={"sd_vae": "Default"})
-    assert difference(result[0], pictures[SANA])[0] == 0 and vae_in(infotext) is None
-    result, infotext = sdnext.txt2img()
-    assert difference(result[0], pictures[OTHER])[0] <= 1 and vae_in(infotext) == "other-folder-1.0"
+    check(sdnext, pictures[SANA], None, tolerance=0, override_settings={"sd_vae": "Default"})
+    check(sdnext, pictures[OTHER], "other-folder-1.0")
 
 
 def test_at_a_checkpoint_change(sdnext, pictures):
@@ -121,8 +120,7 @@ def test_a_broken_file_leaves_what_was(sdnext, pictures):
     with pytest.raises(RequestFailed, match="cut short"):
         sdnext.txt2img(override_settings={"sd_vae": "broken.safetensors"})
     assert sdnext.set(sd_vae="nothing of the kind") == {"sd_vae": False}
-    result, infotext = sdnext.txt2img()
-    assert difference(result[0], pictures[OTHER])[0] <= 1 and vae_in(infotext) == "other_original"
+    check(sdnext, pictures[OTHER], "other_original")
 
 
 def test_a_model_of_another_latent_space_refuses(sdnext):
@@ -196,11 +194,9 @@ def test_a_request_leaves_nothing_behind(sdnext, pictures):
     assert sdnext.set(sd_vae="not_dcae") == {"sd_vae": True}
     try:
         sdnext.set(sd_model_checkpoint=SANA)
-        result, infotext = sdnext.txt2img(override_settings={"sd_vae": "other_original"})
-        assert difference(result[0], pictures[OTHER])[0] <= 1 and vae_in(infotext) == "other_original"
+        check(sdnext, pictures[OTHER], "other_original", override_settings={"sd_vae": "other_original"})
         assert not sdnext.status()["active"]
-        result, infotext = sdnext.txt2img()
-        assert difference(result[0], pictures[SANA])[0] == 0 and vae_in(infotext) is None
+        check(sdnext, pictures[SANA], None, tolerance=0)
         sdnext.set(sd_vae="Default")
         assert sdnext.set(sd_vae="not_dcae") == {"sd_vae": False}, "chosen for this model, not left"
         assert "has to be a DC-AE" in sdnext.status()["problem"]

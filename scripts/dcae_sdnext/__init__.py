@@ -1,4 +1,4 @@
-"""DC-AE in SD.Next: choosing one as the VAE, and what goes with it. `install()` is called when scripts are loaded."""
+"""DC-AE in SD.Next: a DC-AE can be chosen as the VAE. `install()` is called when SD.Next loads scripts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["install"]
 
 
 def install() -> None:
-    """Hooks into SD.Next; where this SD.Next lacks something that is needed, says so in the log and leaves it alone."""
+    """Install the hooks into SD.Next. If SD.Next lacks a symbol they need, log an error and change nothing."""
     absent = host.absent()
     if absent:
         host.log.error(

@@ -1,4 +1,7 @@
-"""What is put in the place of SD.Next's own functions, each of which is called for all that is not DC-AE's business."""
+"""Replacements for four functions of SD.Next, which call the original where no DC-AE is involved, and callbacks.
+
+Left to others: loading a DC-AE and putting it into a pipeline (`hosted`), and the entries of the VAE list (`names`).
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,19 @@ from modules.modeldata import model_data
 
 from dcae_core import DCAEError
 from dcae_core.integrations import sana
-from dcae_core.weights.checkpoint import Checkpoint, is_dcae
+from dcae_core.weights.checkpoint import Checkpoint
 
-from . import active, names, panel, settings
+from . import hosted, names, panel, settings
 from .host import log
+from .state import extension_state
 
 __all__ = ["install", "uninstall"]
 
-KEEP = ("Default", "Automatic", "None", "TAESD", "REPA-E")  # choices of SD.Next that name no file
-
-# A choice that was refused when a model loaded and is still in the settings: no error each time it is looked at.
-_put_up_with: str | None = None
-_restoring = False  # SD.Next puts settings back after a request: what comes after must not be kept from it
-problem: str | None = None  # the last refusal or failure
+NO_FILE = ("Default", "Automatic", "None", "TAESD", "REPA-E")  # choices of SD.Next that name no file
 
 
 def install() -> None:
-    """Replaces the functions and registers the callbacks. Once more is no harm. What fails leaves SD.Next as it was."""
+    """Replace the functions and register the callbacks. Safe to repeat. A failure leaves SD.Next as it was."""
     try:
         _install()
         log.info("DC-AE: ready")
@@ -38,17 +37,13 @@ def install() -> None:
 
 
 def _install() -> None:
-    settings.register()
-    for module, function in (
-        (sd_vae, refresh_vae_list),
-        (sd_vae, load_vae),
-        (sd_vae, reload_vae_weights),
-        (processing_vae, vae_decode),
-    ):
-        wrap(module, function)
-    sana.register(active.HostedSanaImg2ImgPipeline)
+    settings.register(on_dtype_change=reload_hosted_vae)
+    replacements = [(sd_vae, refresh_vae_list), (sd_vae, load_vae), (sd_vae, reload_vae_weights)]
+    for module, function in (*replacements, (processing_vae, vae_decode)):
+        replace(module, function)
+    sana.register(hosted.HostedSanaImg2ImgPipeline)
     script_callbacks.on_model_loaded(model_loaded)
-    script_callbacks.on_after_process(before_restore)
+    script_callbacks.on_after_process(after_process)
     script_callbacks.on_ui_tabs(panel.tab)
     script_callbacks.on_app_started(panel.route)
     script_callbacks.on_script_unloaded(uninstall)
@@ -56,130 +51,133 @@ def _install() -> None:
 
 
 def uninstall() -> None:
-    """Puts SD.Next's own functions back, and the checkpoint's own VAE."""
-    if shared.sd_loaded and active.ours(shared.sd_model) is not None:
-        active.restore(shared.sd_model)
+    """Put back SD.Next's functions and the checkpoint's VAE."""
+    if shared.sd_loaded and hosted.hosted_vae(shared.sd_model) is not None:
+        hosted.restore(shared.sd_model)
     for module in (sd_vae, processing_vae):
         for name, function in list(vars(module).items()):
-            if hasattr(function, "dcae_plain"):
-                setattr(module, name, function.dcae_plain)
+            if hasattr(function, "dcae_original"):
+                setattr(module, name, function.dcae_original)
     sana.unregister()
 
 
-def wrap(module, function) -> None:
-    """Puts `function`, called with the module's own of its name first, in that one's place."""
-    plain = getattr(module, function.__name__)
-    plain = getattr(plain, "dcae_plain", plain)
-    wrapped = functools.wraps(plain)(functools.partial(function, plain))
-    wrapped.dcae_plain = plain
-    setattr(module, function.__name__, wrapped)
+def replace(module, function) -> None:
+    """Replace the module's function of the same name by `function`, which gets the original as its first argument."""
+    original = getattr(module, function.__name__)
+    original = getattr(original, "dcae_original", original)
+    replacement = functools.wraps(original)(functools.partial(function, original))
+    replacement.dcae_original = original
+    setattr(module, function.__name__, replacement)
 
 
-def refresh_vae_list(plain):
-    """Also lists DC-AEs by names of their own, and those that could be downloaded."""
-    found = plain()
+def refresh_vae_list(original):
+    """Also list DC-AEs by recognisable names, and the published ones that could be downloaded."""
+    result = original()
     try:
         names.arrange(sd_vae.vae_dict, Path(os.path.abspath(shared.opts.vae_dir)), settings.downloads())
     except Exception as error:
         log.error(f"DC-AE: {shared.opts.vae_dir} can't be searched: {error}")
-    return found
+    return result
 
 
-def load_vae(plain, model_file, vae_file=None, *args, **options):
-    """Refuses a DC-AE, which SD.Next would take for something else. Ours are loaded by `reload_vae_weights`."""
-    if vae_file is not None and (is_dcae(vae_file) or names.published(vae_file)):
-        log.debug(f"DC-AE: {wrong_latent_space(Path(vae_file).name)}")  # said aloud once the model has loaded
+def load_vae(original, model_file, vae_file=None, *args, **options):
+    """Skip a DC-AE, which SD.Next would load as another kind of VAE. `reload_vae_weights` loads it."""
+    if vae_file is not None and names.is_dcae_entry(vae_file):
+        log.debug(f"DC-AE: {wrong_latent_space(Path(vae_file).name)}")  # an error once the model has loaded
         return None
-    return plain(model_file, vae_file, *args, **options)
+    return original(model_file, vae_file, *args, **options)
 
 
-def reload_vae_weights(plain, sd_model=None, vae_file=sd_vae.unspecified, *args, **options):
-    """Loads a DC-AE that is chosen, for a model made for one, or puts the checkpoint's own back.
+def reload_vae_weights(original, sd_model=None, vae_file=sd_vae.unspecified, *args, **options):
+    """Load a chosen DC-AE into a model that was made for one, or put the checkpoint's VAE back.
 
-    Raises DCAEError where that fails, so that a setting goes back to what it was and a request is told; but not where
-    SD.Next puts back what was chosen before, or keeps what another model left: then the checkpoint's own is used.
+    Raises DCAEError on failure, so that SD.Next resets the setting or fails the request. While SD.Next restores an
+    earlier choice, or keeps one that another model left, the checkpoint's VAE is used instead.
     """
-    global _restoring
-    restoring, _restoring = _restoring, False
+    restoring, extension_state.restoring = extension_state.restoring, False
     pipe = sd_model or shared.sd_model
     if pipe is None:
         return None
-    name, path = chosen(pipe, vae_file)
+    name, path = resolve_choice(pipe, vae_file)
     try:
-        if not choose(pipe, name, path):
-            return plain(sd_model, vae_file, *args, **options)
+        if not apply_choice(pipe, name, path):
+            return original(sd_model, vae_file, *args, **options)
     except DCAEError as error:
-        refused(error)
-        if not restoring and name != _put_up_with:
+        report(error)
+        if not restoring and name != extension_state.tolerated_choice:
             raise
-        if active.ours(pipe) is not None:
-            active.restore(pipe)
+        if hosted.hosted_vae(pipe) is not None:
+            hosted.restore(pipe)
     return pipe
 
 
-def before_restore(p) -> None:
-    """A request has ended; if it had a VAE of its own, the next that is chosen is what was there before."""
-    global _restoring
-    _restoring = bool(p.override_settings_restore_afterwards) and "sd_vae" in p.override_settings
+def reload_hosted_vae() -> None:
+    """Load the hosted VAE again, if there is one, in the precision of the settings."""
+    if shared.sd_loaded and hosted.hosted_vae(shared.sd_model) is not None:
+        sd_vae.reload_vae_weights()
+
+
+def after_process(p) -> None:
+    """Note whether SD.Next will now restore the VAE setting that this request overrode."""
+    extension_state.restoring = bool(p.override_settings_restore_afterwards) and "sd_vae" in p.override_settings
 
 
 def model_loaded(pipe) -> None:
-    """Puts the chosen DC-AE into a model that has just loaded."""
-    global _put_up_with
+    """Put the chosen DC-AE into a model that has just loaded."""
     if pipe is not model_data.sd_model:
         return  # a refiner
-    _put_up_with = None
-    name, path = chosen(pipe, sd_vae.unspecified)
+    extension_state.tolerated_choice = None
+    name, path = resolve_choice(pipe, sd_vae.unspecified)
     try:
-        choose(pipe, name, path)
+        apply_choice(pipe, name, path)
     except DCAEError as error:
-        refused(error)
-        _put_up_with = name
+        report(error)
+        extension_state.tolerated_choice = name
 
 
-def chosen(pipe, vae_file) -> tuple[str, str | None]:
-    """Name and path of what is chosen; None for the checkpoint's own, and the name itself where nothing is known."""
+def resolve_choice(pipe, vae_file) -> tuple[str, str | None]:
+    """Return name and path of the chosen VAE. The path is None for the checkpoint's VAE, and the name if unknown."""
     if vae_file is not sd_vae.unspecified:
         if vae_file in (None, "None"):
             return "Default", None
         name = next((name for name, path in sd_vae.vae_dict.items() if path == vae_file), Path(vae_file).name)
         return name, vae_file
     name = shared.opts.sd_vae
-    path = None if name in KEEP or shared.cmd_opts.vae else names.locate(name, sd_vae.vae_dict)
-    if path is not None and (is_dcae(path) or names.published(path)):
+    path = None if name in NO_FILE or shared.cmd_opts.vae else names.locate(name, sd_vae.vae_dict)
+    if path is not None and names.is_dcae_entry(path):
         return name, path
     path, _ = sd_vae.resolve_vae(pipe.sd_checkpoint_info.filename)
-    return name, path if path is not None or name in KEEP else name
+    return name, path if path is not None or name in NO_FILE else name
 
 
-def choose(pipe, name: str, path: str | None) -> bool:
-    """Does what a choice asks for; False if that is SD.Next's to do. Raises DCAEError."""
-    global problem, _put_up_with
-    problem = None
-    if name != _put_up_with:
-        _put_up_with = None
-    dcae = path is not None and (is_dcae(path) or names.published(path) is not None)
-    if active.own(pipe) is None:
-        if dcae:
+def apply_choice(pipe, name: str, path: str | None) -> bool:
+    """Carry out a choice. Return False if it is for SD.Next to carry out. Raises DCAEError."""
+    extension_state.last_problem = None
+    if name != extension_state.tolerated_choice:
+        extension_state.tolerated_choice = None
+    chose_dcae = path is not None and names.is_dcae_entry(path)
+    checkpoint_vae = hosted.checkpoint_vae(pipe)
+    if checkpoint_vae is None:
+        if chose_dcae:
             raise DCAEError(wrong_latent_space(name))
         return False
     if path is None:
-        if active.ours(pipe) is None:
+        if hosted.hosted_vae(pipe) is None:
             return False
-        active.restore(pipe)
-    elif dcae:
-        if not active.is_in_place(pipe, path):
-            active.put(pipe, active.load(name, path, active.own(pipe).config.scaling_factor))
+        hosted.restore(pipe)
+    elif chose_dcae:
+        if not hosted.in_use(pipe, path):
+            hosted.use(pipe, hosted.load(name, path, checkpoint_vae.config.scaling_factor))
     elif not Path(path).exists():
         raise DCAEError(f"There is no VAE {name!r}: refresh the list and choose again. The VAE stays as it was.")
     else:
-        why = refusal(path)
+        why = why_not_dcae(path)
         raise DCAEError(f"{name} can't be this model's VAE, which has to be a DC-AE: {why} The VAE stays as it was.")
     return True
 
 
-def refusal(path: str) -> str:
-    """Why a file is not a DC-AE."""
+def why_not_dcae(path: str) -> str:
+    """Return the error that opening a file as a DC-AE gives."""
     try:
         Checkpoint(path)
     except DCAEError as error:
@@ -194,21 +192,21 @@ def wrong_latent_space(name: str) -> str:
     )
 
 
-def refused(error: DCAEError) -> None:
-    global problem
-    problem = str(error)
+def report(error: DCAEError) -> None:
+    """Log an error and keep it for the panel."""
+    extension_state.last_problem = str(error)
     log.error(f"DC-AE: {error}")
 
 
-def vae_decode(plain, latents, model, output_type="np", vae_type="Full", *args, **options):
-    """Decodes a DC-AE's small latents, which SD.Next takes for pictures, and passes on why a decode failed."""
+def vae_decode(original, latents, model, output_type="np", vae_type="Full", *args, **options):
+    """Decode small DC-AE latents, which SD.Next would take for pictures, and raise the error of a failed decode."""
     pipe = model or shared.sd_model
     if not hasattr(pipe, "vae") and hasattr(pipe, "pipe"):
         pipe = pipe.pipe
-    vae = active.ours(pipe)
+    vae = hosted.hosted_vae(pipe)
     if vae is not None:
         vae.failure = None
-    if is_small_latent(latents, pipe) and vae_type == "Full" and not (shared.state.interrupted or shared.state.skipped):
+    if is_small_latent(latents, pipe) and vae_type == "Full" and not hosted.stopped():
         job = shared.state.begin("VAE Decode")
         try:
             decoded = processing_vae.full_vae_decode(latents if latents.ndim == 4 else latents[None], pipe)
@@ -217,7 +215,7 @@ def vae_decode(plain, latents, model, output_type="np", vae_type="Full", *args, 
         finally:
             shared.state.end(job)
     else:
-        images = plain(latents, model, output_type, vae_type, *args, **options)
+        images = original(latents, model, output_type, vae_type, *args, **options)
     if vae is not None and vae.failure is not None:
         failure, vae.failure = vae.failure, None
         raise failure
@@ -225,7 +223,8 @@ def vae_decode(plain, latents, model, output_type="np", vae_type="Full", *args, 
 
 
 def is_small_latent(latents, pipe) -> bool:
-    vae = active.own(pipe)
+    """Whether these are latents [(B,) c, h, w] of the pipeline's DC-AE whose w <= 4 SD.Next takes for channels."""
+    vae = hosted.checkpoint_vae(pipe)
     if vae is None or not torch.is_tensor(latents) or latents.ndim not in (3, 4) or latents.shape[-1] > 4:
         return False
     return latents.shape[-3] == vae.config.latent_channels

@@ -1,4 +1,4 @@
-"""Everything of SD.Next that is used, in one place, so that a version that lacks some of it is noticed at once."""
+"""The symbols of SD.Next that this package needs, and a check for those that a version lacks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["SYMBOLS", "absent", "log"]
 
 log = logging.getLogger("sd")  # the logger that SD.Next's console and its log file show
 
-# Module of SD.Next: what is used of it. The first five are replaced by our own, see `hooks`.
+# {module: its symbols that are used}. `hooks` replaces refresh_vae_list, load_vae, reload_vae_weights and vae_decode.
 SYMBOLS = {
     "modules.sd_vae": (
         "refresh_vae_list",
@@ -38,7 +38,7 @@ SYMBOLS = {
 
 
 def absent() -> list[str]:
-    """The symbols that this SD.Next does not have."""
+    """Return the symbols that this SD.Next does not have."""
     missing = []
     for name, attributes in SYMBOLS.items():
         try:
@@ -46,6 +46,6 @@ def absent() -> list[str]:
         except ImportError:
             missing.append(name)
             continue
-        # Looked for in its class where there is one: asking modules.shared for sd_model would load a model.
+        # modules.shared has properties in its class, and reading sd_model from it would load a model.
         missing += [f"{name}.{a}" for a in attributes if a not in vars(module) and not hasattr(type(module), a)]
     return missing

@@ -1,4 +1,4 @@
-"""Names in the VAE dropdown, and the files behind them."""
+"""The entries of SD.Next's VAE list: the names it shows, and the paths behind them. Needs nothing of SD.Next."""
 
 from __future__ import annotations
 
@@ -8,56 +8,61 @@ from dcae_core import VARIANTS, UnknownVariant, hub, variants
 from dcae_core.variants import Variant
 from dcae_core.weights.checkpoint import INDEX_FILES, SINGLE_FILES, is_dcae, is_shard
 
-__all__ = ["DOWNLOAD", "arrange", "locate", "published"]
+__all__ = ["arrange", "downloadable_variant", "is_dcae_entry", "locate"]
 
-DOWNLOAD = " (download)"
+DOWNLOAD = " (download)"  # ends the name of an entry that stands for a download
 
 
-def arrange(found: dict[str, str], folder: Path, downloads: bool) -> None:
-    """Changes in place what SD.Next found, {name in the dropdown: path}, so that each DC-AE under `folder` is there
-    once, under a name of its own, and the published variants that are not here follow as downloads. Paths are absolute.
+def arrange(entries: dict[str, str], folder: Path, downloads: bool) -> None:
+    """Change SD.Next's VAE list, {name: absolute path}, in place. Each DC-AE under `folder` is in it once afterwards,
+    by a recognisable name. With `downloads`, published variants that are not on this machine follow as downloads.
 
-    SD.Next lists files by their names and folders by theirs, which names everything from a Hugging Face repository
-    "model.safetensors" or "diffusion_pytorch_model.safetensors".
+    SD.Next names entries after the file, so those from Hugging Face repositories are all called "model.safetensors" or
+    "diffusion_pytorch_model.safetensors".
     """
-    for name, path in list(found.items()):
+    for name, path in list(entries.items()):
         path = Path(path)
         generic = path.name in SINGLE_FILES or is_shard(path)
         generic = (generic and path.parent != folder) or name.lower() == "vae"  # as in a pipeline's folder
         if path == folder or (generic and is_dcae(path)):
-            del found[name]
+            del entries[name]
     for file in sorted(folder.rglob("*.safetensors*")):
-        place = file.parent
+        parent = file.parent
         if file.name not in (*SINGLE_FILES, *INDEX_FILES):
             continue
-        if place == folder:
-            if is_dcae(file) and file.name in SINGLE_FILES:  # which one in another folder may have driven out
-                found[file.name] = str(file)
-        elif str(place) not in found.values() and is_dcae(place):
-            found[_own_name(place, folder, found)] = str(place)
+        if parent == folder:
+            if is_dcae(file) and file.name in SINGLE_FILES:  # a file of this name elsewhere may have replaced it
+                entries[file.name] = str(file)
+        elif str(parent) not in entries.values() and is_dcae(parent):
+            entries[_unused_name(parent, folder, entries)] = str(parent)
     for variant in VARIANTS.values():
-        if not variant.repos or variant.name in found or f"{variant.name}.safetensors" in found:
+        if not variant.repos or variant.name in entries or f"{variant.name}.safetensors" in entries:
             continue
-        here = hub.find(variant, folder)
-        if here is not None and here.parent != folder:  # in the cache that diffusers and SD.Next share
-            found[variant.name] = str(here)
-        elif here is None and downloads:
-            found[variant.name + DOWNLOAD] = str(_target(variant, folder))
+        path = hub.find(variant, folder)
+        if path is not None and path.parent != folder:  # in the cache that diffusers and SD.Next share
+            entries[variant.name] = str(path)
+        elif path is None and downloads:
+            entries[variant.name + DOWNLOAD] = str(_download_path(variant, folder))
 
 
-def _own_name(place: Path, folder: Path, found: dict[str, str]) -> str:
-    parts = place.relative_to(folder).parts
+def _unused_name(path: Path, folder: Path, entries: dict[str, str]) -> str:
+    parts = path.relative_to(folder).parts
     if len(parts) > 1 and parts[-1].lower() == "vae":  # of a whole pipeline
         parts = parts[:-1]
-    return parts[-1] if parts[-1] not in found else "/".join(parts)
+    return parts[-1] if parts[-1] not in entries else "/".join(parts)
 
 
-def _target(variant: Variant, folder: Path) -> Path:
+def _download_path(variant: Variant, folder: Path) -> Path:
     return folder / f"{variant.name}.safetensors"
 
 
-def published(path: str | Path) -> Variant | None:
-    """The variant that a path in the dropdown stands for though nothing is there yet: a download."""
+def is_dcae_entry(path: str | Path) -> bool:
+    """Whether the entry with this path is a DC-AE: on this machine, or to be downloaded."""
+    return is_dcae(path) or downloadable_variant(path) is not None
+
+
+def downloadable_variant(path: str | Path) -> Variant | None:
+    """Return the variant that is to be downloaded to this path; None if a file is there or the path stands for none."""
     path = Path(path)
     if path.exists():
         return None
@@ -65,14 +70,14 @@ def published(path: str | Path) -> Variant | None:
         variant = variants.find(path.stem)
     except UnknownVariant:
         return None
-    return variant if variant.repos and path.name == _target(variant, path.parent).name else None
+    return variant if variant.repos and path == _download_path(variant, path.parent) else None
 
 
-def locate(name: str, found: dict[str, str]) -> str | None:
-    """The path behind a name as a person, an infotext or an old setting gives it, or None: with or without its ending,
-    a download by the name it has before and after."""
-    plain = name.removesuffix(DOWNLOAD)
-    for known in (name, plain, f"{plain}.safetensors", plain + DOWNLOAD):
-        if known in found:
-            return found[known]
-    return None
+def locate(name: str, entries: dict[str, str]) -> str | None:
+    """Return the path of the entry that a user, an infotext or an old setting means by `name`, or None.
+
+    The suffix ".safetensors" may be absent, and " (download)" may be absent or out of date.
+    """
+    stem = name.removesuffix(DOWNLOAD)
+    candidates = (name, stem, f"{stem}.safetensors", stem + DOWNLOAD)
+    return next((entries[candidate] for candidate in candidates if candidate in entries), None)

@@ -1,6 +1,9 @@
-"""The settings section, and their values."""
+"""The section "DC-AE" of SD.Next's settings, and the values in it."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import gradio
 import torch
@@ -15,46 +18,26 @@ AUTO = "as SD.Next's VAE"
 SECTION = ("dcae", "DC-AE")
 
 
-def register() -> None:
-    """Adds the section once SD.Next asks for settings, and at once, since models may load before that."""
-    add()
-    script_callbacks.on_ui_settings(add)
+def register(on_dtype_change: Callable[[], None]) -> None:
+    """Add the section now, since models may load before the settings page, and again when SD.Next builds that page."""
+    _add(on_dtype_change)
+    script_callbacks.on_ui_settings(functools.partial(_add, on_dtype_change))
 
 
-def add() -> None:
-    choices = {"choices": [AUTO, "bf16", "fp16", "fp32"]}
-    for name, info in {
-        "dcae_budget": shared.OptionInfo(
-            0.0,
-            "DC-AE memory budget, GiB, beside the weights (0: what is free)",
-            gradio.Number,
-            {"minimum": 0},
-            section=SECTION,
-        ),
-        "dcae_dtype": shared.OptionInfo(
-            AUTO, "DC-AE precision", gradio.Dropdown, choices, onchange=wrap_queued_call(reload), section=SECTION
-        ),
-        "dcae_downloads": shared.OptionInfo(
-            True,
-            "DC-AE: offer published variants as downloads in the VAE list",
-            gradio.Checkbox,
-            onchange=sd_vae_list,
-            section=SECTION,
-        ),
+def _add(on_dtype_change: Callable[[], None]) -> None:
+    def refresh() -> None:
+        sd_vae.refresh_vae_list()  # looked up here, since `hooks` replaces it later
+
+    budget_text = "DC-AE memory budget, GiB, beside the weights (0: what is free)"
+    dtype_choice = (AUTO, "DC-AE precision", gradio.Dropdown, {"choices": [AUTO, "bf16", "fp16", "fp32"]})
+    downloads_text = "DC-AE: offer published variants as downloads in the VAE list"
+    for name, option in {
+        "dcae_budget": shared.OptionInfo(0.0, budget_text, gradio.Number, {"minimum": 0}, section=SECTION),
+        "dcae_dtype": shared.OptionInfo(*dtype_choice, onchange=wrap_queued_call(on_dtype_change), section=SECTION),
+        "dcae_downloads": shared.OptionInfo(True, downloads_text, gradio.Checkbox, onchange=refresh, section=SECTION),
     }.items():
         if name not in shared.opts.data_labels:
-            shared.opts.add_option(name, info)
-
-
-def reload() -> None:
-    from . import active
-
-    if shared.sd_loaded and active.ours(shared.sd_model) is not None:
-        sd_vae.reload_vae_weights()
-
-
-def sd_vae_list() -> None:
-    sd_vae.refresh_vae_list()
+            shared.opts.add_option(name, option)
 
 
 def _value(name: str):
@@ -62,17 +45,17 @@ def _value(name: str):
 
 
 def budget() -> int | None:
-    """Bytes beside the weights; None is what is free."""
+    """Return the budget in bytes beside the weights; None stands for what is free."""
     gib = float(_value("dcae_budget") or 0)
     return int(gib * 2**30) if gib > 0 else None
 
 
 def dtype() -> torch.dtype:
-    """What was chosen, else what SD.Next takes for VAEs."""
-    chosen = _value("dcae_dtype")
-    return devices.dtype_vae if chosen in (AUTO, None, "") else parse_dtype(chosen)
+    """Return the chosen precision, else the one that SD.Next uses for VAEs."""
+    choice = _value("dcae_dtype")
+    return devices.dtype_vae if choice in (AUTO, None, "") else parse_dtype(choice)
 
 
 def downloads() -> bool:
-    """May weights be fetched?"""
+    """Whether weights may be downloaded."""
     return bool(_value("dcae_downloads")) and not getattr(shared.opts, "offline_mode", False)

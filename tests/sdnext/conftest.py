@@ -13,7 +13,7 @@ from .server import Server
 
 @pytest.fixture(scope="session")
 def needs_sdnext() -> None:
-    """Skips, with the reason, where there are no sources of SD.Next."""
+    """Skip, with the reason, without sources of SD.Next."""
     if not (Path(os.environ.get("SDNEXT_PATH", "")) / "launch.py").is_file():
         pytest.skip("SDNEXT_PATH does not name a folder with SD.Next's sources, so nothing was run in SD.Next")
     if "DCAE_SDNEXT_ENV" not in os.environ:
@@ -22,7 +22,7 @@ def needs_sdnext() -> None:
 
 @pytest.fixture(scope="session")
 def sdnext(needs_sdnext: None) -> Iterator[Server]:
-    """A started SD.Next with this pack in it, one for all tests."""
+    """A running SD.Next with this pack, one for all tests."""
     with Server() as server:
         yield server
 

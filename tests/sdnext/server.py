@@ -1,6 +1,6 @@
-"""A real SD.Next for tests: started on the CPU, with this pack among its extensions, and talked to over its API.
+"""A real SD.Next for tests, on the CPU, with this pack among its extensions. Tests use its API.
 
-Run as a program (`python3 tools/run.py sdnext`) it starts one to try by hand. Its sources are those of $SDNEXT_PATH,
+As a program (`python3 tools/run.py sdnext`) it starts one to try by hand. Its sources are those of $SDNEXT_PATH,
 its Python that of $DCAE_SDNEXT_ENV.
 """
 
@@ -39,15 +39,15 @@ OPTIONS = {
 }
 
 
-class Failed(Exception):
-    """SD.Next answered a request with an error; the text is its answer."""
+class RequestFailed(Exception):
+    """SD.Next answered a request with an error. The text is its answer."""
 
 
 class Server:
     """One SD.Next, from `start()` to `stop()` or as a context manager.
 
-    `data` is its data folder; without one a temporary folder is, and goes at `stop()`. `options` are put into its
-    settings before it starts. `pack` is linked into its extensions as `pack_name`; None for a stock SD.Next.
+    data: its data folder; None is a temporary one, which `stop()` deletes. options: settings to write before it starts.
+    pack: the folder to link into its extensions as `pack_name`; None is a stock SD.Next.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Server:
         self.prepare()
 
     def prepare(self) -> None:
-        """Makes the data folder, with the tiny models in it."""
+        """Make the data folder, with the tiny models in it."""
         (self.data / "extensions").mkdir(parents=True, exist_ok=True)
         self.vae_folder.mkdir(parents=True, exist_ok=True)
         link = self.data / "extensions" / self.pack_name
@@ -84,29 +84,25 @@ class Server:
             link.symlink_to(self.pack, target_is_directory=True)
         if not (self.model_folder / "model_index.json").exists():
             self.model_folder.parent.mkdir(parents=True, exist_ok=True)
-            command = [
-                python_of(self.env),
-                PACK / "tests" / "tiny_models.py",
-                self.model_folder.parent,
-                self.vae_folder,
-            ]
-            made = subprocess.run(command, capture_output=True, text=True)
-            if made.returncode:
-                raise RuntimeError(f"The tiny models could not be made:\n{made.stderr[-3000:]}")
+            script = PACK / "tests" / "tiny_models.py"
+            command = [python_of(self.env), script, self.model_folder.parent, self.vae_folder]
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode:
+                raise RuntimeError(f"The tiny models could not be made:\n{result.stderr[-3000:]}")
         (self.data / "config.json").write_text(json.dumps(self.options))
 
     def start(self, timeout: float = 300) -> Server:
-        """Start it and wait until it answers and has its model; RuntimeError with the end of its log if it does not."""
+        """Start it and wait until it answers and has its model. Raises RuntimeError with the end of its log."""
         command = [python_of(self.env), "launch.py", "--skip-all", "--server-name", "127.0.0.1", "--port", self.port]
         command += ["--data-dir", self.data, "--theme", "standard/black-teal", "--log", self.data / "sdnext.log"]
-        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+        inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
         fixed = {"TORCH_COMPILE_DISABLE": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
         caches = {"HF_HOME": str(self.data / "hf"), "DCAE_HOME": str(self.data / "dcae")}
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [str(part) for part in command],
                 cwd=self.sources,
-                env={**kept, **fixed, **caches},
+                env={**inherited, **fixed, **caches},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -132,7 +128,7 @@ class Server:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """End this SD.Next, if it runs; a temporary data folder goes with it."""
+        """End this SD.Next, if it runs, and delete a temporary data folder."""
         if self.process and self.process.poll() is None:
             self.process.terminate()
             try:
@@ -150,54 +146,55 @@ class Server:
         self.stop()
 
     def log(self) -> str:
-        """All that this SD.Next has printed so far."""
+        """Return all output of this SD.Next so far."""
         return self.log_file.read_text(errors="replace") if self.log_file.is_file() else ""
 
     def _tail(self) -> str:
         return "The end of its log:\n" + "\n".join(self.log().splitlines()[-40:])
 
     def get(self, path: str) -> Any:
-        """GET a path; its JSON. Raises Failed."""
-        return answer(requests.get(self.url + path, timeout=300))
+        """GET a path and return its JSON. Raises RequestFailed."""
+        return json_of(requests.get(self.url + path, timeout=300))
 
     def post(self, path: str, body: Any = None) -> Any:
-        """POST JSON to a path; its JSON. Raises Failed."""
-        return answer(requests.post(self.url + path, json=body, timeout=600))
+        """POST JSON to a path and return its JSON. Raises RequestFailed."""
+        return json_of(requests.post(self.url + path, json=body, timeout=600))
 
     def set(self, **options: Any) -> dict[str, bool]:
-        """Change settings; what SD.Next says of each."""
-        told = self.post("/sdapi/v1/options", options)["updated"]
-        return {name: changed for one in told for name, changed in one.items()}
+        """Change settings. Return {name: whether it changed}, as SD.Next reports it."""
+        updated = self.post("/sdapi/v1/options", options)["updated"]
+        return {name: changed for entry in updated for name, changed in entry.items()}
 
     def vaes(self) -> dict[str, str]:
-        """The names in the VAE list, and their paths."""
+        """Return the VAE list as {name: path}."""
         self.post("/sdapi/v1/refresh-vae")
-        return {one["model_name"]: one["filename"] for one in self.get("/sdapi/v1/sd-vae")}
+        return {entry["model_name"]: entry["filename"] for entry in self.get("/sdapi/v1/sd-vae")}
 
     def status(self) -> dict[str, Any]:
-        """What the pack says of the VAE in use."""
+        """Return the pack's status of the VAE in use."""
         return self.get("/dcae/v1/vae")
 
     def txt2img(self, **body: Any) -> tuple[list[Image.Image], str]:
-        """Pictures and the infotext of the first. Raises Failed."""
+        """Return pictures and the infotext of the first. Raises RequestFailed."""
         return self._pictures("/sdapi/v1/txt2img", body)
 
     def img2img(self, image: Image.Image, **body: Any) -> tuple[list[Image.Image], str]:
-        """Pictures that start from `image`, and the infotext of the first. Raises Failed."""
+        """Return pictures that start from `image`, and the infotext of the first. Raises RequestFailed."""
         png = io.BytesIO()
         image.save(png, "png")
         return self._pictures("/sdapi/v1/img2img", {"init_images": [base64.b64encode(png.getvalue()).decode()], **body})
 
     def _pictures(self, path: str, body: Mapping[str, Any]) -> tuple[list[Image.Image], str]:
-        made = self.post(path, {"prompt": "a red house", "seed": 7, "steps": 4, "width": 256, "height": 128, **body})
-        pictures = [Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB") for one in made["images"]]
-        info = json.loads(made["info"]) if made.get("info") else {}
+        defaults = {"prompt": "a red house", "seed": 7, "steps": 4, "width": 256, "height": 128}
+        response = self.post(path, defaults | dict(body))
+        pictures = [Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB") for png in response["images"]]
+        info = json.loads(response["info"]) if response.get("info") else {}
         return pictures, (info.get("infotexts") or [""])[0]
 
 
-def answer(response: requests.Response) -> Any:
+def json_of(response: requests.Response) -> Any:
     if not response.ok:
-        raise Failed(f"{response.status_code}: {response.text}")
+        raise RequestFailed(f"{response.status_code}: {response.text}")
     return response.json() if response.content else None
 
 

@@ -1,4 +1,4 @@
-"""In a real browser: the VAE dropdown of a real SD.Next, and the DC-AE tab."""
+"""In a real browser: the VAE dropdown and the DC-AE tab of a real SD.Next."""
 
 import shutil
 import time
@@ -14,7 +14,7 @@ EXAMPLE = ASSETS / "example.jpg"
 
 @pytest.fixture(scope="module")
 def page(needs_sdnext):
-    """A page of Chromium with a SD.Next in it, whose VAE dropdown is at the top; `page.server` is that SD.Next."""
+    """A page of Chromium that shows an SD.Next with the VAE dropdown at the top. `page.server` is that SD.Next."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser to test in")
     chromium = shutil.which("chromium")
     if chromium is None:
@@ -28,21 +28,21 @@ def page(needs_sdnext):
         page.server = server
         page.goto(server.url)
         page.wait_for_selector("#setting_sd_vae input", timeout=120_000)
-        time.sleep(3)  # SD.Next rearranges its page after it has loaded
+        time.sleep(3)  # SD.Next rearranges its page after loading
         yield page
         browser.close()
 
 
 def test_choose_one_in_the_dropdown(page, tmp_path):
     page.locator("#setting_sd_vae input").first.click()
-    listed = [one.replace("✓", "").strip() for one in page.locator("#setting_sd_vae ul.options li").all_inner_texts()]
+    listed = [text.replace("✓", "").strip() for text in page.locator("#setting_sd_vae ul.options li").all_inner_texts()]
     assert {"Automatic", "Default", "other-folder-1.0", "other_original.safetensors"} <= set(listed)
     page.locator("#setting_sd_vae ul.options li", has_text="other-folder-1.0").click()
     until(lambda: page.server.status()["name"] == "other-folder-1.0")
     page.server.txt2img()
     page.get_by_role("tab", name="DC-AE").or_(page.get_by_role("button", name="DC-AE")).first.click()
     page.locator("#dcae_refresh").click()
-    status = page.locator("#dcae_status").last  # gradio gives the name to a frame and to what is in it
+    status = page.locator("#dcae_status").last  # gradio gives the id to a frame and to its content
     until(lambda: "decode 256x128" in status.inner_text())
     shown = status.inner_text()
     assert "other-folder-1.0" in shown and "dc-ae-f32c32-demo" in shown and "1.322" in shown

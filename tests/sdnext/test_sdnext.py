@@ -1,4 +1,4 @@
-"""In a real SD.Next: choosing a DC-AE in every way there is, and what becomes of it."""
+"""In a real SD.Next: every way to choose a DC-AE, and the pictures that result."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from PIL import Image
 
 from dcae_core import VARIANTS, hub
 
-from .server import MODEL, PACK, Failed, Server, python_of
+from .server import MODEL, PACK, RequestFailed, Server, python_of
 
 OTHER = "Diffusers/other_sana_diffusers"
 FORMS = ("other-folder-1.0", "repository", "other_original.safetensors", "other_diffusers.safetensors")
@@ -22,7 +22,7 @@ DEEP = "Diffusers/deep_sana_diffusers"
 
 
 @pytest.fixture(autouse=True)
-def as_it_came(sdnext: Server):
+def default_settings(sdnext: Server):
     sdnext.set(sd_model_checkpoint=SANA)
     sdnext.set(sd_vae="Default", dcae_budget=0, dcae_dtype="fp32")
     yield
@@ -30,14 +30,14 @@ def as_it_came(sdnext: Server):
 
 @pytest.fixture(scope="module")
 def pictures(sdnext: Server) -> dict[str, Image.Image]:
-    """What diffusers' own AutoencoderDC makes in SD.Next, with the weights of both checkpoints."""
-    made = {}
+    """Pictures of diffusers' AutoencoderDC in SD.Next, with the weights of both checkpoints."""
+    pictures = {}
     for checkpoint in (SANA, OTHER):
         sdnext.set(sd_model_checkpoint=checkpoint)
         sdnext.set(sd_vae="Default")
         assert sdnext.status()["class"] == "AutoencoderDC"
-        made[checkpoint] = sdnext.txt2img()[0][0]
-    return made
+        pictures[checkpoint] = sdnext.txt2img()[0][0]
+    return pictures
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +45,25 @@ def photograph() -> Image.Image:
     return Image.open(hub.bundled().with_name("example.jpg")).convert("RGB").resize((256, 128))
 
 
-def apart(one: Image.Image, other: Image.Image) -> tuple[int, float]:
-    """Largest and mean difference, of 255."""
+def difference(one: Image.Image, other: Image.Image) -> tuple[int, float]:
+    """Return the largest and the mean difference of two pictures, in 1/255."""
     assert one.size == other.size
-    difference = np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int))
-    return difference.max(), difference.mean()
+    differences = np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int))
+    return differences.max(), differences.mean()
 
 
 def vae_in(infotext: str) -> str | None:
     return infotext.split("VAE: ")[1].split(",")[0] if "VAE: " in infotext else None
 
 
+def check(sdnext: Server, expected: Image.Image, vae: str | None, tolerance: int = 1, **request) -> None:
+    """Make a picture. Compare it with the expected one, and the VAE in its infotext with `vae`."""
+    result, infotext = sdnext.txt2img(**request)
+    assert difference(result[0], expected)[0] <= tolerance and vae_in(infotext) == vae
+
+
 def test_the_two_checkpoints_differ(pictures):
-    assert apart(pictures[SANA], pictures[OTHER])[1] > 2
+    assert difference(pictures[SANA], pictures[OTHER])[1] > 2
 
 
 def test_the_list(sdnext):
@@ -76,32 +82,25 @@ def test_the_list(sdnext):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_chosen_one_gives_diffusers_picture(sdnext, pictures, form):
+def test_a_chosen_dcae_gives_diffusers_picture(sdnext, pictures, form):
     assert sdnext.set(sd_vae=form) == {"sd_vae": True}
-    made, infotext = sdnext.txt2img()
-    assert apart(made[0], pictures[OTHER])[0] <= 1
-    assert vae_in(infotext) == form.removesuffix(".safetensors")
+    check(sdnext, pictures[OTHER], form.removesuffix(".safetensors"))
     status = sdnext.status()
     assert (status["active"], status["name"], status["variant"]) == (True, form, "dc-ae-f32c32-demo")
     assert status["layout"] == ("original" if form in ("repository", "other_original.safetensors") else "diffusers")
     assert status["scaling_factor"] == 1.322 and status["last_plan"].startswith("decode 256x128")
     assert status["last_peak_bytes"] > 256 * 128 * 4
     assert sdnext.set(sd_vae="Default") == {"sd_vae": True}
-    made, infotext = sdnext.txt2img()
-    assert apart(made[0], pictures[SANA])[0] == 0 and vae_in(infotext) is None
+    check(sdnext, pictures[SANA], None, tolerance=0)
     assert not sdnext.status()["active"]
 
 
 def test_for_one_request(sdnext, pictures):
-    made, infotext = sdnext.txt2img(override_settings={"sd_vae": "other_original"})
-    assert apart(made[0], pictures[OTHER])[0] <= 1 and vae_in(infotext) == "other_original"
-    made, infotext = sdnext.txt2img()
-    assert apart(made[0], pictures[SANA])[0] == 0 and vae_in(infotext) is None
+    check(sdnext, pictures[OTHER], "other_original", override_settings={"sd_vae": "other_original"})
+    check(sdnext, pictures[SANA], None, tolerance=0)
     sdnext.set(sd_vae="other-folder-1.0")
-    made, infotext = sdnext.txt2img(override_settings={"sd_vae": "Default"})
-    assert apart(made[0], pictures[SANA])[0] == 0 and vae_in(infotext) is None
-    made, infotext = sdnext.txt2img()
-    assert apart(made[0], pictures[OTHER])[0] <= 1 and vae_in(infotext) == "other-folder-1.0"
+    check(sdnext, pictures[SANA], None, tolerance=0, override_settings={"sd_vae": "Default"})
+    check(sdnext, pictures[OTHER], "other-folder-1.0")
 
 
 def test_at_a_checkpoint_change(sdnext, pictures):
@@ -110,7 +109,7 @@ def test_at_a_checkpoint_change(sdnext, pictures):
     assert not sdnext.status()["active"]
     sdnext.set(sd_model_checkpoint=SANA)
     assert sdnext.status()["name"] == "other_original.safetensors"
-    assert apart(sdnext.txt2img()[0][0], pictures[OTHER])[0] <= 1
+    assert difference(sdnext.txt2img()[0][0], pictures[OTHER])[0] <= 1
 
 
 def test_a_broken_file_leaves_what_was(sdnext, pictures):
@@ -118,11 +117,10 @@ def test_a_broken_file_leaves_what_was(sdnext, pictures):
     assert sdnext.set(sd_vae="broken.safetensors") == {"sd_vae": False}
     assert "broken.safetensors" in sdnext.status()["problem"] and "cut short" in sdnext.status()["problem"]
     assert sdnext.get("/sdapi/v1/options")["sd_vae"] == "other_original.safetensors"
-    with pytest.raises(Failed, match="cut short"):
+    with pytest.raises(RequestFailed, match="cut short"):
         sdnext.txt2img(override_settings={"sd_vae": "broken.safetensors"})
     assert sdnext.set(sd_vae="nothing of the kind") == {"sd_vae": False}
-    made, infotext = sdnext.txt2img()
-    assert apart(made[0], pictures[OTHER])[0] <= 1 and vae_in(infotext) == "other_original"
+    check(sdnext, pictures[OTHER], "other_original")
 
 
 def test_a_model_of_another_latent_space_refuses(sdnext):
@@ -131,39 +129,39 @@ def test_a_model_of_another_latent_space_refuses(sdnext):
     assert sdnext.set(sd_vae="other_original.safetensors") == {"sd_vae": False}
     assert "latent space" in sdnext.status()["problem"]
     assert sdnext.status()["class"] == "AutoencoderKL"
-    with pytest.raises(Failed, match="latent space"):
+    with pytest.raises(RequestFailed, match="latent space"):
         sdnext.txt2img(override_settings={"sd_vae": "other_original.safetensors"})
-    assert apart(sdnext.txt2img()[0][0], before)[0] == 0
+    assert difference(sdnext.txt2img()[0][0], before)[0] == 0
 
 
-def test_a_setting_from_another_model_is_put_up_with(sdnext):
-    """Loading a model for which the chosen DC-AE is nothing leaves it as it is, and overrides work on it."""
+def test_a_setting_from_another_model_is_tolerated(sdnext):
+    """A model that the chosen DC-AE does not fit loads with its VAE, and requests can override the setting."""
     sdnext.set(sd_vae="other_original.safetensors")
     sdnext.set(sd_model_checkpoint=SD)
-    made, infotext = sdnext.txt2img(override_settings={"sd_vae": "Default"})
-    assert len(made) == 1 and vae_in(infotext) is None
+    result, infotext = sdnext.txt2img(override_settings={"sd_vae": "Default"})
+    assert len(result) == 1 and vae_in(infotext) is None
 
 
 def test_picture_to_picture(sdnext, photograph):
     sdnext.set(sd_vae="other_original.safetensors")
 
-    def made(strength, image=photograph):
+    def variation(strength, image=photograph):
         return sdnext.img2img(image, denoising_strength=strength, steps=10)[0][0]
 
-    distances = [apart(made(strength), photograph)[1] for strength in (0.1, 0.4, 0.9)]
+    distances = [difference(variation(strength), photograph)[1] for strength in (0.1, 0.4, 0.9)]
     assert distances == sorted(distances) and distances[2] > 1.5 * distances[0]
     turned = photograph.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    assert apart(made(0.1, turned), turned)[1] < apart(made(0.1, turned), photograph)[1]
+    assert difference(variation(0.1, turned), turned)[1] < difference(variation(0.1, turned), photograph)[1]
     sdnext.set(sd_vae="Default")
-    assert apart(made(0.1), photograph)[1] < apart(made(0.9), photograph)[1]
+    assert difference(variation(0.1), photograph)[1] < difference(variation(0.9), photograph)[1]
 
 
 def test_default_after_picture_to_picture(sdnext, pictures, photograph):
-    """SD.Next changes the pipeline's class on the way, and forgets what it knew of the first VAE."""
+    """SD.Next changes the pipeline's class for picture to picture, and loses track of the first VAE."""
     sdnext.set(sd_vae="other_original.safetensors")
     sdnext.img2img(photograph, denoising_strength=0.3)
     sdnext.set(sd_vae="Default")
-    assert apart(sdnext.txt2img()[0][0], pictures[SANA])[0] == 0
+    assert difference(sdnext.txt2img()[0][0], pictures[SANA])[0] == 0
 
 
 @pytest.mark.parametrize("vae", ["Default", "other_original.safetensors"])
@@ -175,7 +173,7 @@ def test_small_pictures_have_their_size(sdnext, vae, size):
 
 def test_budget(sdnext, pictures):
     sdnext.set(sd_vae="other_original.safetensors", dcae_budget=0.0001)
-    with pytest.raises(Failed, match=r"needs at least [\d.]+ GiB") as error:
+    with pytest.raises(RequestFailed, match=r"needs at least [\d.]+ GiB") as error:
         sdnext.txt2img(width=512, height=512)
     needed = float(str(error.value).split("needs at least ")[1].split(" GiB")[0])
     sdnext.set(dcae_budget=needed)
@@ -191,16 +189,14 @@ def test_small_pictures_at_ratio_128(sdnext):
 
 
 def test_a_request_leaves_nothing_behind(sdnext, pictures):
-    """Even where the setting that SD.Next puts back is nothing for this model, left from another."""
+    """Even if the setting that SD.Next restores does not fit this model, but was left by another."""
     sdnext.set(sd_model_checkpoint=SD)
     assert sdnext.set(sd_vae="not_dcae") == {"sd_vae": True}
     try:
         sdnext.set(sd_model_checkpoint=SANA)
-        made, infotext = sdnext.txt2img(override_settings={"sd_vae": "other_original"})
-        assert apart(made[0], pictures[OTHER])[0] <= 1 and vae_in(infotext) == "other_original"
+        check(sdnext, pictures[OTHER], "other_original", override_settings={"sd_vae": "other_original"})
         assert not sdnext.status()["active"]
-        made, infotext = sdnext.txt2img()
-        assert apart(made[0], pictures[SANA])[0] == 0 and vae_in(infotext) is None
+        check(sdnext, pictures[SANA], None, tolerance=0)
         sdnext.set(sd_vae="Default")
         assert sdnext.set(sd_vae="not_dcae") == {"sd_vae": False}, "chosen for this model, not left"
         assert "has to be a DC-AE" in sdnext.status()["problem"]
@@ -213,7 +209,7 @@ def test_a_request_leaves_nothing_behind(sdnext, pictures):
 
 def test_picture_to_picture_in_too_small_a_budget(sdnext, photograph):
     sdnext.set(sd_vae="other_original.safetensors", dcae_budget=0.0001)
-    with pytest.raises(Failed, match=r"encode of 256x128 .* needs at least [\d.]+ GiB"):
+    with pytest.raises(RequestFailed, match=r"encode of 256x128 .* needs at least [\d.]+ GiB"):
         sdnext.img2img(photograph, denoising_strength=0.3)
 
 
@@ -221,15 +217,15 @@ def test_picture_to_picture_in_too_small_a_budget(sdnext, photograph):
 def test_hires(sdnext, upscaler):
     sdnext.set(sd_vae="other_original.safetensors")
     second = {"enable_hr": True, "hr_scale": 2.0, "hr_resize_mode": 1, "hr_upscaler": upscaler, "hr_force": True}
-    made = sdnext.txt2img(**second, hr_second_pass_steps=4, denoising_strength=0.4)[0][0]
-    assert made.size == (512, 256)
+    result = sdnext.txt2img(**second, hr_second_pass_steps=4, denoising_strength=0.4)[0][0]
+    assert result.size == (512, 256)
 
 
 def test_several_at_once(sdnext, pictures):
     sdnext.set(sd_vae="other_original.safetensors")
-    made, _ = sdnext.txt2img(batch_size=2)
-    assert [one.size for one in made] == [(256, 128)] * 2 and apart(*made)[1] > 1
-    assert apart(made[0], pictures[OTHER])[0] <= 1
+    result, _ = sdnext.txt2img(batch_size=2)
+    assert [picture.size for picture in result] == [(256, 128)] * 2 and difference(*result)[1] > 1
+    assert difference(result[0], pictures[OTHER])[0] <= 1
 
 
 def test_precision(sdnext):
@@ -242,22 +238,23 @@ def test_precision(sdnext):
 
 @pytest.mark.parametrize("mode", ["model", "balanced"])
 def test_offload(needs_sdnext, mode):
-    """Applied at start-up, under SD.Next's ways to save memory; on a CPU, so that hooks are there but move nothing. Not
-    "sequential", in which a stock SD.Next on a CPU can't run its text encoder; tests/core/test_integrations.py has what
-    it does to a VAE."""
+    """A DC-AE chosen at start-up, in SD.Next's offload modes. On a CPU the hooks exist but move nothing.
+
+    Not "sequential": a stock SD.Next on a CPU can't run its text encoder in it. tests/core/test_integrations.py covers
+    what it does to a VAE."""
     with Server(options={"sd_vae": "other_original.safetensors", "diffusers_offload_mode": mode}) as server:
         assert server.status()["name"] == "other_original.safetensors"
         chosen = server.txt2img()[0][0]
         server.set(sd_model_checkpoint=OTHER)
         server.set(sd_vae="Default")
         assert not server.status()["active"]
-        assert apart(server.txt2img()[0][0], chosen)[0] <= 1
+        assert difference(server.txt2img()[0][0], chosen)[0] <= 1
         server.set(sd_vae="other_diffusers.safetensors")
-        assert apart(server.txt2img()[0][0], chosen)[0] <= 1
+        assert difference(server.txt2img()[0][0], chosen)[0] <= 1
 
 
-def test_names_of_their_own(needs_sdnext):
-    """For what lies in a pipeline's folder; and a file at the top keeps the one it has."""
+def test_recognisable_names(needs_sdnext):
+    """The VAE in a pipeline's folder has the pipeline's name. A file at the top keeps its name."""
     server = Server()
     (server.vae_folder / "pipeline").mkdir()
     shutil.copytree(server.vae_folder / "other-folder-1.0", server.vae_folder / "pipeline" / "vae")
@@ -269,18 +266,18 @@ def test_names_of_their_own(needs_sdnext):
         assert server.status()["active"]
 
 
-def test_a_version_that_lacks_something(needs_sdnext, tmp_path):
-    """The extension turns itself off, says why, and SD.Next works as without it."""
+def test_a_version_that_lacks_a_symbol(needs_sdnext, tmp_path):
+    """The extension turns itself off and logs why. SD.Next works as without it."""
     scripts = tmp_path / "old" / "scripts"
     scripts.mkdir(parents=True)
     entry = (PACK / "scripts" / "dcae.py").read_text()
     entry = entry.replace("Path(__file__).resolve().parent", f"Path({str(PACK / 'scripts')!r})")
-    gone = "from dcae_sdnext import host\nhost.SYMBOLS['modules.sd_vae'] += ('renamed_since',)\n"
-    (scripts / "dcae.py").write_text(entry.replace("\ndcae_sdnext.install()", f"\n{gone}dcae_sdnext.install()"))
+    change = "from dcae_sdnext import host\nhost.SYMBOLS['modules.sd_vae'] += ('renamed_since',)\n"
+    (scripts / "dcae.py").write_text(entry.replace("\ndcae_sdnext.install()", f"\n{change}dcae_sdnext.install()"))
     with Server(pack=scripts.parent) as server:
         assert "has no modules.sd_vae.renamed_since" in " ".join(server.log().split())
         assert server.txt2img()[0][0].size == (256, 128)
-        with pytest.raises(Failed, match="404"):
+        with pytest.raises(RequestFailed, match="404"):
             server.status()
 
 
@@ -292,8 +289,8 @@ from modules import processing_vae, script_callbacks, sd_vae, shared
 def add(demo, app):
     def undo():
         sys.modules["dcae_sdnext.hooks"].uninstall()
-        mine = (sd_vae.refresh_vae_list, sd_vae.load_vae, sd_vae.reload_vae_weights, processing_vae.vae_decode)
-        return [f.__name__ for f in mine if hasattr(f, "dcae_plain")]
+        replaced = (sd_vae.refresh_vae_list, sd_vae.load_vae, sd_vae.reload_vae_weights, processing_vae.vae_decode)
+        return [f.__name__ for f in replaced if hasattr(f, "dcae_original")]
 
     shared.api.add_api_route("/probe", undo, methods=["GET"])
 
@@ -318,6 +315,6 @@ def test_all_can_be_undone(needs_sdnext):
 def test_install_has_nothing_to_do(needs_sdnext):
     """SD.Next runs it at every start, with its own Python."""
     start = time.monotonic()
-    done = subprocess.run([python_of(Path(os.environ["DCAE_SDNEXT_ENV"])), PACK / "install.py"], capture_output=True)
-    assert (done.returncode, done.stdout) == (0, b"")
+    process = subprocess.run([python_of(Path(os.environ["DCAE_SDNEXT_ENV"])), PACK / "install.py"], capture_output=True)
+    assert (process.returncode, process.stdout) == (0, b"")
     assert time.monotonic() - start < 20

@@ -10,7 +10,7 @@ OURS = {
     "limit",
     "last_plan",
     "name",
-    "origin",
+    "fingerprint",
     "failure",
     "checkpoint_vae",
     "latent_dist",
@@ -49,10 +49,10 @@ UNSEEN = {
     "comfy.sd.VAE.patcher.offload_device": ("ComfyUI", "nodes/vae.py"),
     f"{REQUEST}.override_settings": ("SD.Next", "scripts/dcae_sdnext/hooks.py"),
     f"{REQUEST}.override_settings_restore_afterwards": ("SD.Next", "scripts/dcae_sdnext/hooks.py"),
-    f"{REQUEST}.is_hr_pass": ("SD.Next", "scripts/dcae_sdnext/active.py"),
-    f"{REQUEST}.hr_upscale_to_x": ("SD.Next", "scripts/dcae_sdnext/active.py"),
-    f"{REQUEST}.hr_upscale_to_y": ("SD.Next", "scripts/dcae_sdnext/active.py"),
-    'modules.processing_args: "preprocess"': ("SD.Next", "scripts/dcae_sdnext/active.py"),
+    f"{REQUEST}.is_hr_pass": ("SD.Next", "scripts/dcae_sdnext/hosted.py"),
+    f"{REQUEST}.hr_upscale_to_x": ("SD.Next", "scripts/dcae_sdnext/hosted.py"),
+    f"{REQUEST}.hr_upscale_to_y": ("SD.Next", "scripts/dcae_sdnext/hosted.py"),
+    'modules.processing_args: "preprocess"': ("SD.Next", "scripts/dcae_sdnext/hosted.py"),
     'modules.sd_models: "sd_checkpoint_info"': ("SD.Next", "scripts/dcae_sdnext/hooks.py"),
 }
 

@@ -181,7 +181,7 @@ class Finder(ast.NodeVisitor):
         first = node.args.args[0].arg if node.args.args else ""
         if first in ("self", "cls"):
             scope[first] = self.scopes[-1].get("self")
-        if first == "plain":
+        if first == "original":
             self.replacing[node.name] = node
         self.scopes.append(scope)
         for statement in node.body:
@@ -267,7 +267,7 @@ class Finder(ast.NodeVisitor):
     def visit_Module(self, node: ast.Module) -> None:
         # A function may be named in another that comes before it.
         for part in node.body:
-            if isinstance(part, ast.FunctionDef) and part.args.args and part.args.args[0].arg == "plain":
+            if isinstance(part, ast.FunctionDef) and part.args.args and part.args.args[0].arg == "original":
                 self.replacing[part.name] = part
         self.generic_visit(node)
 

@@ -1,0 +1,192 @@
+"""The hosted VAE: a DC-AE of this pack in the place of the VAE that a model's checkpoint came with.
+
+Loads it, puts it into a pipeline and puts the checkpoint's VAE back. `hooks` decides which VAE is due.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate.hooks import remove_hook_from_module
+from diffusers import AutoencoderDC
+from modules import devices, sd_models, sd_vae, shared
+
+from dcae_core import DCAE, DCAEError, DownloadError, hub
+from dcae_core.integrations.diffusers import StreamedAutoencoderDC
+from dcae_core.integrations.sana import SanaImg2ImgPipeline
+
+from . import names, settings
+from .host import log
+
+__all__ = ["HostedSanaImg2ImgPipeline", "checkpoint_vae", "hosted_vae", "in_use", "load", "restore", "stopped", "use"]
+
+
+class HostedAutoencoderDC(StreamedAutoencoderDC):
+    """A StreamedAutoencoderDC with the budget of SD.Next's settings, stopped by its Stop button.
+
+    name: the one in the VAE list. scaling_factor: for a variant that none is published for. failure: the error of a
+    failed decode, which `hooks.vae_decode` raises, since SD.Next only logs it.
+    """
+
+    def __init__(self, core: DCAE, name: str, scaling_factor: float | None = None):
+        super().__init__(core, progress=check_stop, scaling_factor=core.variant.scaling_factor or scaling_factor)
+        self.name, self.fingerprint, self.failure = name, None, None
+        self.__dict__["checkpoint_vae"] = None  # past nn.Module, which would register it as a submodule and move it too
+
+    def limit(self) -> int | None:
+        return settings.budget()
+
+    def encode(self, x, return_dict: bool = True):
+        try:
+            return super().encode(x, return_dict)
+        except DCAEError as error:  # some are ValueErrors, which SD.Next swallows without a reason
+            raise DCAEError(str(error)) from None
+
+    def decode(self, z, return_dict: bool = True):
+        try:
+            return super().decode(z, return_dict)
+        except DCAEError as error:
+            self.failure = DCAEError(str(error))
+            raise
+
+
+class HostedSanaImg2ImgPipeline(SanaImg2ImgPipeline):
+    """A SanaImg2ImgPipeline that corrects the size of the second "hires" pass: for latents SD.Next assumes ratio 8."""
+
+    def preprocess(self, p, args: dict) -> None:
+        if getattr(p, "is_hr_pass", False) and self._is_latent(args.get("image")):
+            ratio = self.vae_scale_factor
+            requested = {"width": p.hr_upscale_to_x, "height": p.hr_upscale_to_y}
+            args |= {side: max(1, n // ratio) * ratio for side, n in requested.items() if n}
+
+
+def stopped() -> bool:
+    """Whether the user pressed Stop or Skip."""
+    return bool(shared.state.interrupted or shared.state.skipped)
+
+
+def check_stop(done: int, total: int) -> None:
+    if stopped():
+        raise RuntimeError(f"stopped after strip {done} of {total}")
+
+
+def uncompiled(vae):
+    """Return the module inside the wrapper of torch.compile, if there is one."""
+    return getattr(vae, "_orig_mod", vae)
+
+
+def checkpoint_vae(pipe) -> AutoencoderDC | None:
+    """Return the DC-AE that the pipeline's checkpoint came with; None if it came with another kind of VAE."""
+    vae = hosted_vae(pipe)
+    vae = uncompiled(vae.checkpoint_vae if vae is not None else getattr(pipe, "vae", None))
+    return vae if isinstance(vae, AutoencoderDC) else None
+
+
+def hosted_vae(pipe) -> HostedAutoencoderDC | None:
+    """Return the DC-AE that `use` put into the pipeline, or None."""
+    vae = uncompiled(getattr(pipe, "vae", None))
+    return vae if isinstance(vae, HostedAutoencoderDC) else None
+
+
+def load(name: str, path: str, scaling_factor: float | None = None) -> HostedAutoencoderDC:
+    """Load the DC-AE of an entry of the VAE list to the CPU, after its download if the entry stands for one.
+
+    scaling_factor: the model's, for a variant that none is published for. Raises DCAEError.
+    """
+    variant = names.downloadable_variant(path)
+    if variant is not None:
+        if not settings.downloads():
+            raise DCAEError(
+                f"{variant.name} is not here, and downloads are off (Settings, DC-AE; or SD.Next's offline mode). Turn "
+                f"them on, or put its file at {path}."
+            )
+        log.info(f"DC-AE: downloading {variant.name} to {path}")
+        path = str(hub.download(variant, Path(path).parent, progress=download_progress()))
+        name = Path(path).name
+        sd_vae.refresh_vae_list()
+    core = DCAE.from_file(path, variant, devices.cpu, settings.dtype())
+    return HostedAutoencoderDC(core, name, scaling_factor)
+
+
+def fingerprint(path: str | Path) -> tuple:
+    """Return what a loaded VAE depends on: path, modification times of its files, and precision of the settings."""
+    path = Path(path)
+    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    return str(path), tuple(file.stat().st_mtime_ns for file in files), settings.dtype()
+
+
+def in_use(pipe, path: str) -> bool:
+    """Whether the pipeline's VAE was loaded from `path` as it is now, in the precision of the settings."""
+    vae = hosted_vae(pipe)
+    return vae is not None and Path(path).exists() and vae.fingerprint == fingerprint(path)
+
+
+def download_progress():
+    """Return a progress callback that logs every tenth of a download, and raises DownloadError after Stop."""
+    logged, stale = 0, stopped()  # a request may be left from an earlier run
+
+    def progress(done: int, total: int) -> None:
+        nonlocal logged
+        if total and done * 10 // total > logged:
+            logged = done * 10 // total
+            log.info(f"DC-AE: {done / 1e6:.0f} of {total / 1e6:.0f} MB")
+        if stopped() and not stale:
+            raise DownloadError(f"The download was stopped after {done / 1e6:.0f} MB; choose it again to go on.")
+
+    return progress
+
+
+def check(vae: HostedAutoencoderDC, pipe) -> None:
+    """Raise DCAEError if the latent space of `vae` is not the pipeline's. Log a warning if it may not be."""
+    variant, config = vae.core.variant, checkpoint_vae(pipe).config
+    channels, ratio = config.latent_channels, 2 ** (len(config.encoder_block_out_channels) - 1)
+    if (channels, ratio) != (variant.latent_channels, variant.spatial_ratio):
+        raise DCAEError(
+            f"{vae.name} has the wrong latent space for this model: it is {variant.name}, with "
+            f"{variant.latent_channels} channels at 1/{variant.spatial_ratio} of the size; the model was made for "
+            f"{channels} at 1/{ratio}. The VAE stays as it was."
+        )
+    factor = vae.config.scaling_factor
+    if abs(config.scaling_factor - factor) > 1e-3:
+        log.warning(
+            f"DC-AE: {vae.name} is {variant.name}, with the scaling factor {factor}; the model's own "
+            f"has {config.scaling_factor}. If it was trained on other latents, colours and shapes will be wrong."
+        )
+
+
+def use(pipe, vae: HostedAutoencoderDC) -> None:
+    """Make `vae` the pipeline's VAE. Raises DCAEError, and changes nothing, if it does not fit."""
+    check(vae, pipe)
+    old = hosted_vae(pipe)
+    vae.__dict__["checkpoint_vae"] = pipe.vae if old is None else old.checkpoint_vae
+    _offload(pipe.vae)
+    del old
+    _assign(pipe, vae, vae.name)
+    vae.fingerprint = fingerprint(vae.core.path)  # only now: SD.Next may have changed its precision for VAEs above
+    log.info(f"DC-AE: {vae.name} is the VAE ({vae.core.variant.name}, {vae.core.layout} keys, {vae.dtype})")
+
+
+def restore(pipe) -> None:
+    """Put the checkpoint's VAE back in the place of the hosted one."""
+    original = hosted_vae(pipe).checkpoint_vae
+    _offload(pipe.vae)
+    _assign(pipe, original, None)
+    log.info("DC-AE: the VAE is the checkpoint's own again")
+
+
+def _offload(vae) -> None:
+    """Move a VAE to the CPU. Also remove its hooks, which would keep it alive in a cycle of references."""
+    remove_hook_from_module(uncompiled(vae), recurse=True)
+    uncompiled(vae).to(devices.cpu)
+
+
+def _assign(pipe, vae, name: str | None) -> None:
+    # Infotext and log show this without its last suffix, and names contain dots.
+    sd_vae.loaded_vae_file = name if name is None or name.endswith(".safetensors") else f"{name}.safetensors"
+    sd_models.set_diffuser_options(pipe, vae=vae, op="vae")
+    mode = shared.opts.diffusers_offload_mode
+    if mode == "balanced":  # without force it skips modules added after the first time
+        sd_models.apply_balanced_offload(pipe, force=True)
+    elif mode == "none":
+        sd_models.move_model(vae, devices.device)
+    devices.torch_gc(force=True)

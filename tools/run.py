@@ -288,12 +288,12 @@ def test(root: Path, args: list[str]) -> int:
 
 def comfyui(root: Path, args: list[str]) -> int:
     env = comfyui_env(root)
-    return run([env.python, REPO / "tests" / "comfyui" / "server.py", *args], DCAE_COMFYUI_ENV=env.path)
+    return run([env.python, "-m", "tests.comfyui.server", *args], DCAE_COMFYUI_ENV=env.path)
 
 
 def sdnext(root: Path, args: list[str]) -> int:
     env, python = sdnext_env(root), core_env(root, tests=True).python
-    return run([python, REPO / "tests" / "sdnext" / "server.py", *args], DCAE_SDNEXT_ENV=env.path)
+    return run([python, "-m", "tests.sdnext.server", *args], DCAE_SDNEXT_ENV=env.path)
 
 
 def main() -> int:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.core.standin_hub import StandinHub
+from tests.servers import python_of
 
-from .server import FP32, Server, comfyui_of, default_env, python_of
+from .server import FP32, Server, comfyui_of, default_env
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,10 @@ import argparse
 import io
 import json
 import os
-import shutil
 import signal
 import socket
 import struct
-import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -26,7 +23,8 @@ from typing import Any
 import requests
 from PIL import Image
 
-PACK = Path(__file__).resolve().parents[2]
+from tests.servers import PACK, HostServer, python_of
+
 # Tests expect the numbers of fp32, which "auto" is on most CPUs, but not on those with instructions for bf16.
 FP32 = ("--fp32-vae",)
 PREVIEW_IMAGE = 1  # what a binary message of ComfyUI's begins with
@@ -72,7 +70,7 @@ class Result:
     previews: list[Image.Image] = field(default_factory=list)
 
 
-class Server:
+class Server(HostServer):
     """One ComfyUI, from `start()` to `stop()` or as a context manager.
 
     The pack is linked into `custom_nodes` as `pack_name`: by default a name that is no Python identifier, as people
@@ -80,6 +78,8 @@ class Server:
     temp and user; without one a temporary folder does, and goes at `stop()`. `args` are further arguments of ComfyUI's
     command line, `environ` further environment variables.
     """
+
+    name = "ComfyUI"
 
     def __init__(
         self,
@@ -93,18 +93,12 @@ class Server:
         args: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
     ):
-        self.env = env or default_env()
-        self.keep = base is not None
-        self.base = Path(base).resolve() if base else Path(tempfile.mkdtemp(prefix="comfyui-")).resolve()
+        super().__init__(env or default_env(), base, port, "comfyui.log")
         self.packs = {pack_name: pack} if pack else {}
         self.packs |= {path.name: path for path in others}
         self.pack_name = pack_name
-        self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
         self.args, self.environ = list(args), dict(environ or {})
-        self.log_file = self.base / "comfyui.log"
         self.startup_log = ""
-        self.process: subprocess.Popen | None = None
 
     def start(self, timeout: float = 240) -> Server:
         """Start it and wait until it answers; RuntimeError with the end of its log if it does not."""
@@ -121,61 +115,12 @@ class Server:
         command = [python_of(self.env), comfyui_of(self.env) / "main.py", "--cpu", "--base-directory", self.base]
         command += ["--listen", "127.0.0.1", "--port", self.port, "--disable-auto-launch", "--disable-api-nodes"]
         command += ["--database-url", "sqlite:///:memory:", *self.args]
-        environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                [str(part) for part in command],
-                cwd=self.base,
-                env={**environ, "PYTHONUNBUFFERED": "1", **self.environ},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        try:
-            self._wait(time.monotonic() + timeout)
-        except BaseException:
-            self.stop()
-            raise
+        self.launch(command, self.base, self.environ, timeout)
         self.startup_log = self.log()
         return self
 
-    def _wait(self, deadline: float) -> None:
-        while True:
-            try:
-                if requests.get(f"{self.url}/system_stats", timeout=10).ok and self.process.poll() is None:
-                    return
-            except requests.RequestException:
-                pass
-            if self.process.poll() is not None:
-                raise RuntimeError(f"ComfyUI ended at its start. {self._tail()}")
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"ComfyUI did not answer in time. {self._tail()}")
-            time.sleep(0.1)
-
-    def stop(self) -> None:
-        """End this ComfyUI, if it runs; a temporary base folder goes with it."""
-        if self.process and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(15)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        if not self.keep:
-            shutil.rmtree(self.base, ignore_errors=True)
-
-    def __enter__(self) -> Server:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def log(self) -> str:
-        """All that this ComfyUI has printed so far."""
-        return self.log_file.read_text(errors="replace") if self.log_file.is_file() else ""
-
-    def _tail(self) -> str:
-        return "The end of its log:\n" + "\n".join(self.log().splitlines()[-30:])
+    def is_ready(self) -> bool:
+        return requests.get(f"{self.url}/system_stats", timeout=10).ok
 
     def get(self, path: str) -> requests.Response:
         """GET a path such as `/extensions`; a status that means failure is an exception."""
@@ -255,7 +200,7 @@ class Server:
             except websocket.WebSocketTimeoutException:
                 message = None
             except websocket.WebSocketConnectionClosedException:
-                raise RuntimeError(f"ComfyUI closed the connection. {self._tail()}") from None
+                raise RuntimeError(f"ComfyUI closed the connection. {self.tail()}") from None
             if isinstance(message, str) and message:
                 event = json.loads(message)
                 yield event["type"], event["data"]
@@ -263,10 +208,10 @@ class Server:
                 # Then the format (JPEG or PNG) as a number, then the file.
                 yield "preview", {"picture": Image.open(io.BytesIO(message[8:])).convert("RGB")}
             if self.process.poll() is not None:
-                raise RuntimeError(f"ComfyUI ended while it ran a workflow. {self._tail()}")
+                raise RuntimeError(f"ComfyUI ended while it ran a workflow. {self.tail()}")
             if time.monotonic() > deadline:
                 self.interrupt()
-                raise TimeoutError(f"The workflow did not end in time. {self._tail()}")
+                raise TimeoutError(f"The workflow did not end in time. {self.tail()}")
 
 
 def default_env() -> Path:
@@ -277,18 +222,6 @@ def default_env() -> Path:
 def comfyui_of(env: Path) -> Path:
     """The folder of the ComfyUI that runs in an environment: $DCAE_COMFYUI_PATH names another than its own."""
     return Path(os.environ.get("DCAE_COMFYUI_PATH") or env / "comfyui")
-
-
-def python_of(env: Path) -> Path:
-    """The Python of a virtual environment."""
-    return env / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def main() -> None:

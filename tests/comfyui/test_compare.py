@@ -10,9 +10,10 @@ from PIL import Image
 
 from dcae_core import DCAE, DEMO, VARIANTS, checkpoint, hub, images
 from dcae_core.compare.metrics import psnr, scores
+from tests.servers import python_of
 
 from .prompts import loader, node, photograph, save
-from .server import comfyui_of, python_of
+from .server import comfyui_of
 
 # ComfyUI's own network of a TAESD, in random weights.
 TAESD = """

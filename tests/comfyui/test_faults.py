@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from benchmarks.faults import changes
 from dcae_core import DCAE, DEMO, VARIANTS, checkpoint, images
 from dcae_core.weights.hub import bundled
+from tests.servers import PACK, python_of
 
 from .prompts import BUNDLED, loaded, loader, message, node, photograph, pixels, save
-from .server import PACK, comfyui_of, default_env, python_of
+from .server import comfyui_of, default_env
 
 NAME = "dc-ae-f64c128-mix-1.0"
 DOWNLOAD = f"{NAME} (download)"

@@ -13,9 +13,10 @@ import torch
 
 from dcae_core import DEMO, latents, variants
 from tests.chromium import chromium
+from tests.servers import PACK
 
 from .page import change, dismiss, drop, line, load, open_round_trip, open_template, press, wait, wait_for_idle
-from .server import FP32, PACK, Server, default_env
+from .server import FP32, Server, default_env
 
 PAGES = {
     "its own, canvas": ([], False),

@@ -11,13 +11,9 @@ import base64
 import io
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,8 @@ from typing import Any
 import requests
 from PIL import Image
 
-PACK = Path(__file__).resolve().parents[2]
+from tests.servers import PACK, HostServer, python_of
+
 MODEL = "tiny_sana_diffusers"
 OPTIONS = {
     "offline_mode": True,
@@ -43,12 +40,14 @@ class RequestFailed(Exception):
     """SD.Next answered a request with an error. The text is its answer."""
 
 
-class Server:
+class Server(HostServer):
     """One SD.Next, from `start()` to `stop()` or as a context manager.
 
     data: its data folder; None is a temporary one, which `stop()` deletes. options: settings to write before it starts.
     pack: the folder to link into its extensions as `pack_name`; None is a stock SD.Next.
     """
+
+    name = "SD.Next"
 
     def __init__(
         self,
@@ -62,17 +61,12 @@ class Server:
         options: Mapping[str, Any] | None = None,
     ):
         self.sources = sources or Path(os.environ["SDNEXT_PATH"])
-        self.env = env or Path(os.environ["DCAE_SDNEXT_ENV"])
-        self.keep = data is not None
-        self.data = Path(data).resolve() if data else Path(tempfile.mkdtemp(prefix="sdnext-")).resolve()
+        super().__init__(env or Path(os.environ["DCAE_SDNEXT_ENV"]), data, port, "console.log")
+        self.data = self.base
         self.pack, self.pack_name = pack, pack_name
-        self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
         self.options = {**OPTIONS, **(options or {})}
         self.vae_folder = self.data / "models" / "VAE"
         self.model_folder = self.data / "models" / "Diffusers" / MODEL
-        self.log_file = self.data / "console.log"
-        self.process: subprocess.Popen | None = None
         self.prepare()
 
     def prepare(self) -> None:
@@ -95,62 +89,13 @@ class Server:
         """Start it and wait until it answers and has its model. Raises RuntimeError with the end of its log."""
         command = [python_of(self.env), "launch.py", "--skip-all", "--server-name", "127.0.0.1", "--port", self.port]
         command += ["--data-dir", self.data, "--theme", "standard/black-teal", "--log", self.data / "sdnext.log"]
-        inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-        fixed = {"TORCH_COMPILE_DISABLE": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+        fixed = {"TORCH_COMPILE_DISABLE": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
         caches = {"HF_HOME": str(self.data / "hf"), "DCAE_HOME": str(self.data / "dcae")}
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                [str(part) for part in command],
-                cwd=self.sources,
-                env={**inherited, **fixed, **caches},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        try:
-            self._wait(time.monotonic() + timeout)
-        except BaseException:
-            self.stop()
-            raise
+        self.launch(command, self.sources, {**fixed, **caches}, timeout)
         return self
 
-    def _wait(self, deadline: float) -> None:
-        while True:
-            try:
-                if requests.get(f"{self.url}/sdapi/v1/options", timeout=10).ok and "Startup time" in self.log():
-                    return
-            except requests.RequestException:
-                pass
-            if self.process.poll() is not None:
-                raise RuntimeError(f"SD.Next ended at its start. {self._tail()}")
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"SD.Next did not answer in time. {self._tail()}")
-            time.sleep(0.2)
-
-    def stop(self) -> None:
-        """End this SD.Next, if it runs, and delete a temporary data folder."""
-        if self.process and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(15)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        if not self.keep:
-            shutil.rmtree(self.data, ignore_errors=True)
-
-    def __enter__(self) -> Server:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def log(self) -> str:
-        """Return all output of this SD.Next so far."""
-        return self.log_file.read_text(errors="replace") if self.log_file.is_file() else ""
-
-    def _tail(self) -> str:
-        return "The end of its log:\n" + "\n".join(self.log().splitlines()[-40:])
+    def is_ready(self) -> bool:
+        return requests.get(f"{self.url}/sdapi/v1/options", timeout=10).ok and "Startup time" in self.log()
 
     def get(self, path: str) -> Any:
         """GET a path and return its JSON. Raises RequestFailed."""
@@ -196,16 +141,6 @@ def json_of(response: requests.Response) -> Any:
     if not response.ok:
         raise RequestFailed(f"{response.status_code}: {response.text}")
     return response.json() if response.content else None
-
-
-def python_of(env: Path) -> Path:
-    return env / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def main() -> None:

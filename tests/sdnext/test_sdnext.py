@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from dcae_core import VARIANTS, hub
+from tests.servers import PACK, python_of
 
-from .server import MODEL, PACK, RequestFailed, Server, python_of
+from .server import MODEL, RequestFailed, Server
 
 OTHER = "Diffusers/other_sana_diffusers"
 FORMS = ("other-folder-1.0", "repository", "other_original.safetensors", "other_diffusers.safetensors")

@@ -1,10 +1,10 @@
-"""DC-AE for ComfyUI. This file is what ComfyUI imports; without ComfyUI it imports nothing of it."""
+"""DC-AE for ComfyUI: the module that ComfyUI imports. The nodes are imported only when ComfyUI asks for them."""
 
 WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():
-    """ComfyUI asks here for the nodes."""
+    """Return the extension with the nodes. ComfyUI calls this."""
     from .nodes import DCAEExtension
 
     return DCAEExtension()

@@ -1,7 +1,7 @@
-"""What ComfyUI-Manager and SD.Next run after fetching this pack (SD.Next at every start).
+"""Install the missing requirements. ComfyUI-Manager runs this after fetching the pack, SD.Next at every start.
 
-Standard library only. Does nothing, quickly, if everything in requirements.txt is there; else asks pip for what is
-missing. Never touches torch: the host brings its own.
+Uses the standard library only. Returns quickly if every package of requirements.txt is installed. Never installs torch,
+which the host provides.
 """
 
 import importlib.metadata
@@ -12,14 +12,14 @@ from pathlib import Path
 
 
 def requirements() -> list[str]:
-    """The lines of requirements.txt that name a package."""
+    """Return the lines of requirements.txt that name a package."""
     text = Path(__file__).with_name("requirements.txt").read_text(encoding="utf-8")
     lines = (line.split("#")[0].strip() for line in text.splitlines())
     return [line for line in lines if line]
 
 
-def missing(wanted: list[str]) -> list[str]:
-    """Those of `wanted` that are not installed, in any version."""
+def missing(required: list[str]) -> list[str]:
+    """Return those of `required` that are not installed in any version."""
 
     def installed(requirement: str) -> bool:
         name = re.match(r"[A-Za-z0-9._-]+", requirement).group()
@@ -29,18 +29,18 @@ def missing(wanted: list[str]) -> list[str]:
             return False
         return True
 
-    return [requirement for requirement in wanted if not installed(requirement)]
+    return [requirement for requirement in required if not installed(requirement)]
 
 
 def main() -> int:
-    """Returns pip's exit code; 0 if there was nothing to do."""
-    wanted = missing(requirements())
-    if not wanted:
+    """Return pip's exit code, or 0 if nothing is missing."""
+    packages = missing(requirements())
+    if not packages:
         return 0
-    print(f"DC-AE: installing {', '.join(wanted)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "pip", "install", *wanted], check=False).returncode
+    print(f"DC-AE: installing {', '.join(packages)}", flush=True)
+    code = subprocess.run([sys.executable, "-m", "pip", "install", *packages], check=False).returncode
     if code:
-        print(f"DC-AE: pip could not install {', '.join(wanted)}: install them by hand.", file=sys.stderr)
+        print(f"DC-AE: pip could not install {', '.join(packages)}: install them by hand.", file=sys.stderr)
     return code
 
 

@@ -1,4 +1,4 @@
-"""ComfyUI: thin nodes over dcae_core, and the VAE object they hand out."""
+"""ComfyUI nodes over dcae_core, and the VAE object that the Loader returns."""
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 

@@ -1,4 +1,4 @@
-"""DCAE_Encode and DCAE_Decode."""
+"""The nodes DCAE_Encode and DCAE_Decode."""
 
 from __future__ import annotations
 

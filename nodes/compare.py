@@ -1,4 +1,4 @@
-"""DCAE_Compare."""
+"""The node DCAE_Compare."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import uuid
 
 import comfy.model_management as management
-import comfy.utils
+import comfy.sd
 import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
@@ -17,12 +17,12 @@ from ..dcae_core.compare import Codec, Comparison, compare, draw
 from ..dcae_core.compare.sheet import difference
 from ..dcae_core.compare.text import caption, table
 from .schema import aliases
-from .vae import DCAEVAE
+from .vae import DCAEVAE, node_progress
 
 __all__ = ["DCAECompare"]
 
-MOST = 4  # VAEs
-KEPT = 8  # pictures shown
+MAX_VAES = 4
+MAX_PICTURES = 8  # shown in the grid and on the page
 
 
 class DCAECompare(io.ComfyNode):
@@ -39,7 +39,7 @@ class DCAECompare(io.ComfyNode):
                 io.Vae.Input("vae_1", tooltip="Any VAE of ComfyUI, or of the DC-AE Loader."),
                 *(
                     io.Vae.Input(f"vae_{i}", optional=True, tooltip="Another VAE to set beside it.")
-                    for i in range(2, MOST + 1)
+                    for i in range(2, MAX_VAES + 1)
                 ),
                 io.Int.Input(
                     "repeats",
@@ -64,7 +64,10 @@ class DCAECompare(io.ComfyNode):
         vaes = [(i, vae) for i, vae in enumerate((vae_1, vae_2, vae_3, vae_4), start=1) if vae is not None]
         rows = [(f"picture {i}", lambda picture=picture: rounded(picture)) for i, picture in enumerate(image, start=1)]
         codecs = [(f"vae_{i}", lambda i=i, vae=vae: codec_of(vae, i)) for i, vae in vaes]
-        comparison = compare(codecs, rows, repeats=repeats, keep=KEPT, progress=progress())
+        update = node_progress()
+        comparison = compare(
+            codecs, rows, repeats=repeats, keep=MAX_PICTURES, progress=lambda _, done, total: update(done, total)
+        )
         grid = images.from_pil(draw(comparison, amplify))[None]
         return io.NodeOutput(
             grid, table(comparison, narrow=True), ui={"dcae_compare": [page_data(comparison, amplify)]}
@@ -82,7 +85,7 @@ def codec_of(vae: comfy.sd.VAE, number: int) -> Codec:
     is_dcae = isinstance(vae, DCAEVAE)
     kind = vae.dcae.variant.name if is_dcae else type(vae.first_stage_model).__name__
     ratio = vae.spacial_compression_encode()
-    management.load_models_gpu([vae.patcher])  # or their bytes would count as those of the first run
+    management.load_models_gpu([vae.patcher])  # else the first run's memory would include them
 
     def encode(x: Tensor) -> Tensor:
         return vae.encode(images.to_host(x).to(vae.output_device))
@@ -92,7 +95,7 @@ def codec_of(vae: comfy.sd.VAE, number: int) -> Codec:
         return images.from_host(picture.reshape(-1, *picture.shape[-3:]))  # video VAEs have frames as well
 
     return Codec(
-        name=f"vae_{number}: {kind} {short(vae.vae_dtype)}",
+        name=f"vae_{number}: {kind} {dtype_name(vae.vae_dtype)}",
         kind=kind,
         ratio=ratio,
         encode=encode,
@@ -104,20 +107,9 @@ def codec_of(vae: comfy.sd.VAE, number: int) -> Codec:
     )
 
 
-def short(dtype: torch.dtype) -> str:
-    """bf16, fp16 or fp32."""
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return bf16, fp16 or fp32."""
     return str(dtype).removeprefix("torch.").replace("float", "fp").replace("bfp", "bf")
-
-
-def progress():
-    """Return a callback that moves the node's progress bar, and stops the run when the user cancels."""
-    bar = comfy.utils.ProgressBar(1)
-
-    def moved(what: str, done: int, total: int) -> None:
-        bar.update_absolute(done, total)
-        management.throw_exception_if_processing_interrupted()
-
-    return moved
 
 
 def page_data(comparison: Comparison, amplify: float) -> dict:
@@ -132,13 +124,13 @@ def page_data(comparison: Comparison, amplify: float) -> dict:
             if cell is None or cell.result is None:
                 results.append({"name": column.name, "text": (cell.error if cell else column.error) or ""})
                 continue
-            off = difference(row.picture, cell.result, amplify)
+            deviation = difference(row.picture, cell.result, amplify)
             results.append(
                 {
                     "name": column.name,
                     "text": " · ".join(caption(cell)),
                     "result": save_temporary(cell.result),
-                    "difference": save_temporary(off),
+                    "difference": save_temporary(deviation),
                 }
             )
         pictures.append({"name": row.name, "original": save_temporary(row.picture), "results": results})

@@ -1,4 +1,4 @@
-"""DCAE_Loader."""
+"""The node DCAE_Loader."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["DCAELoader"]
 class DCAELoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        offered = models.choices()
+        options = models.choices()
         return io.Schema(
             node_id="DCAE_Loader",
             display_name="DC-AE Loader",
@@ -31,8 +31,8 @@ class DCAELoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=offered,
-                    default=offered[0],
+                    options=options,
+                    default=options[0],
                     tooltip="The bundled demo, the DC-AE files in models/vae, and the published variants as downloads.",
                 ),
                 io.Combo.Input(
@@ -59,7 +59,7 @@ class DCAELoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model: str | None) -> bool | str:
-        return model is None or models.problem(model) or True  # None: another node says it, once it has run
+        return model is None or models.problem(model) or True  # None: linked from a node that has not run yet
 
     @classmethod
     def fingerprint_inputs(cls, model: str | None, **others) -> str:
@@ -75,17 +75,17 @@ class DCAELoader(io.ComfyNode):
 
 def download_progress(node_id: str | None):
     """Return a callback that shows a download on its node, and stops it when the user cancels."""
-    bar, start, before, last = comfy.utils.ProgressBar(1), time.monotonic(), None, 0.0
+    bar, start, resumed_at, last = comfy.utils.ProgressBar(1), time.monotonic(), None, 0.0
 
     def progress(done: int, total: int) -> None:
-        nonlocal before, last
+        nonlocal resumed_at, last
         management.throw_exception_if_processing_interrupted()
         bar.update_absolute(done, total)
         now = time.monotonic()
-        before = done if before is None else before  # what was here from an earlier try
+        resumed_at = done if resumed_at is None else resumed_at  # bytes kept from an interrupted download
         if now - last > 0.25 or done == total:
             last = now
-            speed = (done - before) / max(now - start, 0.001) / 1e6
+            speed = (done - resumed_at) / max(now - start, 0.001) / 1e6
             show_line(node_id, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB · {speed:.1f} MB/s · Cancel stops it")
 
     return progress

@@ -61,15 +61,15 @@ def locate(choice: str, allow_download: bool, progress: hub.Progress | None = No
             raise CheckpointError(problem(choice))
         return path, None
     folders = folder_paths.get_folder_paths("vae")
-    found = next((path for folder in folders if (path := hub.find(variant, folder))), None)
-    if found is None:
+    path = next((path for folder in folders if (path := hub.find(variant, folder))), None)
+    if path is None:
         if not allow_download:
             raise DownloadError(
                 f"{variant.name} is not in models/vae. Turn on allow_download to fetch it from {variant.repos[0]}, or "
                 f"put its file there as {variant.name}.safetensors."
             )
-        found = hub.download(variant, folders[0], progress=progress)
-    return found, variant
+        path = hub.download(variant, folders[0], progress=progress)
+    return path, variant
 
 
 def inspect(choice: str, requested: str | None = None) -> tuple[Variant, Checkpoint | None]:
@@ -127,7 +127,7 @@ def _published(choice: str) -> Variant | None:
 
 def _path(choice: str) -> Path | None:
     path = folder_paths.get_full_path("vae", choice)
-    return Path(path) if path and not choice.endswith(".part") else None  # an unfinished download is not there
+    return Path(path) if path and not choice.endswith(".part") else None  # .part: an unfinished download
 
 
 def _is_dcae(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""DCAE_Preview."""
+"""The node DCAE_Preview."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .vae import DCAEVAE, require
 
 __all__ = ["DCAEPreview"]
 
-KEY = "dcae_preview"  # of our wrapper in a model
+KEY = "dcae_preview"  # of this node's wrapper in a model
 fitted: WeakKeyDictionary[DCAE, dict[int, preview.Preview]] = WeakKeyDictionary()
 
 

@@ -1,4 +1,4 @@
-"""What newer versions of ComfyUI take in a node's schema, and ComfyUI 0.3.75 does not know."""
+"""Schema fields that newer versions of ComfyUI take, left out for older ones such as 0.3.75."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ KNOWN = {field.name for field in dataclasses.fields(io.Schema)}
 
 
 def aliases(*words: str) -> dict[str, list[str]]:
-    """Words by which the node is found in the search, where ComfyUI takes them (0.11 and newer)."""
+    """Return the schema's search aliases for a node, or nothing before ComfyUI 0.11."""
     common = ("dc-ae", "dcae", "deep compression", "sana vae")
     return {"search_aliases": [*common, *words]} if "search_aliases" in KNOWN else {}

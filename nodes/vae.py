@@ -15,11 +15,11 @@ from ..dcae_core.engine.devices import best_dtype
 from ..dcae_core.engine.memory import free_bytes
 from ..dcae_core.media.sizes import Fit
 
-__all__ = ["DCAEVAE", "auto_dtype", "require"]
+__all__ = ["DCAEVAE", "auto_dtype", "node_progress", "require"]
 
 
 def auto_dtype() -> torch.dtype:
-    """What ComfyUI's --fp32-vae, --bf16-vae and --fp16-vae ask for, else what is fast: bf16, else fp16, else fp32."""
+    """Return the dtype of ComfyUI's --fp32-vae, --bf16-vae or --fp16-vae, else the fastest of bf16, fp16 and fp32."""
     device = management.vae_device()
     narrow = [torch.float16] if best_dtype(device) == torch.float16 else []
     chosen = management.vae_dtype(device, [torch.bfloat16, *narrow, torch.float32])
@@ -100,10 +100,10 @@ class DCAEVAE(comfy.sd.VAE):
         limit: int | None = None,
         channels: int | None = None,
     ) -> planning.Plan:
-        """Return the best plan within `limit` bytes beside the weights (None: the whole device), or the smallest."""
+        """Return the best plan within `limit` bytes without the weights (None: the whole device), or the smallest."""
         if limit is None:
             limit = management.get_total_memory(self.device) - self.model_size() - management.extra_reserved_memory()
-        # Room for fp16 to be done again in fp32.
+        # fp16 that overflows is run again in fp32, which needs more.
         dtype = torch.float32 if self.vae_dtype == torch.float16 else self.vae_dtype
         size, options = (height, width, batch), {"channels": channels, "strict": False}
         return self._plan(direction, *size, max(1, limit), dtype, **options)
@@ -118,8 +118,8 @@ class DCAEVAE(comfy.sd.VAE):
         return self.model_size() + tile.peak_bytes
 
     def _free(self) -> int:
-        """Return the bytes that a run may take now. ComfyUI's figure for a CPU ignores a container's limit; ours does
-        not."""
+        """Return the bytes that a run may take now. ComfyUI's figure for a CPU ignores a container's limit; this
+        one does not."""
         free = management.get_free_memory(self.device)
         if management.is_device_cpu(self.device):
             free = min(free, free_bytes(self.device) or free)
@@ -145,9 +145,9 @@ class DCAEVAE(comfy.sd.VAE):
         try:
             free = self._free()
             limit = max(1, free if requested is None else min(requested, free))
-            if not (budget and strict):  # if even the least is more than this, try that
+            if not (budget and strict):  # the smallest plan, if even that needs more
                 limit = self._best_plan(direction, height, width, len(x), limit, channels).peak_bytes
-            options = {"budget": limit, "progress": _progress(), "output_device": self.output_device}
+            options = {"budget": limit, "progress": node_progress(), "output_device": self.output_device}
             if direction == "encode":
                 return self.dcae.encode(x, latent_channels=channels, **options)
             return self.dcae.decode(x, **options)
@@ -166,7 +166,7 @@ class DCAEVAE(comfy.sd.VAE):
                 self.dcae.to(self.patcher.offload_device)
 
 
-def _progress():
+def node_progress():
     """Return a callback that moves the node's progress bar, and stops the run when the user cancels."""
     bar = comfy.utils.ProgressBar(1)
 
@@ -178,7 +178,7 @@ def _progress():
 
 
 def require(vae: comfy.sd.VAE) -> DCAEVAE:
-    """Return `vae` if it is a DC-AE. Raises DCAEError, which says what it is instead."""
+    """Return `vae` if it is a DC-AE. Raises DCAEError that names its kind otherwise."""
     if isinstance(vae, DCAEVAE):
         return vae
     kind = type(getattr(vae, "first_stage_model", None)).__name__

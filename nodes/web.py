@@ -1,4 +1,4 @@
-"""What the web extension shows: lines of text, and the two routes that it asks for them. Neither takes a path."""
+"""Lines of text for the web extension, and the two routes that serve them. Neither route takes a path."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ..dcae_core.media.sizes import Fit
 from . import models
 from .vae import auto_dtype
 
-__all__ = ["add_routes", "describe_model", "describe_plan", "describe_run", "show_line"]
+__all__ = ["add_routes", "describe_run", "show_line"]
 
-MOST = 1 << 17  # pixels along a side that a plan is made for
+MAX_SIDE = 1 << 17  # pixels
 
 
 def describe_run(plan: Plan, seconds: float | None = None) -> str:
-    """Return a run in one line: "4096x4096 - 6 strips - peak 0.90 GiB - 0.41 s". The peak is beside the weights."""
-    many = f"{plan.batch} x " if plan.batch > 1 else ""
-    manner = "whole" if plan.whole else f"{plan.strips} strips"
+    """Return a run in one line: "4096x4096 - 6 strips - peak 0.90 GiB - 0.41 s". The peak excludes the weights."""
+    batch = f"{plan.batch} x " if plan.batch > 1 else ""
+    mode = "whole" if plan.whole else f"{plan.strips} strips"
     time = [] if seconds is None else [f"{seconds:.2f} s"]
-    size = f"{many}{plan.width}x{plan.height}"
-    return " · ".join([size, manner, f"peak {plan.peak_bytes / 2**30:.2f} GiB", *time])
+    size = f"{batch}{plan.width}x{plan.height}"
+    return " · ".join([size, mode, f"peak {plan.peak_bytes / 2**30:.2f} GiB", *time])
 
 
 def show_line(node_id: str | None, text: str) -> None:
@@ -49,8 +49,8 @@ def describe_model(choice: str) -> str:
 def weight_bytes(variant: Variant, dtype: torch.dtype) -> int:
     """Return the bytes of all weights of a variant."""
     ratio = variant.spatial_ratio
-    made = (planning.make(variant.architecture, d, ratio, ratio, dtype=dtype) for d in planning.DIRECTIONS)
-    return sum(plan.weight_bytes for plan in made)
+    plans = (planning.make(variant.architecture, d, ratio, ratio, dtype=dtype) for d in planning.DIRECTIONS)
+    return sum(plan.weight_bytes for plan in plans)
 
 
 def _gigabytes(count: int) -> str:
@@ -70,27 +70,27 @@ def describe_plan(query: dict[str, str]) -> str:
             raise ValueError("budget_gib is too large")
     except (KeyError, ValueError) as error:
         raise OptionError(f"width, height, batch and budget_gib must be numbers: {error}.") from None
-    if not (1 <= width <= MOST and 1 <= height <= MOST and 1 <= batch <= 4096):
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and 1 <= batch <= 4096):
         raise OptionError(f"{batch} x {width}x{height} can't be planned.")
     requested = query.get("variant")
     variant, _ = models.inspect(query.get("choice", ""), None if requested in (None, "auto") else requested)
     dtype = parse_dtype(query.get("dtype")) or auto_dtype()
     height, width = Fit(height, width, variant.spatial_ratio, query.get("size_mode") or "pad").padded
-    held = weight_bytes(variant, dtype)
+    weights = weight_bytes(variant, dtype)
     device = management.vae_device()
     limit = int(budget * 2**30) if budget > 0 else management.get_total_memory(device)
-    run = (query.get("direction", ""), height, width, batch, max(1, limit - held), dtype)
+    run = (query.get("direction", ""), height, width, batch, max(1, limit - weights), dtype)
     plan = planning.make(variant.architecture, *run, device=device.type, name=variant.name)
     return describe_run(plan)
 
 
 def add_routes() -> None:
-    """GET /dcae/model and /dcae/plan: {"text"} or {"problem"}."""
+    """Add GET /dcae/model and /dcae/plan, which answer {"text"} or {"problem"}."""
     routes = PromptServer.instance.routes
 
-    def answer(work, *args) -> web.Response:
+    def answer(describe, *args) -> web.Response:
         try:
-            return web.json_response({"text": work(*args)})
+            return web.json_response({"text": describe(*args)})
         except DCAEError as error:
             return web.json_response({"problem": str(error)})
 

@@ -1,4 +1,4 @@
-"""The browser of the tests."""
+"""The browser for tests of web pages."""
 
 import contextlib
 import shutil
@@ -9,13 +9,13 @@ import pytest
 
 @contextlib.contextmanager
 def chromium() -> Iterator:
-    """Playwright's Browser: Debian's Chromium. Skips the test where there is none."""
+    """Yield Playwright's Browser, on Debian's Chromium. Skip the test if there is none."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser to test in")
-    program = shutil.which("chromium")
-    if program is None:
+    executable = shutil.which("chromium")
+    if executable is None:
         pytest.skip("there is no Chromium (on Debian: apt install chromium): no browser to test in")
     with (
         sync_api.sync_playwright() as play,
-        play.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"]) as browser,
+        play.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"]) as browser,
     ):
         yield browser

@@ -1,4 +1,4 @@
-"""What goes wrong with machines, made on this one. Linux and macOS; mounting needs root."""
+"""Faults of a machine, simulated on this one. Linux and macOS; mounting needs root."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 
 
 @contextlib.contextmanager
-def limited(kind: int, least: int) -> Iterator[None]:
-    """This process may have no more than `least` of a resource (resource.RLIMIT_...)."""
+def resource_limit(kind: int, limit: int) -> Iterator[None]:
+    """Limit a resource of this process (kind: resource.RLIMIT_...)."""
     soft, hard = resource.getrlimit(kind)
-    resource.setrlimit(kind, (least, hard))
+    resource.setrlimit(kind, (limit, hard))
     try:
         yield
     finally:
@@ -24,19 +24,19 @@ def limited(kind: int, least: int) -> Iterator[None]:
 
 
 def files_of_at_most(size: int) -> contextlib.AbstractContextManager:
-    """The system refuses to write more into a file, as it does on a disk that is full."""
-    return limited(resource.RLIMIT_FSIZE, size)
+    """Limit the size of a file in bytes; larger writes fail, as on a full disk."""
+    return resource_limit(resource.RLIMIT_FSIZE, size)
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A file system of `size` bytes at `folder`."""
+    """Mount a file system of `size` bytes at `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = subprocess.run(
+    mount = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0777", "tmpfs", folder], capture_output=True, text=True
     )
-    if made.returncode:
-        pytest.skip(f"no small disk: mounting one needs root ({made.stderr.strip()})")
+    if mount.returncode:
+        pytest.skip(f"no small disk: mounting one needs root ({mount.stderr.strip()})")
     try:
         yield folder
     finally:
@@ -44,11 +44,11 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def closed(folder: Path) -> Iterator[Path]:
-    """`folder` may be read and not written. Root may write everywhere, so that it becomes nobody meanwhile."""
+def read_only(folder: Path) -> Iterator[Path]:
+    """Make `folder` read-only. Root can write everywhere, so the process becomes nobody meanwhile."""
     folder.chmod(0o555)
-    above = [parent for parent in folder.parents if parent.stat().st_uid == os.geteuid() and parent != Path("/")]
-    modes = [(parent, parent.stat().st_mode & 0o777) for parent in above]
+    parents = [parent for parent in folder.parents if parent.stat().st_uid == os.geteuid() and parent != Path("/")]
+    modes = [(parent, parent.stat().st_mode & 0o777) for parent in parents]
     root = os.geteuid() == 0
     try:
         if root:

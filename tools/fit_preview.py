@@ -32,7 +32,7 @@ from dcae_core.compare.metrics import psnr
 from dcae_core.media.preview import RIDGE, TABLE, Pair, Preview
 
 SIDE = 32  # latent pixels along a photograph's longer side, at most
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 DIGITS = 5
 
 
@@ -43,20 +43,20 @@ def main() -> None:
         fitted, held_out = photographs(args.photos, args.hold_out)
         pairs = {path.stem: pair(ae, path) for path in [*fitted, *held_out]}
         kept, others = ([pairs[path.stem] for path in paths] for paths in (fitted, held_out))
-        made = rounded(preview.fit(kept, args.ridge))
+        linear_map = rounded(preview.fit(kept, args.ridge))
         entry = {
             "variant": ae.variant.name,
             "fitted_to": [path.stem for path in fitted],
             "latent_pixels": sum(z[0, 0].numel() for z, _ in kept),
             "ridge": args.ridge,
-            "psnr": score(made, kept),
+            "psnr": score(linear_map, kept),
         }
         if others:
             entry["held_out"] = [path.stem for path in held_out]
-            entry["psnr_held_out"] = score(made, others)
+            entry["psnr_held_out"] = score(linear_map, others)
             entry["psnr_held_out_of_one_colour"] = round(mean(decibels(flat(y), y) for _, y in others), 2)
-        report(made, entry, [(path.stem, pairs[path.stem]) for path in held_out])
-        entry |= {"factors": values(made.factors), "bias": values(made.bias)}
+        report(linear_map, entry, [(path.stem, pairs[path.stem]) for path in held_out])
+        entry |= {"factors": values(linear_map.factors), "bias": values(linear_map.bias)}
         record(args.table, ae.variant.latent_space, entry)
         print(f"{args.table}: {ae.variant.latent_space}")
     except DCAEError as error:
@@ -77,15 +77,15 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def photographs(given: list[Path], hold_out: list[str]) -> tuple[list[Path], list[Path]]:
-    """The files to fit to, and those to judge by."""
-    files = [f for path in given for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    files = [f for f in files if f.suffix.lower() in ENDINGS or f in given]
+def photographs(paths: list[Path], hold_out: list[str]) -> tuple[list[Path], list[Path]]:
+    """Return the files to fit to, and those held out."""
+    files = [f for path in paths for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    files = [f for f in files if f.suffix.lower() in SUFFIXES or f in paths]
     if unknown := set(hold_out) - {f.stem for f in files}:
         sys.exit(f"--hold-out: there is no photograph called {', '.join(sorted(unknown))}.")
     fitted = [f for f in files if f.stem not in hold_out]
     if not fitted:
-        sys.exit(f"There are no photographs to fit to in {', '.join(map(str, given))} ({', '.join(sorted(ENDINGS))}).")
+        sys.exit(f"There are no photographs to fit to in {', '.join(map(str, paths))} ({', '.join(sorted(SUFFIXES))}).")
     return fitted, [f for f in files if f.stem in hold_out]
 
 
@@ -99,13 +99,13 @@ def pair(ae: DCAE, path: Path) -> Pair:
 
 
 def values(x: Tensor) -> list:
-    """Its numbers, as short as they print."""
+    """Return the numbers as nested lists, rounded to DIGITS."""
     return [values(row) if row.ndim else round(row.item(), DIGITS) for row in x]
 
 
-def rounded(made: Preview) -> Preview:
-    """As the table holds it."""
-    return Preview(made.factors.new_tensor(values(made.factors)), made.bias.new_tensor(values(made.bias)))
+def rounded(linear_map: Preview) -> Preview:
+    """Return the preview rounded as in the table."""
+    return Preview(*(x.new_tensor(values(x)) for x in (linear_map.factors, linear_map.bias)))
 
 
 def decibels(x: Tensor, y: Tensor) -> float:
@@ -116,27 +116,27 @@ def flat(y: Tensor) -> Tensor:
     return y.mean((2, 3), keepdim=True).expand_as(y)
 
 
-def score(made: Preview, pairs: list[Pair]) -> float:
-    """Mean PSNR in dB."""
-    return round(mean(decibels(made(z), y) for z, y in pairs), 2)
+def score(linear_map: Preview, pairs: list[Pair]) -> float:
+    """Return the mean PSNR in dB."""
+    return round(mean(decibels(linear_map(z), y) for z, y in pairs), 2)
 
 
-def report(made: Preview, entry: Mapping, held_out: list[tuple[str, Pair]]) -> None:
+def report(linear_map: Preview, entry: Mapping, held_out: list[tuple[str, Pair]]) -> None:
     print(f"{entry['variant']}: {entry['latent_pixels']} latent pixels of {len(entry['fitted_to'])} photographs")
     print(f"{'fitted to, mean':24} {entry['psnr']:6.2f} dB")
     for name, (z, y) in held_out:
-        print(f"{name:24} {decibels(made(z), y):6.2f} dB   one colour {decibels(flat(y), y):6.2f} dB")
+        print(f"{name:24} {decibels(linear_map(z), y):6.2f} dB   one colour {decibels(flat(y), y):6.2f} dB")
     if held_out:
         one = entry["psnr_held_out_of_one_colour"]
         print(f"{'held out, mean':24} {entry['psnr_held_out']:6.2f} dB   one colour {one:6.2f} dB")
 
 
 def record(path: Path, key: str, entry: Mapping) -> None:
-    """Puts an entry into the table, in the place of an earlier one; written beside and renamed."""
+    """Put an entry into the table, replacing an earlier one. The file is replaced atomically."""
     table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     text = json.dumps(dict(sorted((table | {key: entry}).items())), indent=1)
     # A row of factors, a bias or a list of names in one line.
-    text = re.sub(r"\[([^\[\]]*)\]", lambda found: "[" + re.sub(r"\s*\n\s*", " ", found[1]).strip() + "]", text)
+    text = re.sub(r"\[([^\[\]]*)\]", lambda match: "[" + re.sub(r"\s*\n\s*", " ", match[1]).strip() + "]", text)
     part = path.with_name(path.name + ".part")
     part.write_text(text + "\n", encoding="utf-8")
     os.replace(part, path)

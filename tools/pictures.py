@@ -1,4 +1,4 @@
-"""Makes the documentation's pictures again, from the real thing: `python tools/pictures.py [NAME...]`.
+"""Make the documentation's pictures from real runs: `python tools/pictures.py [NAME...]`.
 
     workflow    the template round_trip after a run, in ComfyUI's newest page
     nodes       each node alone, as it looks after a run
@@ -30,7 +30,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import seams as measured
+from benchmarks import seams as benchmark
 from dcae_core import DCAE, DEMO, cli, hub, images, latents
 from tests.comfyui.server import Server, default_env
 
@@ -47,7 +47,7 @@ SETTINGS = {
 }
 VIEW = {"width": 1800, "height": 1200}
 CORNER = 130, 130  # where the page's own bars end
-AFTER = {
+TEMPLATE_OF = {
     "Loader": "round_trip",
     "Encode": "4k_in_a_small_budget",
     "Decode": "4k_in_a_small_budget",
@@ -76,7 +76,7 @@ class Studio:
         self._open.enter_context(server)
         for name, value in SETTINGS.items():
             requests.post(f"{server.url}/settings/{name}", json=value, timeout=30).raise_for_status()
-        a_latent(server.base / "input" / "budgie.safetensors")
+        write_example_latent(server.base / "input" / "budgie.safetensors")
         return server
 
     @cached_property
@@ -97,9 +97,9 @@ class Studio:
         return page
 
     def run(self, name: str) -> dict[str, dict]:
-        """Opens a template in the page and runs it there; what its nodes showed, by their ids."""
-        listed = self.server.get(f"/api/workflow_templates/{self.server.pack_name}/{name}.json").json()
-        self.page.evaluate("workflow => app.loadGraphData(workflow)", listed)
+        """Open a template in the page and run it; return what its nodes showed, by their ids."""
+        graph = self.server.get(f"/api/workflow_templates/{self.server.pack_name}/{name}.json").json()
+        self.page.evaluate("workflow => app.loadGraphData(workflow)", graph)
         time.sleep(2)
         before = set(self.server.get("/history").json())
         self.page.evaluate("app.queuePrompt(0, 1)")
@@ -119,19 +119,19 @@ class Studio:
         return self._ran.get(name) or self.run(name)
 
     def saved(self, name: str) -> list[Image.Image]:
-        """The pictures that a template's Save Image node saved."""
-        found = []
+        """Return the pictures that a template's Save Image node saved."""
+        pictures = []
         for shown in self.outputs(name).values():
             for file in shown.get("images", []):
                 if file["type"] == "output":
-                    found.append(self.file(file["filename"], "output", file["subfolder"]))
-        return found
+                    pictures.append(self.file(file["filename"], "output", file["subfolder"]))
+        return pictures
 
     def file(self, filename: str, kind: str, subfolder: str = "") -> Image.Image:
         return Image.open(self.server.base / kind / subfolder / filename).convert("RGB")
 
     def shoot(self, kinds: list[str] | None = None, links: bool = True) -> Image.Image:
-        """The page, cut to the nodes of these types (None: all), in two pixels for each of the page."""
+        """Return a screenshot of the nodes of these types (None: all), at two pixels for each of the page."""
         self.page.evaluate(
             """([kinds, links, [x, y]]) => {
                 const nodes = app.graph._nodes.filter(n => !kinds || kinds.includes(n.type));
@@ -160,15 +160,15 @@ class Studio:
         return Image.open(io.BytesIO(self.page.screenshot(clip=clip))).convert("RGB")
 
 
-def a_latent(path: Path) -> None:
-    """The example's latent as a file."""
+def write_example_latent(path: Path) -> None:
+    """Write the latent of the example picture."""
     ae, x = DCAE(DEMO, "cpu"), images.from_host(images.read(EXAMPLE))
     path.parent.mkdir(parents=True, exist_ok=True)
     latents.write(path, ae.encode(x).float(), ae.variant, tuple(x.shape[2:]))
 
 
 def save(picture: Image.Image, path: Path, limit: int, width: int | None = None) -> None:
-    """As a JPG of at most `limit` bytes; made smaller to `width` if it is wider."""
+    """Write a JPG of at most `limit` bytes, scaled down to `width` pixels if it is wider."""
     if width and picture.width > width:
         picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
     for quality in range(92, 40, -4):
@@ -196,10 +196,10 @@ def compare(studio: Studio) -> None:
 def nodes(studio: Studio) -> None:
     kinds = [*json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8")), "DCAE_Compare"]
     opened = None
-    for kind in sorted(set(kinds), key=lambda kind: AFTER.get(kind.removeprefix("DCAE_"), "")):
-        template = AFTER.get(kind.removeprefix("DCAE_"))
+    for kind in sorted(set(kinds), key=lambda kind: TEMPLATE_OF.get(kind.removeprefix("DCAE_"), "")):
+        template = TEMPLATE_OF.get(kind.removeprefix("DCAE_"))
         if template is None:
-            # With an id of its own, else it shows the picture of a template's node.
+            # A fresh id, else it shows the picture of a template's node.
             add = "kind => { app.graph.clear(); app.graph.add(Object.assign(LiteGraph.createNode(kind), {id: 900})) }"
             studio.page.evaluate(add, kind)
         elif template != opened:
@@ -236,27 +236,27 @@ def original() -> Image.Image:
 
 
 def square(picture: Image.Image, left: float = 0.5) -> Image.Image:
-    """Its full height, from `left` (0: left, 1: right), as a card."""
+    """Return the largest square of a picture at `left` (0: left, 1: right), as a card."""
     return ImageOps.fit(picture, (CARD, CARD), Image.Resampling.LANCZOS, centering=(left, 0.5))
 
 
 def label(card: Image.Image, text: str, at: tuple[float, float], anchor: str, size: int = 30) -> None:
-    """White text on a dark pill; `anchor` as Pillow's."""
+    """Draw white text on a dark pill; `anchor` is Pillow's."""
     pen, font = ImageDraw.Draw(card, "RGBA"), ImageFont.load_default(size)
     left, top, right, bottom = pen.textbbox(at, text, font=font, anchor=anchor)
     pen.rounded_rectangle((left - 12, top - 9, right + 12, bottom + 9), 10, fill=(0, 0, 0, 190))
     pen.text(at, text, fill=INK, font=font, anchor=anchor)
 
 
-def halves(left: Image.Image, right: Image.Image) -> Image.Image:
+def split(left: Image.Image, right: Image.Image) -> Image.Image:
     card = left.copy()
     card.paste(right.crop((CARD // 2, 0, CARD, CARD)), (CARD // 2, 0))
     ImageDraw.Draw(card).line((CARD // 2, 0, CARD // 2, CARD), INK, 3)
     return card
 
 
-def head(picture: Image.Image) -> Image.Image:
-    """The bird's head, large."""
+def bird_head(picture: Image.Image) -> Image.Image:
+    """Return the bird's head, enlarged to a card."""
     side = round(picture.height * 0.56)
     left, top = round(picture.width * 0.305), round(picture.height * 0.1)
     return picture.crop((left, top, left + side, top + side)).resize((CARD, CARD), Image.Resampling.LANCZOS)
@@ -264,14 +264,14 @@ def head(picture: Image.Image) -> Image.Image:
 
 def card_round_trip(studio: Studio) -> Image.Image:
     (result,) = studio.saved("round_trip")
-    card = halves(head(original()), head(result))
+    card = split(bird_head(original()), bird_head(result))
     label(card, "original", (CARD // 4, CARD - 36), "mm")
     label(card, "result", (CARD * 3 // 4, CARD - 36), "mm")
     return card
 
 
 def card_4k(studio: Studio) -> Image.Image:
-    """The result, cut where the decoder's strips meet, and what its node said."""
+    """Return the result with lines where the decoder's strips meet, and the node's size, strips and peak."""
     (result,) = studio.saved("4k_in_a_small_budget")
     size, strips, peak = decoded(studio)
     card = square(result, 0.4)
@@ -285,9 +285,9 @@ def card_4k(studio: Studio) -> Image.Image:
 
 
 def decoded(studio: Studio) -> list[str]:
-    """Size, strips and peak from the line on DC-AE Decode in the 4K template."""
+    """Return size, strips and peak from the line on DC-AE Decode in the 4K template."""
     graph = json.loads((TEMPLATES / "api" / "4k_in_a_small_budget.json").read_text(encoding="utf-8"))
-    (node,) = [one for one, made in graph.items() if made["class_type"] == "DCAE_Decode"]
+    (node,) = [id_ for id_, node in graph.items() if node["class_type"] == "DCAE_Decode"]
     return studio.outputs("4k_in_a_small_budget")[node]["dcae"][0].split(" · ")[:3]
 
 
@@ -304,9 +304,9 @@ def card_batch(studio: Studio) -> Image.Image:
 
 
 def card_inpaint(studio: Studio) -> Image.Image:
-    """The masked photograph above, what comes out below."""
+    """Return the masked photograph above, the node's result below."""
     graph = json.loads((TEMPLATES / "api" / "inpaint_encode.json").read_text(encoding="utf-8"))
-    (mask,) = [made["inputs"] for made in graph.values() if made["class_type"] == "MaskComposite"]
+    (mask,) = [node["inputs"] for node in graph.values() if node["class_type"] == "MaskComposite"]
     patch = graph[mask["source"][0]]["inputs"]
     (result,) = studio.saved("inpaint_encode")
     box = mask["x"], mask["y"], mask["x"] + patch["width"], mask["y"] + patch["height"]
@@ -324,24 +324,24 @@ def card_inpaint(studio: Studio) -> Image.Image:
 
 
 def hatched(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """A copy with diagonal stripes over `box`, as far as they are in it."""
-    over = picture.copy()
-    pen = ImageDraw.Draw(over)
+    """Return a copy with diagonal stripes inside `box`."""
+    stripes = picture.copy()
+    pen = ImageDraw.Draw(stripes)
     left, top, right, bottom = box
     pen.rectangle(box, fill="#30303a")
     for x in range(left - (bottom - top), right, 24):
         pen.line((x, bottom, x + bottom - top, top), fill=ACCENT, width=8)
-    made = picture.copy()
-    made.paste(over.crop(box), box[:2])
-    ImageDraw.Draw(made).rectangle(box, outline=INK, width=4)
-    return made
+    hatched_picture = picture.copy()
+    hatched_picture.paste(stripes.crop(box), box[:2])
+    ImageDraw.Draw(hatched_picture).rectangle(box, outline=INK, width=4)
+    return hatched_picture
 
 
 def card_compare(studio: Studio) -> Image.Image:
-    """The result, and the difference on the right of the slider."""
+    """Return the result on the left of a slider, the difference on its right."""
     (shown,) = [one["dcae_compare"][0] for one in studio.outputs("compare").values() if "dcae_compare" in one]
     result = shown["pictures"][0]["results"][0]
-    card = halves(*(square(studio.file(result[kind], "temp"), 0.46) for kind in ("result", "difference")))
+    card = split(*(square(studio.file(result[kind], "temp"), 0.46) for kind in ("result", "difference")))
     pen, middle = ImageDraw.Draw(card), CARD // 2
     pen.ellipse((middle - 24, middle - 24, middle + 24, middle + 24), fill=INK)
     for side in (-1, 1):
@@ -351,7 +351,7 @@ def card_compare(studio: Studio) -> Image.Image:
 
 
 def card_sana(studio: Studio) -> Image.Image:
-    """A drawing: Sana itself is not run here."""
+    """Return a drawing: Sana is not run here."""
     card = Image.new("RGB", (CARD, CARD), PAPER)
     pen, middle = ImageDraw.Draw(card), CARD // 2
     steps = [
@@ -376,19 +376,19 @@ def round_trip(studio: Studio) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "demo.png")
         cli.main(["demo", "-o", str(file)])
-        made = Image.open(file).convert("RGB")
-    save(made, DOCS / "round_trip.jpg", 150_000, 1506)
+        picture = Image.open(file).convert("RGB")
+    save(picture, DOCS / "round_trip.jpg", 150_000, 1506)
 
 
 def seams(studio: Studio) -> None:
-    runs = measured.decoded()
-    text = measured.table(runs)
+    runs = benchmark.decoded()
+    text = benchmark.table(runs)
     print(text, end="")
     (ROOT / "benchmarks" / "results" / "seams.txt").write_text(text, encoding="utf-8")
-    save(measured.figure(runs), DOCS / "seams.jpg", 350_000)
+    save(benchmark.figure(runs), DOCS / "seams.jpg", 350_000)
 
 
-MADE: dict[str, Callable[[Studio], None]] = {
+PICTURES: dict[str, Callable[[Studio], None]] = {
     one.__name__: one for one in (workflow, nodes, compare, thumbnails, round_trip, seams)
 }
 
@@ -396,12 +396,12 @@ MADE: dict[str, Callable[[Studio], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="*", help="all, if none is named")
-    names = parser.parse_args().name or list(MADE)
-    if unknown := set(names) - MADE.keys():
-        parser.error(f"{', '.join(sorted(unknown))} is none of {', '.join(MADE)}")
+    names = parser.parse_args().name or list(PICTURES)
+    if unknown := set(names) - PICTURES.keys():
+        parser.error(f"{', '.join(sorted(unknown))} is none of {', '.join(PICTURES)}")
     with Studio() as studio:
         for name in names:
-            MADE[name](studio)
+            PICTURES[name](studio)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// Before and after on DC-AE Compare: the original to the left of a cut, a VAE's result to its right; or the difference.
+// The slider of DC-AE Compare: the original on its left, a VAE's result on its right; or their difference.
 import { api } from "../../scripts/api.js";
 
 const HEIGHT = 300;
@@ -14,8 +14,8 @@ export function addSlider(node) {
   const box = make("div", { display: "none", flexDirection: "column", gap: "4px", height: "100%", width: "100%" });
   box.className = "dcae-compare";
   const bar = make("div", { display: "flex", gap: "4px", flexWrap: "wrap" }, box);
-  const look = { font: "12px sans-serif", color: "inherit", background: "var(--comfy-input-bg, #222)", maxWidth: "100%" };
-  const choose = (label) => make("select", { ...look, border: "1px solid #8886", borderRadius: "4px" }, bar, { ariaLabel: label });
+  const style = { font: "12px sans-serif", color: "inherit", background: "var(--comfy-input-bg, #222)", maxWidth: "100%" };
+  const choose = (label) => make("select", { ...style, border: "1px solid #8886", borderRadius: "4px" }, bar, { ariaLabel: label });
   const [picture, result, view] = [choose("picture"), choose("VAE"), choose("view")];
   view.append(new Option("original | result", "slider"), new Option("difference", "difference"));
   const frame = make("div", { flex: "1 1 0", minHeight: `${HEIGHT - 60}px`, display: "flex", justifyContent: "center", alignItems: "center" }, box);
@@ -39,16 +39,16 @@ export function addSlider(node) {
     Object.assign(edge.style, { left: `${cut.value}%`, display: all ? "none" : "" });
   };
   const draw = () => {
-    const shown = node.dcaeCompare.pictures[picture.value];
-    const one = shown.results[result.value];
-    text.textContent = text.title = one.text;
-    text.style.color = one.result ? "var(--fg-color, #ddd)" : "#ff7a7a";
-    before.src = url(shown.original);
-    after.style.visibility = one.result ? "" : "hidden";
-    if (one.result) after.src = url(view.value === "difference" ? one.difference : one.result);
+    const row = node.dcaeCompare.pictures[picture.value];
+    const entry = row.results[result.value];
+    text.textContent = text.title = entry.text;
+    text.style.color = entry.result ? "var(--fg-color, #ddd)" : "#ff7a7a";
+    before.src = url(row.original);
+    after.style.visibility = entry.result ? "" : "hidden";
+    if (entry.result) after.src = url(view.value === "difference" ? entry.difference : entry.result);
     move();
   };
-  // As large as it goes in the frame with the picture's proportions.
+  // Fit the picture into the frame, with its proportions.
   const fit = () => {
     const scale = Math.min(frame.clientWidth / before.naturalWidth, frame.clientHeight / before.naturalHeight);
     if (!(scale > 0 && scale < Infinity)) return;
@@ -65,13 +65,13 @@ export function addSlider(node) {
     serialize: false, hideOnZoom: false, margin: 6, getMinHeight: () => (node.dcaeCompare ? HEIGHT : 0),
   });
   widget.serialize = false;
-  node.dcaeShow = (made) => {
+  node.dcaeShow = (comparison) => {
     const first = !node.dcaeCompare;
-    node.dcaeCompare = made;
-    if (!made.pictures.length) return;
-    fill(picture, made.pictures.map((one) => one.name));
-    fill(result, made.pictures[0].results.map((one) => one.name));
-    picture.style.display = made.pictures.length > 1 ? "" : "none";
+    node.dcaeCompare = comparison;
+    if (!comparison.pictures.length) return;
+    fill(picture, comparison.pictures.map((one) => one.name));
+    fill(result, comparison.pictures[0].results.map((one) => one.name));
+    picture.style.display = comparison.pictures.length > 1 ? "" : "none";
     box.style.display = "flex";
     draw();
     if (first) node.setSize([Math.max(node.size[0], 420), Math.max(node.size[1], node.computeSize()[1])]);

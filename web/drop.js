@@ -1,11 +1,11 @@
-// A latent file of a DC-AE that is dropped on the graph becomes the nodes that decode it.
+// Add the nodes that decode a DC-AE latent file when it is dropped on the graph.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const CHANNELS = [32, 128, 512];
-const MOST_HEADER = 4 << 20;
+const MAX_HEADER = 4 << 20;
 
-// ComfyUI gives extensions no say in drops, so this sees them first, and gives back what is not for it.
+// ComfyUI has no hook for drops: this handler runs before ComfyUI's and passes other files on to it.
 export function takeDrop(event) {
   const files = [...(event.dataTransfer?.files ?? [])];
   if (!files.length || !files.every((file) => /\.(latent|safetensors)$/i.test(file.name))) return;
@@ -16,7 +16,7 @@ export function takeDrop(event) {
   const [x, y] = app.canvas.convertEventToCanvasOffset(event);
   files.forEach(async (file, i) => {
     try {
-      const latent = await describe(file);
+      const latent = await readHeader(file);
       if (latent) await addNodes(file, latent, x, y + i * 320);
       else await app.handleFile(file, "file_drop");
     } catch (error) {
@@ -25,22 +25,22 @@ export function takeDrop(event) {
   });
 }
 
-// {variant} of a latent file that a DC-AE made (the variant where the file says it), else null.
-async function describe(file) {
+// Return {variant} of a DC-AE latent file (undefined if the file does not name it), null for any other file.
+async function readHeader(file) {
   if (file.size < 8) return null;
   const length = Number(new DataView(await file.slice(0, 8).arrayBuffer()).getBigUint64(0, true));
-  if (length > Math.min(MOST_HEADER, file.size - 8)) return null;
+  if (length > Math.min(MAX_HEADER, file.size - 8)) return null;
   let header;
   try {
     header = JSON.parse(await file.slice(8, 8 + length).text());
   } catch {
     return null;
   }
-  const told = header?.__metadata__ ?? {}; // of any type: files come from anywhere
-  if (header?.latents && String(told.format).startsWith("dcae-latents")) return { variant: told.variant };
+  const metadata = header?.__metadata__ ?? {}; // untrusted: values of any type
+  if (header?.latents && String(metadata.format).startsWith("dcae-latents")) return { variant: metadata.variant };
   const channels = header?.latent_tensor?.shape?.[1];
-  const ours = told.prompt ? String(told.prompt).includes('"DCAE_') : channels !== 128; // Flux 2 has 128 as well
-  return CHANNELS.includes(channels) && ours ? {} : null;
+  const isDCAE = metadata.prompt ? String(metadata.prompt).includes('"DCAE_') : channels !== 128; // Flux 2 has 128 as well
+  return CHANNELS.includes(channels) && isDCAE ? {} : null;
 }
 
 async function addNodes(file, { variant }, x, y) {
@@ -57,8 +57,8 @@ async function addNodes(file, { variant }, x, y) {
   set(load, "latent", name, true);
   const loader = graph._nodes.find((node) => node.comfyClass === "DCAE_Loader") ?? add("DCAE_Loader", 0, 130);
   const model = loader.widgets.find((widget) => widget.name === "model");
-  const fitting = variant && !model.value.startsWith(variant) && model.options.values.find((v) => v.startsWith(variant));
-  if (fitting) set(loader, "model", fitting);
+  const choice = variant && !model.value.startsWith(variant) && model.options.values.find((v) => v.startsWith(variant));
+  if (choice) set(loader, "model", choice);
   const decode = add("DCAE_Decode", 420, 0);
   const preview = add("PreviewImage", 740, 0);
   load.connect(0, decode, "samples");
@@ -78,9 +78,9 @@ async function upload(file) {
   return subfolder ? `${subfolder}/${name}` : name;
 }
 
-function set(node, name, value, offer = false) {
+function set(node, name, value, addOption = false) {
   const widget = node.widgets.find((one) => one.name === name);
-  if (offer && !widget.options.values.includes(value)) widget.options.values.push(value);
+  if (addOption && !widget.options.values.includes(value)) widget.options.values.push(value);
   widget.value = value;
   widget.callback?.(value);
 }

@@ -14,7 +14,7 @@ export function addLine(node) {
     color: COLOURS.plan,
     userSelect: "text",
   });
-  // A type of its own: ComfyUI puts a component of its own in the place of types that it knows.
+  // A type that ComfyUI does not know: it replaces widgets of known types with its components.
   const widget = node.addDOMWidget("dcae_line", "dcae_line", element, {
     serialize: false,
     hideOnZoom: false,

@@ -1,50 +1,50 @@
-// What a node will do, as far as the graph tells, asked of the server when something changed that it depends on.
+// Show the plan of a node's run before it runs. The server makes a new plan when an input changes.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { show } from "./line.js";
 
-// Nodes whose output is as large as their input of the same kind.
+// Nodes whose latent output has the size of their latent input.
 const SAME_SIZE = ["KSampler", "KSamplerAdvanced", "SamplerCustom", "SetLatentNoiseMask", "DCAE_ScaleLatent"];
-const pictures = new Map(); // URL of a picture in ComfyUI's folders: its size, or null while that is not known
+const pictures = new Map(); // URL of a picture in ComfyUI's folders: its size, null while it loads
 
-export async function foresee(node) {
-  const question = ask(node);
-  let wrong = app.lastNodeErrors?.[node.id]?.errors?.[0];
-  if (wrong && wrong !== node.dcae.wrong) Object.assign(node.dcae, { wrong, about: question });
-  if (question !== node.dcae.about) wrong = null; // ComfyUI keeps what it said until the next run
-  const key = wrong ? JSON.stringify(wrong) : question;
+export async function updatePlan(node) {
+  const query = planQuery(node);
+  let error = app.lastNodeErrors?.[node.id]?.errors?.[0];
+  if (error && error !== node.dcae.error) Object.assign(node.dcae, { error, errorQuery: query });
+  if (query !== node.dcae.errorQuery) error = null; // ComfyUI keeps an error until the next run
+  const key = error ? JSON.stringify(error) : query;
   if (key === null || key === node.dcae.key) return;
   const first = node.dcae.key === "";
-  const turn = {};
-  Object.assign(node.dcae, { key, turn });
-  if (wrong) return show(node, wrong.details || wrong.message, "error");
-  if (first && node.dcae.state) return; // shown already: a run that ended before
-  const answer = await (await api.fetchApi(`/dcae/${question}`)).json();
-  if (node.dcae.turn === turn && node.dcae.state !== "busy") {
+  const request = {};
+  Object.assign(node.dcae, { key, request });
+  if (error) return show(node, error.details || error.message, "error");
+  if (first && node.dcae.state) return; // the line shows the result of a run
+  const answer = await (await api.fetchApi(`/dcae/${query}`)).json();
+  if (node.dcae.request === request && node.dcae.state !== "busy") {
     show(node, answer.text ?? answer.problem, answer.text ? "plan" : "error");
   }
 }
 
-// Shows what became of a run, which stays until the node would do something else.
-export function settle(node, text, state) {
+// Show the result of a run. It stays until the node's query changes.
+export function showResult(node, text, state) {
   if (!node?.dcae) return;
-  Object.assign(node.dcae, { key: ask(node) ?? "", turn: null }); // no answer that is under way replaces it
+  Object.assign(node.dcae, { key: planQuery(node) ?? "", request: null }); // a pending answer must not replace it
   show(node, text, state);
 }
 
-// Another node's turn, this one's, or the end of a run: what a node told at its work is over, and so is an old error.
-export function release(node, starts) {
-  if (node.dcae.state === "busy" || (starts && node.dcae.state === "error")) node.dcae.state = node.dcae.key = null;
+// Clear a busy line when any node starts or the run ends, and an error when its node starts again.
+export function clearResult(node, starting) {
+  if (node.dcae.state === "busy" || (starting && node.dcae.state === "error")) node.dcae.state = node.dcae.key = null;
 }
 
-// The route and its query that tell what `node` will do; null where the graph does not say.
-function ask(node) {
+// Return the route and query of the node's plan; null if the graph does not determine them.
+function planQuery(node) {
   if (node.comfyClass === "DCAE_Loader") return `model?${new URLSearchParams({ choice: value(node, "model") })}`;
   const encoding = node.comfyClass === "DCAE_Encode";
   const loader = source(node, "vae");
   const size = encoding ? inputSize(node, "pixels") : inputSize(node, "samples");
   if (loader?.comfyClass !== "DCAE_Loader" || !size) return null;
-  const asked = {
+  const query = {
     choice: value(loader, "model"),
     variant: value(loader, "variant"),
     dtype: value(loader, "dtype"),
@@ -52,27 +52,27 @@ function ask(node) {
     ...size,
     budget_gib: value(node, "budget_gib"),
   };
-  if (encoding) asked.size_mode = value(node, "size_mode");
-  return Object.values(asked).includes(undefined) ? null : `plan?${new URLSearchParams(asked)}`;
+  if (encoding) query.size_mode = value(node, "size_mode");
+  return Object.values(query).includes(undefined) ? null : `plan?${new URLSearchParams(query)}`;
 }
 
-// A widget's value; undefined where there is none or a link gives it.
+// Return a widget's value; undefined if there is no such widget or its input is linked.
 function value(node, name) {
   const slot = node.inputs?.find((input) => input.widget?.name === name || input.name === name);
   if (slot?.link != null) return undefined;
   return node.widgets?.find((widget) => widget.name === name)?.value;
 }
 
-// The node that feeds an input, through reroutes; undefined if nothing does.
+// Return the node linked to an input, through reroutes; undefined if there is none.
 function source(node, name) {
-  const at = node.inputs?.findIndex((input) => input.name === name) ?? -1;
-  const from = at < 0 ? null : node.getInputNode(at);
+  const index = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  const from = index < 0 ? null : node.getInputNode(index);
   if (!from) return undefined;
   if (from.comfyClass === "Reroute" || from.type === "Reroute") return source(from, from.inputs[0].name);
   return from;
 }
 
-// {width, height, batch} of the picture that an input is, or is the latent of.
+// Return {width, height, batch} of an input's picture, or of its latent's picture.
 function inputSize(node, name) {
   const from = source(node, name);
   if (!from || from.mode === 2 || from.mode === 4) return null;

@@ -21,9 +21,9 @@ def open_round_trip(page) -> None:
 
 
 def load(page) -> float:
-    """Opens the page and the round trip in it; returns the milliseconds that our scripts, and what they called, took.
+    """Open the page and the round trip in it; return the milliseconds of the pack's scripts and of what they called.
 
-    They are samples of a profile times the time between two, which a machine that does other things makes no larger.
+    Counted as samples of a profile times their interval, so that other load on the machine does not count.
     """
     profiler, between = page.context.new_cdp_session(page), 0.5
     profiler.send("Profiler.enable")
@@ -36,17 +36,17 @@ def load(page) -> float:
     profile = profiler.send("Profiler.stop")["profile"]
     profiler.detach()
     nodes = {node["id"]: node for node in profile["nodes"]}
-    ours = [one for one, node in nodes.items() if f"/{page.server.pack_name}/" in node["callFrame"]["url"]]
-    assert ours, "the profile has seen none of our functions"
+    pending = [one for one, node in nodes.items() if f"/{page.server.pack_name}/" in node["callFrame"]["url"]]
+    assert pending, "the profile has seen no function of the pack"
     inside = set()
-    while ours:
-        inside.add(one := ours.pop())
-        ours += nodes[one].get("children", [])
+    while pending:
+        inside.add(one := pending.pop())
+        pending += nodes[one].get("children", [])
     return sum(one in inside for one in profile["samples"]) * between
 
 
 def line(page, kind: str) -> str:
-    """What a node's line says; it must be on the page, and in Nodes 2.0 within the node."""
+    """Return the text of a node's line if it is on the page, else nothing."""
     return page.evaluate(
         """kind => {
             const node = app.graph._nodes.find(n => n.comfyClass === `DCAE_${kind}`);

@@ -15,12 +15,12 @@ def test_there_are_workflows():
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_the_twin_is_the_same_graph(path, comfyui):
+def test_both_formats_hold_the_same_graph(path, comfyui):
     workflow = json.loads(path.read_text())
-    twin = json.loads((FOLDER / "api" / path.name).read_text())
+    prompt = json.loads((FOLDER / "api" / path.name).read_text())
     nodes = {str(n["id"]): n for n in workflow["nodes"] if n["type"] not in ("Note", "MarkdownNote")}
     links = {link[0]: link for link in workflow["links"]}
-    assert {i: n["type"] for i, n in nodes.items()} == {i: n["class_type"] for i, n in twin.items()}
+    assert {i: n["type"] for i, n in nodes.items()} == {i: n["class_type"] for i, n in prompt.items()}
     for i, n in nodes.items():
         inputs = {}
         for slot in n["inputs"]:
@@ -31,9 +31,9 @@ def test_the_twin_is_the_same_graph(path, comfyui):
         try:
             declared = comfyui.object_info(n["type"])["input"]
         except KeyError:  # of a pack that is not here
-            assert inputs.items() <= twin[i]["inputs"].items(), n["type"]
+            assert inputs.items() <= prompt[i]["inputs"].items(), n["type"]
             assert set(map(str, n["widgets_values"])) >= {
-                str(v) for k, v in twin[i]["inputs"].items() if k not in inputs
+                str(v) for k, v in prompt[i]["inputs"].items() if k not in inputs
             }
             continue
         widgets = [name for part in declared.values() for name, spec in part.items() if is_widget(spec)]
@@ -41,7 +41,7 @@ def test_the_twin_is_the_same_graph(path, comfyui):
             widgets.insert(1, "control_after_generate")  # which only the page has
         inputs |= dict(zip(widgets, n["widgets_values"], strict=False))
         inputs.pop("control_after_generate", None)
-        assert inputs == twin[i]["inputs"], n["type"]
+        assert inputs == prompt[i]["inputs"], n["type"]
     assert path.with_suffix(".jpg").is_file(), "a template shows a picture of the same name"
 
 

@@ -351,7 +351,7 @@ def test_a_disk_that_fills_up_under_way_keeps_what_arrived(download, tmp_path):
 def test_a_folder_that_may_not_be_written(download, tmp_path):
     (tmp_path / "models").mkdir()
     with StandinHub({FILE: BODY}) as server:
-        with faults.closed(tmp_path / "models") as folder:
+        with faults.read_only(tmp_path / "models") as folder:
             told = refusal(download, server, folder=folder)
             assert f"{folder} can't be written (Permission denied): make it writable, or choose another" in told
             assert "can't be written" in refusal(download, server, folder=folder / "below")
@@ -359,6 +359,6 @@ def test_a_folder_that_may_not_be_written(download, tmp_path):
         (tmp_path / "file").touch()
         assert "can't be written (Not a directory)" in refusal(download, server, folder=tmp_path / "file" / "below")
         assert download(server, folder=folder).read_bytes() == BODY
-        with faults.closed(folder):  # what is here and right needs no writing
+        with faults.read_only(folder):  # what is here and right needs no writing
             assert download(server, folder=folder, token=False).read_bytes() == BODY
     assert len(server.gets()) == 1

@@ -1,4 +1,5 @@
-"""The public face: one loaded DC-AE, which encodes pictures to latents and decodes them back."""
+"""`DCAE`, the public face: load, encode, decode, plan. Finding and reading weights is left to `weights`, planning and
+running to `engine`."""
 
 from __future__ import annotations
 

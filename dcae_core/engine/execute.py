@@ -1,4 +1,5 @@
-"""Carrying out a plan: whole or in strips; in less memory where it runs out; in fp32 where fp16 overflows."""
+"""Carry out a plan, whole or in strips: in less memory where it runs out, in fp32 where fp16 overflows. Choosing a plan
+is left to `plan`, one streamed run to `sweeps`."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class DCAE:
         chosen, named = _first_unless(lambda: choose(fits, variant, [], "The state dict"), fits)
         self._build(complete(inner, layout, chosen), chosen, device, dtype, rewrites)
         if not named:
-            self.variant = infer_variant.infer(self, fits, "The state dict")
+            self.variant = infer_variant.infer(self.encode, fits, "The state dict")
         return self
 
     @classmethod
@@ -135,7 +135,7 @@ class DCAE:
         self.path, self.layout = checkpoint.path, checkpoint.layout
         self._build(checkpoint.state(chosen), chosen, device, dtype)
         if not named:
-            self.variant = infer_variant.infer(self, checkpoint.fits, str(self.path))
+            self.variant = infer_variant.infer(self.encode, checkpoint.fits, str(self.path))
 
     def _build(
         self,

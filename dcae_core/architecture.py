@@ -1,4 +1,5 @@
-"""The shape of a DC-AE network: what diffusers' AutoencoderDC config says, as frozen descriptors. No torch in here.
+"""The shape of a DC-AE network as frozen descriptors: what diffusers' AutoencoderDC config says. What is published is
+in `variants`, the network itself in `model`. No torch in here.
 
 Words such as block types and norms are those of that config, so nothing has to be translated.
 """

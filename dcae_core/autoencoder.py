@@ -1,4 +1,5 @@
-"""The public face: one loaded DC-AE, which encodes pictures to latents and decodes them back."""
+"""`DCAE`, the public face: load, encode, decode, plan. Finding and reading weights is left to `weights`, planning and
+running to `engine`."""
 
 from __future__ import annotations
 
@@ -113,7 +114,7 @@ class DCAE:
         chosen, named = _first_unless(lambda: choose(fits, variant, [], "The state dict"), fits)
         self._build(complete(inner, layout, chosen), chosen, device, dtype, rewrites)
         if not named:
-            self.variant = infer_variant.infer(self, fits, "The state dict")
+            self.variant = infer_variant.infer(self.encode, fits, "The state dict")
         return self
 
     @classmethod
@@ -134,7 +135,7 @@ class DCAE:
         self.path, self.layout = checkpoint.path, checkpoint.layout
         self._build(checkpoint.state(chosen), chosen, device, dtype)
         if not named:
-            self.variant = infer_variant.infer(self, checkpoint.fits, str(self.path))
+            self.variant = infer_variant.infer(self.encode, checkpoint.fits, str(self.path))
 
     def _build(
         self,

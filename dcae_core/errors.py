@@ -1,4 +1,5 @@
-"""The errors this package raises on purpose. Each message says what was given, what is needed and what to do next."""
+"""The errors that this package raises on purpose. Each message says what was given, what is needed and what to do
+next."""
 
 __all__ = [
     "AmbiguousVariant",

@@ -1,4 +1,4 @@
-"""Writing files that appear whole or not at all; where the bundled ones are."""
+"""Atomic writes, and the folder of bundled files. Reading files from others is left to `untrusted`."""
 
 from __future__ import annotations
 

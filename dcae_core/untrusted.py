@@ -1,5 +1,5 @@
-"""Open files from untrusted sources within limits; shared by all readers of this package. What is promised:
-SECURITY.md."""
+"""Open files from untrusted sources within limits, for all readers of this package, who judge the content. What is
+promised: SECURITY.md."""
 
 from __future__ import annotations
 

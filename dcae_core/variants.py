@@ -1,4 +1,5 @@
-"""Every published DC-AE variant, as one table of frozen descriptors. No torch in here.
+"""The table of published DC-AE variants: name, Architecture, scaling factor, repositories. Where files lie and what
+they hold is left to `weights`. No torch in here.
 
 Sources: the configurations in mit-han-lab/efficientvit (`dc_ae.py`) and dc-ai-projects/DC-Gen (`dc_ae.py`); for the
 scaling factors the `config.json` files of the `-diffusers` repositories, and for 1.5 DC-Gen's `c2i_model_zoo.py`.

@@ -1,4 +1,4 @@
-"""The nodes DCAE_Encode and DCAE_Decode."""
+"""DCAE_Encode and DCAE_Decode. Memory and devices are left to `vae`, the size in a LATENT to `latents`."""
 
 from __future__ import annotations
 

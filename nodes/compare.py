@@ -1,4 +1,4 @@
-"""The node DCAE_Compare."""
+"""DCAE_Compare: any VAEs of ComfyUI through dcae_core.compare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The node DCAE_Loader."""
+"""DCAE_Loader. Its choices and their files are in `models`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The node DCAE_Preview."""
+"""DCAE_Preview: sampling previews, from the maps of dcae_core.media.preview."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decode what `encode` wrote: latents to picture files. Resumable in the same way."""
+"""Decode what `encode` wrote to picture files; resumable in the same way. Reading latents is left to `shards`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Run a job on one machine: worker processes read and decode, a thread writes, and the device encodes all the time."""
+"""Run a job on one machine: worker processes read and decode, a thread writes, and the device encodes all the time.
+What is done with a part is in `encode`, and what is pending in `job`."""
 
 from __future__ import annotations
 

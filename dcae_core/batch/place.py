@@ -1,4 +1,4 @@
-"""Folders on this machine or anywhere that fsspec reaches, with atomic writes."""
+"""Folders on this machine or anywhere that fsspec reaches, with atomic writes. What lies in them is left to others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decode and resize one source. Runs in worker processes: Pillow and NumPy, no torch."""
+"""Decode and resize one source, for encoding. Runs in worker processes: Pillow and NumPy, no torch."""
 
 from __future__ import annotations
 

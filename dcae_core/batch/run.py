@@ -1,4 +1,5 @@
-"""Run a job from start to summary: pending parts, engine, progress, metrics."""
+"""Run a job from start to summary: what is pending, progress, metrics. Working through the parts is left to `local` or
+`cluster`."""
 
 from __future__ import annotations
 

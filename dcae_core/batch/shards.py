@@ -1,4 +1,5 @@
-"""Write and read the latents of a part: one file (Parquet, a WebDataset tar) or a folder of safetensors."""
+"""Write and read the latents of a part: one file (Parquet, a WebDataset tar) or a folder of safetensors. Where the
+files lie is left to `place`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""List and read the pictures of a data set: folders, globs, Parquet files, WebDataset tars; cut into parts."""
+"""List the pictures of a data set (folders, globs, Parquet files, WebDataset tars), cut into parts, and read their
+bytes. Decoding is left to `prepare`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison as a page: one HTML file and a folder of pictures beside it, to open from a disk or a server."""
+"""Write a comparison as a page: one HTML file and a folder of pictures beside it, for a disk or a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The comparison itself: every autoencoder on every picture, with its scores and its cost."""
+"""Run a comparison: every autoencoder on every picture, with scores and cost. Showing it is left to `text`, `sheet` and
+`page`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison as one picture."""
+"""Draw a comparison as one picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison in words and numbers: lines, a table, JSON."""
+"""Write a comparison as lines, a table, JSON."""
 
 from __future__ import annotations
 

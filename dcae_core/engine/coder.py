@@ -1,4 +1,5 @@
-"""The network as it runs: an encoder or a decoder as the list of its layers, in the order data flows."""
+"""An encoder or a decoder as it runs: the list of its layers, in the order data flows, made from `model`'s. What a
+layer does is in `layers`, running in strips in `sweeps`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices and dtypes: parsing them, choosing them when the caller does not, and recognising a device that failed."""
+"""Parse and choose devices and dtypes; recognise a device that failed. Memory is in `memory`."""
 
 from __future__ import annotations
 

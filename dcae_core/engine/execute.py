@@ -1,4 +1,5 @@
-"""Carrying out a plan: whole or in strips; in less memory where it runs out; in fp32 where fp16 overflows."""
+"""Carry out a plan, whole or in strips: in less memory where it runs out, in fp32 where fp16 overflows. Choosing a plan
+is left to `plan`, one streamed run to `sweeps`."""
 
 from __future__ import annotations
 
@@ -34,29 +35,32 @@ def run(
     output_device: torch.device | str | None = None,
     as_uint8: bool = False,
 ) -> tuple[Tensor, Plan]:
-    """Encodes or decodes `x` by the plan that `make_plan` makes for the coder as it is; returns the result and the plan
-    that was carried out. A result of fp16 that is not finite is computed again in fp32, for which the coder's weights
-    are changed under way: of several threads one at a time.
+    """Encode or decode `x` by the plan that `make_plan` makes for the coder as it is; return the result and the plan
+    that was carried out. In fp16 a result that is not finite is computed again in fp32. That converts the coder's
+    weights meanwhile, so only one thread at a time may run a coder.
+
+    x: pictures [B, 3, H, W] in [-1, 1] or uint8, or raw latents [B, c, h, w]. progress: called with (done, total) after
+    each step; what it raises ends the run. as_uint8: pictures as 0 to 255.
 
     Raises BudgetError where memory runs out whatever is tried, NonFiniteError, and what `explain_nonfinite` raises.
     """
 
-    def once(dtype: torch.dtype) -> tuple[Tensor, Plan]:
-        output_dtype = torch.uint8 if as_uint8 else dtype
-        result, plan = run_with_retries(coder, make_plan(), x, progress, output_device, output_dtype)
-        return require_finite(result), plan
+    def once(plan: Plan) -> tuple[Tensor, Plan]:
+        output_dtype = torch.uint8 if as_uint8 else coder.like.dtype
+        result, carried_out = run_with_retries(coder, plan, x, progress, output_device, output_dtype)
+        return require_finite(result), carried_out
 
-    dtype = coder.like.dtype
+    dtype, plan = coder.like.dtype, make_plan()
     try:
-        return once(dtype)
+        return once(plan)
     except NonFiniteError:
         explain_nonfinite(coder, x)
         if dtype != torch.float16:
             raise
-    log.warning("A result overflowed in fp16 and is computed again in fp32; bf16 avoids that.")
+    log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", plan.name)
     try:
         coder.float()  # fp16 weights survive the way to fp32 and back unchanged
-        return once(torch.float32)
+        return once(make_plan())
     finally:
         coder.to(dtype)
 
@@ -69,7 +73,7 @@ def run_with_retries(
     output_device: torch.device | str | None,
     output_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Plan]:
-    """The result, and the plan that gave it: where memory runs out all the same, one for less."""
+    """Return the result and the plan that gave it: `plan`, or where memory runs out, one for less memory."""
     device, run_in = coder.like.device, _in_this_thread
     for tries in range(1, TRIES + 1):
         try:

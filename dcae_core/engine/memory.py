@@ -1,4 +1,4 @@
-"""Memory: parsing and printing sizes, what is free on a device, recognising that memory ran out."""
+"""Parse and print sizes, measure free memory, recognise that memory ran out. What a run takes is in `plan`."""
 
 from __future__ import annotations
 

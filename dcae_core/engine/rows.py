@@ -1,4 +1,4 @@
-"""A buffer of rows: the window that a convolution slides down a map that arrives strip by strip."""
+"""A buffer of rows: the window that a layer slides down a map that arrives strip by strip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""An encoder or a decoder in strips: cut into sweeps, and run.
+"""Cut an encoder or a decoder into sweeps, and run it in strips. What a layer does with its rows is in `layers`, how
+tall strips are in `plan`.
 
 Attention needs sums over the whole map before it can go on, so it cuts the network into sweeps. In each, rows stream
 from one map through a pipeline of layers into the next map, whose first attention sums are gathered on the way. The

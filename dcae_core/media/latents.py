@@ -1,5 +1,5 @@
 """Read and write latent files: safetensors with the metadata that decoding needs. ComfyUI's SaveLatent files are read
-too."""
+too. Data sets of latents are in `batch.shards`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Geometry of pictures whose sides are not multiples of the ratio. Plain arithmetic, no torch."""
+"""Geometry of pictures whose sides are not multiples of the ratio. Plain arithmetic, no torch: `images` moves the
+pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Find weights on this machine, and download them from the Hugging Face hub on request.
+"""Find weights on this machine, and download them from the Hugging Face hub on request. Opening them is left to
+`checkpoint`, the transfer of bytes to `download`.
 
 It goes through huggingface_hub, so HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT and proxies apply.
 What happens when something goes wrong: benchmarks/FAULTS.md.

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ..errors import CheckpointError
 from ..files import ASSETS
@@ -24,11 +25,9 @@ from ..media import images
 from ..media.nonfinite import NonFiniteError
 from ..variants import Variant
 
-if TYPE_CHECKING:
-    from ..autoencoder import DCAE
-
 __all__ = ["Inference", "infer", "measured_factor", "most_probable", "photographs"]
 
+Encode = Callable[[Tensor], Tensor]  # a picture [1, 3, H, W] in [-1, 1] -> its raw latents
 log = logging.getLogger(__name__)
 
 SPREAD = 0.1  # standard deviation of the logarithm of a factor that is measured on so few photographs
@@ -55,13 +54,13 @@ def photographs() -> list[Path]:
     return sorted((ASSETS / "photographs").glob("*.jpg"))
 
 
-def measured_factor(ae: DCAE) -> float:
+def measured_factor(encode: Encode) -> float:
     """Return one over the RMS of the model's raw latents of the bundled photographs; infinite or NaN for a model that
     does not work."""
     squares = []
     for path in photographs():
         try:
-            squares.append(ae.encode(images.from_host(images.read(path))).double().square().mean())
+            squares.append(encode(images.from_host(images.read(path))).double().square().mean())
         except NonFiniteError:
             return math.nan
         if not squares[-1] > 0:
@@ -77,12 +76,12 @@ def most_probable(factor: float, fits: list[Variant]) -> Inference:
     return Inference(fits[best], factor, weights[best] / sum(weights) if sum(weights) else 0.0)
 
 
-def infer(ae: DCAE, fits: list[Variant], where: str) -> Variant:
+def infer(encode: Encode, fits: list[Variant], where: str) -> Variant:
     """Return the variant of a model that nothing names, and log a warning with the probability.
 
-    ae: made as any of `fits`. where: the file, for messages. Raises CheckpointError where it can't be told.
+    encode: of the model, made as any of `fits`. where: the file, for messages. Raises CheckpointError if it is unsure.
     """
-    factor = measured_factor(ae)
+    factor = measured_factor(encode)
     listed = " or ".join(f"{v.name} ({v.scaling_factor})" for v in fits)
     measured = f"one over the RMS of its latents of {len(photographs())} bundled photographs is {factor:.4g}"
     finding = most_probable(factor, fits) if math.isfinite(factor) and factor > 0 else None

@@ -1,4 +1,5 @@
-"""The names and shapes of the tensors in a DC-AE file, in both published layouts.
+"""The names and shapes of the tensors in a DC-AE file, in both published layouts. Which network they are is left to
+`recognise`.
 
 "diffusers" is the layout of the `-diffusers` repositories and of `model`; "original" is that of
 mit-han-lab/efficientvit and dc-ai-projects/DC-Gen. They differ in names, in q, k and v (three matrices against one 1x1

@@ -57,10 +57,11 @@ def absolute(module: str, node: ast.ImportFrom) -> str:
 
 def imports(module: str) -> list[tuple[str, str, str]]:
     """(module, name, name here) of each name that `module` imports from another of ours."""
-    typing = {id(n) for node in TREES[module].body if isinstance(node, ast.If) for n in node.body}  # TYPE_CHECKING
+    # The public face names what is above it for type checkers only, and imports it when it is asked for.
+    lazy = [n for node in TREES[module].body if isinstance(node, ast.If) for n in node.body if module == "dcae_core"]
     found = []
     for node in ast.walk(TREES[module]):
-        if not isinstance(node, ast.ImportFrom) or id(node) in typing:
+        if not isinstance(node, ast.ImportFrom) or node in lazy:
             continue
         if (source := absolute(module, node)) in MODULES:
             for alias in node.names:

@@ -1,4 +1,5 @@
-"""What all layers share: the contract of a layer, and its state while rows stream through it.
+"""What all layers share: the contract of a layer, and its state while rows stream through it. Who feeds it is left to
+`sweeps`.
 
 A layer is one class in one file of this folder. It says how its weights are made from a module of `model`, what it does
 with a whole map, what it does with a strip of rows, and the memory of both. All maps are [B, C, H, W], channels-last.

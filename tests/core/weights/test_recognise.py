@@ -167,7 +167,7 @@ def with_factor(factor: float) -> dict[str, torch.Tensor]:
     """The bundled model's weights, their latents scaled so that 1 / RMS over the bundled photographs is `factor`."""
     state = Checkpoint(hub.bundled()).state(find(DEMO))
     state = {key: tensor.float() for key, tensor in state.items()}
-    scale = infer_variant.measured_factor(DCAE.from_state_dict(state, DEMO, "cpu", "fp32")) / factor
+    scale = infer_variant.measured_factor(DCAE.from_state_dict(state, DEMO, "cpu", "fp32").encode) / factor
     average = torch.zeros_like(state["encoder.conv_out.weight"])  # the shortcut beside it: means of four channels
     for i in range(32):
         average[i, 4 * i : 4 * i + 4, 1, 1] = 0.25
@@ -205,4 +205,4 @@ def test_every_pair_is_told_apart_by_its_published_factors():
 def test_the_bundled_photographs_give_the_bundled_models_factor():
     ae = DCAE(DEMO, "cpu", "fp32")
     assert len(infer_variant.photographs()) == 7
-    assert infer_variant.measured_factor(ae) == pytest.approx(ae.scaling_factor, rel=0.03)
+    assert infer_variant.measured_factor(ae.encode) == pytest.approx(ae.scaling_factor, rel=0.03)

@@ -88,7 +88,7 @@ def of_diffusers():
     given = checkpoint.Checkpoint(hub.bundled())
     variant = given.choose()
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(folder, given.state(variant), variant, "diffusers")
+        checkpoint.save(folder, given.state(variant.architecture), variant, "diffusers")
         return AutoencoderDC.from_pretrained(folder, torch_dtype=torch.float32).eval().requires_grad_(False)
 
 

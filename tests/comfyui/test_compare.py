@@ -105,7 +105,7 @@ def test_a_batch_and_a_vae_that_fails(comfyui, small_dcae_that_overflows, tmp_pa
 @pytest.fixture
 def small_dcae_that_overflows(comfyui) -> str:
     """A DC-AE file in models/vae that loads, and whose pictures are not finite."""
-    state = checkpoint.Checkpoint(hub.bundled()).state(VARIANTS[DEMO])
+    state = checkpoint.Checkpoint(hub.bundled()).state(VARIANTS[DEMO].architecture)
     state = {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
     last = next(key for key in state if key.startswith("decoder.conv_out.") and key.endswith("weight"))
     state[last] = torch.full_like(state[last], 3e38)

@@ -122,8 +122,8 @@ def test_convert(tmp_path, layout, capsys):
     checkpoint = Checkpoint(file)
     assert (checkpoint.layout, checkpoint.choose().name, checkpoint.dtypes) == (layout, DEMO, {"F32"})
     assert main(["convert", str(file), str(tmp_path / "back"), "--to", "diffusers"]) == 0
-    back = Checkpoint(tmp_path / "back").state(VARIANTS[DEMO])
-    first = Checkpoint(hub.bundled()).state(VARIANTS[DEMO])
+    back = Checkpoint(tmp_path / "back").state(VARIANTS[DEMO].architecture)
+    first = Checkpoint(hub.bundled()).state(VARIANTS[DEMO].architecture)
     assert all(torch.equal(back[k], first[k].float()) for k in first)
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert config["scaling_factor"] == VARIANTS[DEMO].scaling_factor

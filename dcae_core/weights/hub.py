@@ -131,7 +131,8 @@ def download(
 
     variant = variants.find(variant)
     if not variant.repos:
-        raise DownloadError(f"{variant.name} is bundled with this package: there is nothing to download.")
+        where = "It is bundled with this package." if variant.name == DEMO else "Put its file there by hand."
+        raise DownloadError(f"No repository is listed for {variant.name}: there is nothing to download. {where}")
     repo = repo or variant.repos[0]
     folder = Path(folder) if folder is not None else default_folder()
     target = folder / f"{variant.name}.safetensors"

@@ -83,6 +83,11 @@ def infer(encode: Callable[[Tensor], Tensor], fits: list[Variant], where: str) -
     encode: as for `measured_factor`, of the model loaded as any of `fits`. where: names the file in messages. Raises
     CheckpointError if the measurement is not conclusive.
     """
+    if unscaled := [v.name for v in fits if v.scaling_factor is None]:
+        raise CheckpointError(
+            f"{where} is one of {', '.join(v.name for v in fits)}, and nothing names one. The size of its latents "
+            f"can't tell, since {unscaled[0]} has no scaling factor: set variant={unscaled[0]!r} or another."
+        )
     factor = measured_factor(encode)
     listed = " or ".join(f"{v.name} ({v.scaling_factor})" for v in fits)
     measurement = f"1 / RMS of its latents of {len(photographs())} bundled photographs is {factor:.4g}"

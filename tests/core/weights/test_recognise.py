@@ -1,5 +1,6 @@
 """Recognising a file's variant from keys and shapes, the caller, hints around the file, and the latents' magnitude."""
 
+import dataclasses
 import json
 import logging
 from dataclasses import replace
@@ -208,3 +209,9 @@ def test_the_bundled_photographs_give_the_bundled_models_factor():
     ae = DCAE(DEMO, "cpu", "fp32")
     assert len(infer_variant.photographs()) == 7
     assert infer_variant.measured_factor(ae.encode) == pytest.approx(ae.scaling_factor, rel=0.03)
+
+
+def test_a_variant_without_a_factor_is_not_inferred():
+    unscaled = dataclasses.replace(VARIANTS[DEMO], name="dc-ae-f32c32-unscaled", scaling_factor=None)
+    with pytest.raises(CheckpointError, match=r"weights is one of .* dc-ae-f32c32-unscaled has no scaling factor"):
+        infer_variant.infer(lambda x: x, [VARIANTS[DEMO], unscaled], "weights")

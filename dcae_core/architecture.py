@@ -14,7 +14,7 @@ from .errors import OptionError
 
 __all__ = ["HEAD_DIM", "Architecture", "CoderSpec", "Stage"]
 
-ACTS = ("relu", "silu")
+ACTS, NORMS = ("relu", "silu"), ("rms_norm", "batch_norm")
 HEAD_DIM = 32  # channels per attention head, in every published network
 
 
@@ -98,14 +98,11 @@ class Architecture:
             ("encoder", self.encoder, ("pixel_unshuffle", "Conv")),
             ("decoder", self.decoder, ("pixel_shuffle", "interpolate")),
         ):
-            for name, value, known in (
-                ("resample", coder.resample, resamples),
-                ("conv_act", coder.conv_act, ACTS),
-                *(("norm", stage.norm, ("rms_norm", "batch_norm")) for stage in coder.stages),
-                *(("act", stage.act, ACTS) for stage in coder.stages),
-            ):
-                if value not in known:
-                    yield f"{side}: {name} {value!r} is not one of {', '.join(known)}"
+            words = [(coder.resample, resamples), (coder.conv_act, ACTS)]
+            words += [pair for stage in coder.stages for pair in ((stage.norm, NORMS), (stage.act, ACTS))]
+            yield from (
+                f"{side}: {word!r} is not one of {', '.join(known)}" for word, known in words if word not in known
+            )
             if not coder.stages:
                 yield f"{side}: it has no stages"
                 return

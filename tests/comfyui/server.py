@@ -143,7 +143,7 @@ class Server(HostServer):
         """Ask the workflow that runs now to stop."""
         requests.post(f"{self.url}/interrupt", timeout=60).raise_for_status()
 
-    def run(self, prompt: Mapping[str, Any], timeout: float = 600, told=None) -> Result:
+    def run(self, prompt: Mapping[str, Any], timeout: float = 600, reported=None) -> Result:
         """Run a workflow in API format to its end; `Rejected` if the server refuses it.
 
         What a node raises is no exception here: it is in `Result.error`. TimeoutError after `timeout` seconds.
@@ -165,8 +165,8 @@ class Server(HostServer):
                 if data.get("prompt_id") != prompt_id:
                     continue
                 result.events.append((name, data))
-                if told:
-                    told(name, data)
+                if reported:
+                    reported(name, data)
                 if name == "execution_error":
                     result.error = NodeError(
                         message=data["exception_message"],

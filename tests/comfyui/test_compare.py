@@ -117,7 +117,7 @@ def small_dcae_that_overflows(comfyui) -> str:
 def test_cancel(comfyui, tmp_path):
     stopped = []
 
-    def told(name: str, data: dict) -> None:
+    def reported(name: str, data: dict) -> None:
         if name == "progress" and data["node"] == "3" and not stopped:
             stopped.append(name)
             comfyui.interrupt()
@@ -128,6 +128,6 @@ def test_cancel(comfyui, tmp_path):
             "2": loader(),
             "3": node("DCAE_Compare", image=["1", 0], vae_1=["2", 0], repeats=20, amplify=5.0),
         },
-        told=told,
+        reported=reported,
     )
     assert result.interrupted and stopped

@@ -39,11 +39,11 @@ def test_a_download_can_be_cancelled_and_what_came_is_no_choice(comfyui, hub, fo
     hub.drip = (20_000, 0.05)
     before = offered(comfyui)
 
-    def told(kind: str, data: dict) -> None:
+    def reported(kind: str, data: dict) -> None:
         if kind == "progress" and data.get("node") == "1" and data["value"] > 100_000:
             comfyui.interrupt()
 
-    result = comfyui.run(loaded(DOWNLOAD, allow_download=True), told=told)
+    result = comfyui.run(loaded(DOWNLOAD, allow_download=True), reported=reported)
     assert result.interrupted
     (part,) = folder.glob("*.part")
     kept = part.stat().st_size
@@ -52,8 +52,8 @@ def test_a_download_can_be_cancelled_and_what_came_is_no_choice(comfyui, hub, fo
     assert f"There is no '{part.name}' in models/vae" in message(comfyui, loaded(part.name))
 
     hub.drip = None
-    told = message(comfyui, loaded(DOWNLOAD, allow_download=True))
-    assert f"{NAME}.safetensors is not a readable safetensors file" in told
+    reported = message(comfyui, loaded(DOWNLOAD, allow_download=True))
+    assert f"{NAME}.safetensors is not a readable safetensors file" in reported
     assert hub.gets()[-1]["Range"] == f"bytes={kept}-"
     assert (folder / f"{NAME}.safetensors").stat().st_size == 3_000_000
     assert offered(comfyui) == before
@@ -62,8 +62,8 @@ def test_a_download_can_be_cancelled_and_what_came_is_no_choice(comfyui, hub, fo
 def test_a_download_that_fails_says_why(comfyui, hub, folder):
     for status, says in ((503, "the server has a fault (503): try again later"), (403, "accept the terms")):
         hub.status = status
-        told = message(comfyui, loaded(DOWNLOAD, allow_download=True))
-        assert says in told and f"put it at {folder / NAME}.safetensors" in told
+        reported = message(comfyui, loaded(DOWNLOAD, allow_download=True))
+        assert says in reported and f"put it at {folder / NAME}.safetensors" in reported
 
 
 def test_two_workflows_at_once(comfyui, tmp_path):

@@ -99,16 +99,18 @@ def test_inputs(nodes, pages):
             assert labels(language, name)["inputs"][one]["name"] in cell, where
             # Its meaning, its values, and its default if it has one.
             _, values, *default = text.split("<br>")
-            assert list(map(words, default)) == ([[told(options["default"])]] if "default" in options else []), where
+            assert list(map(words, default)) == ([[reported(options["default"])]] if "default" in options else []), (
+                where
+            )
             if "min" in options:
-                assert re.findall(r"[\d.]+", values)[:2] == [told(options["min"]), told(options["max"])], where
+                assert re.findall(r"[\d.]+", values)[:2] == [reported(options["min"]), reported(options["max"])], where
             elif kind == "COMBO" and "default" in options and len(options["options"]) <= 4:
                 assert words(values) == options["options"], where
             elif kind in ("IMAGE", "LATENT", "MODEL", "VAE"):
                 assert words(values) == [kind], where
 
 
-def told(value) -> str:
+def reported(value) -> str:
     """A schema's value as the pages write it."""
     if isinstance(value, bool):
         return str(value).lower()

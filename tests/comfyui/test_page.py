@@ -264,8 +264,8 @@ def test_the_slider(page):
     page.get_by_label("view", exact=True).select_option("difference")
     page.wait_for_function(f"before => {PICTURES}[1].src !== before && {PICTURES}[1].complete", arg=result)
     assert page.evaluate(f"{PICTURES}[1].style.clipPath") == "none"
-    said = page.locator(".dcae-compare").inner_text()
-    assert re.search(r"\b2[67]\.\d\d dB", said) and "SSIM" in said
+    output_text = page.locator(".dcae-compare").inner_text()
+    assert re.search(r"\b2[67]\.\d\d dB", output_text) and "SSIM" in output_text
     page.get_by_label("view", exact=True).select_option("slider")
     fingers = page.context.new_cdp_session(page)
     y = box["y"] + box["height"] / 2

@@ -90,6 +90,6 @@ def test_a_model_with_previews_of_its_own_shows_this_one_last(comfyui, expected)
 
 
 def test_a_model_of_other_latents(comfyui):
-    told = message(comfyui, sampling(model=["5", 0], seed=5, channels=16))
-    assert f"16 channels and 2 dimensions, but those of {DEMO} have 32 and 2" in told
-    assert "Connect the DC-AE that the model was trained with" in told
+    reported = message(comfyui, sampling(model=["5", 0], seed=5, channels=16))
+    assert f"16 channels and 2 dimensions, but those of {DEMO} have 32 and 2" in reported
+    assert "Connect the DC-AE that the model was trained with" in reported

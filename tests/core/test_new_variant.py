@@ -187,7 +187,10 @@ def test_a_whole_data_set(variant, files, tmp_path, capsys):
     [
         ({"latent_channels": 24}, r"encoder: .* 64 to be a multiple of 24; decoder: .* 64"),
         ({"decoder": FEWER.architecture.decoder}, "as many stages"),
-        ({"encoder": CoderSpec(SMALL.architecture.encoder.stages, "Foo")}, "encoder: resample 'Foo' is not one of"),
+        (
+            {"encoder": CoderSpec(SMALL.architecture.encoder.stages, "Foo")},
+            "encoder: 'Foo' is not one of pixel_unshuffle, Conv",
+        ),
         ({"decoder": CoderSpec((), "interpolate")}, "decoder: it has no stages"),
         ({"encoder": CoderSpec((Stage(6, 1), *[Stage(32, 1)] * 4), "Conv", False)}, "four times 6 to .* of 32"),
         (

@@ -265,8 +265,8 @@ def test_latents_of_another_variant_of_the_same_shape(tmp_path, capsys):
     sana = VARIANTS["dc-ae-f32c32-sana-1.0"]
     latents.write(tmp_path / "a.safetensors", torch.zeros(1, 32, 2, 2), sana, (50, 60))
     assert main(["decode", str(tmp_path / "a.safetensors"), "--model", DEMO, "--device", "cpu"]) == 1
-    said = capsys.readouterr().err
-    assert f"made with {sana.name}, but {DEMO} is loaded" in said and "a.safetensors" in said
+    output_text = capsys.readouterr().err
+    assert f"made with {sana.name}, but {DEMO} is loaded" in output_text and "a.safetensors" in output_text
     part(tmp_path / "parts", 0, DEMO)
     part(tmp_path / "parts", 1, sana.name)  # only the second part is another's
     options = decoding.DecodeOptions(str(tmp_path / "parts"), str(tmp_path / "back"), device="cpu", dtype="fp32")

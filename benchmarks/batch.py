@@ -167,7 +167,7 @@ def memory(arguments: argparse.Namespace, out: Path) -> None:
             "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
         )
         (file := out / "measured.py").write_text(script)
-        told = subprocess.run(
+        reported = subprocess.run(
             [sys.executable, file, *command],
             cwd=REPO,
             env={**os.environ, "PYTHONPATH": str(REPO)},
@@ -176,7 +176,7 @@ def memory(arguments: argparse.Namespace, out: Path) -> None:
             stderr=subprocess.DEVNULL,
             text=True,
         ).stdout
-        peaks[name] = float(told.splitlines()[-1])
+        peaks[name] = float(reported.splitlines()[-1])
         print(f"{name} pictures: peak {peaks[name]:.0f} MiB", flush=True)
     print(f"2,000 over 200: {peaks['2000'] / peaks['200']:.3f}")
 

@@ -60,8 +60,8 @@ def memory(device: str) -> None:
         command = [sys.executable, "-c", LIMITED, device, str(spare)]
         done = subprocess.run(command, cwd=sys.path[0], capture_output=True, text=True)
         tries = done.stderr.count("Out of memory in")
-        said = done.stdout.strip() or f"NOT HANDLED, exit code {done.returncode}: {done.stderr[-300:]}"
-        print(f"{spare:5} MiB to be had: {said}{f' (after {tries} too large)' if tries else ''}")
+        output_text = done.stdout.strip() or f"NOT HANDLED, exit code {done.returncode}: {done.stderr[-300:]}"
+        print(f"{spare:5} MiB to be had: {output_text}{f' (after {tries} too large)' if tries else ''}")
 
 
 def held() -> tuple[int, int, int]:

@@ -61,11 +61,11 @@ def main() -> None:
         f"{str(dtype).removeprefix('torch.')}: {work:.1f} TFLOP as published"
     ]
     for label, model in (("diffusers", theirs), ("ours", ours.model)):
-        half = model.decoder if decoding else model.encoder
-        half(small)
+        coder = model.decoder if decoding else model.encoder
+        coder(small)
         activity = ProfilerActivity.CPU if device == "cpu" else ProfilerActivity.CUDA
         with profile(activities=[activity]) as found, Named(winograd, "conv", "a convolution"):
-            half(x)
+            coder(x)
         seconds = Counter()
         for event in found.events() if device == "cpu" else found.key_averages():
             own = event.self_cpu_time_total if device == "cpu" else event.self_device_time_total
@@ -107,11 +107,11 @@ def moved_bytes(name: str, direction: str, side: int, dtype: torch.dtype) -> int
     """What the blocks of the network read and write, weights included, if each read its input once."""
     ours = DCAE.empty(name, "meta", dtype)
     low = side // ours.spatial_ratio
-    half = ours.model.encoder if direction == "encode" else ours.model.decoder
+    coder = ours.model.encoder if direction == "encode" else ours.model.decoder
     shape = (1, 3, side, side) if direction == "encode" else (1, ours.latent_channels, low, low)
     x = torch.empty(shape, dtype=dtype, device="meta")
-    total = sum(p.nbytes for p in half.parameters())
-    for layer in half.layers:
+    total = sum(p.nbytes for p in coder.parameters())
+    for layer in coder.layers:
         y = layer(x)
         total, x = total + x.nbytes + y.nbytes, y
     return total

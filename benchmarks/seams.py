@@ -88,7 +88,7 @@ def of_diffusers():
     given = checkpoint.Checkpoint(hub.bundled())
     variant = given.choose()
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(folder, given.state(variant), variant, "diffusers")
+        checkpoint.save(folder, given.state(variant.architecture), variant, "diffusers")
         return AutoencoderDC.from_pretrained(folder, torch_dtype=torch.float32).eval().requires_grad_(False)
 
 
@@ -182,7 +182,7 @@ def figure(runs: list[Run]) -> Image.Image:
         sheet.paste(panel(run.picture * STEPS + STEPS, at), (left, top))
         if run.difference is not None:
             sheet.paste(panel(run.difference * AMPLIFY + 128, at), (left, below))
-        write(pen, left, below + SHOWN + GAP // 2, list(facts(run)))
+        write(pen, left, below + SHOWN + GAP // 2, list(fields(run)))
     small = overview(whole.picture, at)
     sheet.paste(small, (GAP, below))
     write(pen, GAP, below + small.height + GAP, explained(tiles))
@@ -199,7 +199,7 @@ def explained(tiles: Run) -> list[str]:
     ]
 
 
-def facts(run: Run) -> Iterator[str]:
+def fields(run: Run) -> Iterator[str]:
     """What stands under a column."""
     yield f"peak {run.peak / 2**30:.2f} GiB beside the weights"
     if run.difference is not None:

@@ -135,9 +135,9 @@ def case(name: str, side: int, dtype: torch.dtype, arguments, ways: list[str]):
 
 
 def strips(ours: DCAE, theirs, direction: str, side: int):
-    half = ours.model.encoder if direction == "encode" else ours.model.decoder
+    coder = ours.model.encoder if direction == "encode" else ours.model.decoder
     made = quarter(ours.variant, direction, side, side, ours.dtype)
-    return lambda x: run_plan(half, made, x)
+    return lambda x: run_plan(coder, made, x)
 
 
 def eager(ours, theirs: AutoencoderDC, direction: str, side: int):
@@ -145,8 +145,8 @@ def eager(ours, theirs: AutoencoderDC, direction: str, side: int):
 
 
 def compiled(ours, theirs: AutoencoderDC, direction: str, side: int):
-    half = torch.compile(theirs.encoder if direction == "encode" else theirs.decoder)
-    return lambda x: half(x.contiguous(memory_format=torch.channels_last))
+    coder = torch.compile(theirs.encoder if direction == "encode" else theirs.decoder)
+    return lambda x: coder(x.contiguous(memory_format=torch.channels_last))
 
 
 RUNS = {
@@ -178,9 +178,9 @@ class Arranged:
 
 def flops(name: str, direction: str, side: int) -> int:
     """Operations of the published network, counted on meta tensors."""
-    half, x = meta(name, direction, side, torch.float32)
+    coder, x = meta(name, direction, side, torch.float32)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        half(x)
+        coder(x)
     return counter.get_total_flops()
 
 
@@ -193,9 +193,9 @@ def counted(name: str, direction: str, side: int, dtype: torch.dtype, way: str) 
         if way == "ours":
             return plan.make(variant.architecture, direction, side, side, 1, None, dtype).peak_bytes
         return quarter(variant, direction, side, side, dtype).peak_bytes
-    half, x = meta(name, direction, side, dtype)
-    with LiveBytes([*half.parameters(), *half.buffers()]) as count, torch.no_grad():
-        half(x.clone())
+    coder, x = meta(name, direction, side, dtype)
+    with LiveBytes([*coder.parameters(), *coder.buffers()]) as count, torch.no_grad():
+        coder(x.clone())
     return count.peak
 
 

@@ -67,10 +67,10 @@ def smallest(
 
 
 def counted(ae: DCAE, made: plan.Plan) -> int:
-    half = ae.model.encoder if made.direction == "encode" else ae.model.decoder
+    coder = ae.model.encoder if made.direction == "encode" else ae.model.decoder
     shape = (3, made.height, made.width) if made.direction == "encode" else (ae.latent_channels, *made.latent_size)
-    with LiveBytes([*half.parameters(), *half.buffers()]) as count, torch.no_grad():
-        run_plan(half, made, torch.empty(1, *shape, device="meta", dtype=ae.dtype))
+    with LiveBytes([*coder.parameters(), *coder.buffers()]) as count, torch.no_grad():
+        run_plan(coder, made, torch.empty(1, *shape, device="meta", dtype=ae.dtype))
     return count.peak
 
 
@@ -157,10 +157,10 @@ def errors(arguments):
                 continue  # minutes each without bf16 instructions
             ae = loaded(name, arguments.device, dtype)
             side = 1024 if arguments.device != "cpu" else 2 * ae.spatial_ratio if name != DEMO else 160
-            for direction, half, given in halves(ae, side, arguments.device):
-                whole = half(given).float()
+            for direction, coder, given in halves(ae, side, arguments.device):
+                whole = coder(given).float()
                 made = smallest(ae.variant, direction, side, side, ae.dtype)
-                got = run_plan(half, made, given).float()
+                got = run_plan(coder, made, given).float()
                 error = ((got - whole).norm() / whole.norm()).item()
                 score = psnr(images.to_host(got), images.to_host(whole)) if direction == "decode" else float("nan")
                 yield f"{name:28} {dtype:5} {direction:9} {side:5} {made.strips:6} {error:15.1e} {score:8.1f}"
@@ -177,14 +177,14 @@ def times(arguments):
             continue
         ae = loaded(name, arguments.device, "fp32" if arguments.device == "cpu" else "bf16")
         slow = name != DEMO and arguments.device == "cpu"  # over a minute a run
-        for direction, half, given in halves(ae, side, arguments.device):
+        for direction, coder, given in halves(ae, side, arguments.device):
             if arguments.direction not in (None, direction):
                 continue
             made = quarter(ae.variant, direction, side, side, ae.dtype)
             whole, streamed = [], []
             for i in range(arguments.repeats if slow else 6):
-                whole.append(clock(arguments.device, half, given))
-                streamed.append(clock(arguments.device, run_plan, half, made, given))
+                whole.append(clock(arguments.device, coder, given))
+                streamed.append(clock(arguments.device, run_plan, coder, made, given))
                 if i == 0 and not slow:  # a warm-up
                     whole, streamed = [], []
             each = " ".join(f"{s / w:.2f}" for w, s in zip(whole, streamed, strict=True))

@@ -1,3 +1,5 @@
+"""`python -m dcae_core`: the command line of `cli`."""
+
 import sys
 
 from .cli import main

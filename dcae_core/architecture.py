@@ -14,6 +14,7 @@ from .errors import OptionError
 
 __all__ = ["HEAD_DIM", "Architecture", "CoderSpec", "Stage"]
 
+ACTS, NORMS = ("relu", "silu"), ("rms_norm", "batch_norm")
 HEAD_DIM = 32  # channels per attention head, in every published network
 
 
@@ -41,7 +42,7 @@ class CoderSpec:
     @property
     def pixel_stage(self) -> int:
         """The stage that touches the picture: 0, or 1 where the first stage is empty."""
-        return 0 if self.stages[0].depth else 1
+        return 0 if self.stages and self.stages[0].depth else 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Architecture:
     @property
     def spatial_ratio(self) -> int:
         """Pixels per latent pixel, along each side."""
-        return 2 ** (len(self.encoder.stages) - 1)
+        return 2 ** max(0, len(self.encoder.stages) - 1)
 
     def diffusers_config(self) -> dict:
         """The `config.json` of diffusers' AutoencoderDC for this network, without a scaling factor."""
@@ -93,6 +94,18 @@ class Architecture:
         }
 
     def _problems(self) -> Iterator[str]:
+        for side, coder, resamples in (
+            ("encoder", self.encoder, ("pixel_unshuffle", "Conv")),
+            ("decoder", self.decoder, ("pixel_shuffle", "interpolate")),
+        ):
+            words = [(coder.resample, resamples), (coder.conv_act, ACTS)]
+            words += [pair for stage in coder.stages for pair in ((stage.norm, NORMS), (stage.act, ACTS))]
+            yield from (
+                f"{side}: {word!r} is not one of {', '.join(known)}" for word, known in words if word not in known
+            )
+            if not coder.stages:
+                yield f"{side}: it has no stages"
+                return
         if len(self.encoder.stages) != len(self.decoder.stages):
             yield "encoder and decoder need as many stages as each other"
         for side, coder in (("encoder", self.encoder), ("decoder", self.decoder)):

@@ -25,7 +25,7 @@ from .media.sizes import Fit
 from .model import Autoencoder
 from .variants import Variant
 from .weights import hub, infer_variant, keys
-from .weights.checkpoint import Checkpoint, complete
+from .weights.checkpoint import Checkpoint
 from .weights.recognise import candidates, choose
 
 __all__ = ["DCAE"]
@@ -106,13 +106,13 @@ class DCAE:
         for key, tensor in state_dict.items():
             if not isinstance(key, str) or not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.is_meta:
                 raise CheckpointError(f"The state dict holds {key!r}: needed are names and real tensors with numbers.")
-        prefix = keys.strip_prefix(list(state_dict))
+        prefix = keys.prefix_of(state_dict)
         inner = {k.removeprefix(prefix): t.detach() for k, t in state_dict.items() if k.startswith(prefix)}
         layout, fits = candidates({k: tuple(t.shape) for k, t in inner.items()}, "The state dict")
         self = cls.__new__(cls)
         self.layout = layout
         chosen, named = _first_unless(lambda: choose(fits, variant, [], "The state dict"), fits)
-        self._build(complete(inner, layout, chosen), chosen, device, dtype, rewrites)
+        self._build(keys.to_diffusers(inner, layout, chosen.architecture), chosen, device, dtype, rewrites)
         if not named:
             self.variant = infer_variant.infer(self.encode, fits, "The state dict")
         return self
@@ -133,7 +133,7 @@ class DCAE:
         checkpoint = Checkpoint(path)
         chosen, named = _first_unless(lambda: checkpoint.choose(variant), checkpoint.fits)
         self.path, self.layout = checkpoint.path, checkpoint.layout
-        self._build(checkpoint.state(chosen), chosen, device, dtype)
+        self._build(checkpoint.state(chosen.architecture), chosen, device, dtype)
         if not named:
             self.variant = infer_variant.infer(self.encode, checkpoint.fits, str(self.path))
 

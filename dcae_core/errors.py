@@ -1,5 +1,4 @@
-"""The errors that this package raises on purpose. Each message says what was given, what is needed and what to do
-next."""
+"""The errors of this package. Each message says what was given, what is needed and what to do next."""
 
 __all__ = [
     "AmbiguousVariant",
@@ -16,16 +15,16 @@ __all__ = [
 
 
 def escape_unprintable(text: str) -> str:
-    """`text` with what is not printable escaped: line ends, what drives a terminal, what can't be encoded."""
+    """Return `text` with unprintable characters escaped: line ends, control characters, surrogates."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class DCAEError(Exception):
-    """Anything a user can put right. The command line prints it as one line and exits with 1.
+    """An error that the user can fix. The command line prints it as one line and exits with 1.
 
-    Its text is one line whatever was put into it: names from files may hold line ends, or what drives a terminal.
+    Its text is always one printable line, even if a name from a file in it holds line ends or control characters.
     """
 
     def __str__(self) -> str:
@@ -33,11 +32,11 @@ class DCAEError(Exception):
 
 
 class OptionError(DCAEError, ValueError):
-    """A device, dtype or output that can't be had."""
+    """An option, such as a device, dtype or output, that is not available or not valid."""
 
 
 class BudgetError(OptionError):
-    """A memory budget that is too small; `needed` is the smallest that would do, in bytes (0: not known)."""
+    """A memory budget that is too small; `needed` is the smallest sufficient one in bytes (0: unknown)."""
 
     def __init__(self, message: str, needed: int = 0):
         super().__init__(message)
@@ -49,20 +48,20 @@ class UnknownVariant(DCAEError, ValueError):
 
 
 class CheckpointError(DCAEError):
-    """A file that is not a DC-AE, is damaged, or can't be told apart from another variant."""
+    """A file that is not a DC-AE, is damaged, or may be of several variants."""
 
 
 class AmbiguousVariant(CheckpointError):
-    """A DC-AE that nothing tells apart from another variant, but perhaps the size of its latents."""
+    """A DC-AE that may be of several variants and that nothing names. `infer_variant` may recognise it."""
 
 
 class DownloadError(DCAEError):
-    """A download that was not allowed, did not arrive, or arrived wrong."""
+    """A download that was not allowed, failed, or was damaged."""
 
 
 class ImageError(DCAEError, ValueError):
-    """A picture of a shape, range or size that can't be encoded."""
+    """A picture that can't be read, written or encoded."""
 
 
 class LatentError(DCAEError, ValueError):
-    """A latent that does not belong to this autoencoder."""
+    """A latent that is damaged or does not fit this autoencoder."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .architecture import HEAD_DIM, Architecture, CoderSpec, Stage
+from .errors import OptionError
 
 __all__ = [
     "ATTENTION_EPS",
@@ -64,6 +65,8 @@ def norm(kind: str, channels: int) -> nn.Module:
 
 
 class ResBlock(nn.Module):
+    """[B, C, H, W] -> the same shape: x + norm(conv2(act(conv1(x))))."""
+
     def __init__(self, stage: Stage):
         super().__init__()
         self.act = ACTIVATIONS[stage.act]
@@ -131,6 +134,8 @@ class GLUMBConv(nn.Module):
 
 
 class EfficientViTBlock(nn.Module):
+    """[B, C, H, W] -> the same shape: attention, then a gated convolution."""
+
     def __init__(self, stage: Stage):
         super().__init__()
         self.attn = LinearAttention(stage)
@@ -144,6 +149,8 @@ BLOCKS = {"ResBlock": ResBlock, "EfficientViTBlock": EfficientViTBlock}  # by th
 
 
 def block(stage: Stage) -> nn.Module:
+    if stage.block not in BLOCKS:
+        raise OptionError(f"There is no block {stage.block!r}: known are {', '.join(BLOCKS)}.")
     return BLOCKS[stage.block](stage)
 
 

@@ -91,7 +91,7 @@ class Variant:
         return {**self.architecture.diffusers_config(), "scaling_factor": self.scaling_factor}
 
 
-def _architecture_a(latent_channels: int, extra_stages: int) -> Architecture:
+def _in_and_mix(latent_channels: int, extra_stages: int) -> Architecture:
     """`in` and `mix`: ResBlocks in three stages, attention above; each extra stage is 2048 wide."""
     widths = WIDTHS + (2048,) * extra_stages
     blocks = ("ResBlock",) * 3 + ("EfficientViTBlock",) * (len(widths) - 3)
@@ -104,7 +104,7 @@ def _architecture_a(latent_channels: int, extra_stages: int) -> Architecture:
     return Architecture(latent_channels, CoderSpec(encoder, "pixel_unshuffle"), CoderSpec(decoder, "pixel_shuffle"))
 
 
-def _architecture_s() -> Architecture:
+def _sana() -> Architecture:
     """`sana`: attention stages have a 5x5 multi-scale branch; strided and nearest-neighbour resampling."""
 
     def stages(depths: tuple[int, ...]) -> tuple[Stage, ...]:
@@ -121,14 +121,14 @@ def _lite_decoder() -> CoderSpec:
     return CoderSpec(tuple(map(Stage, WIDTHS, (0, 3, 5, 4, 4, 4))), "pixel_shuffle", conv_act="silu")
 
 
-def _architecture_r(extra_stages: int) -> Architecture:
+def _v1_5(extra_stages: int) -> Architecture:
     """1.5: ResBlocks everywhere, no shortcut around the latent's convolutions; extra stages are 1024 wide."""
     stages = tuple(map(Stage, WIDTHS + (1024,) * extra_stages, (0, 5, 10, 4, 4, 4) + (4,) * extra_stages))
     encoder = CoderSpec(stages, "pixel_unshuffle", shortcut=False)
     return Architecture(128, encoder, CoderSpec(stages, "pixel_shuffle", shortcut=False, conv_act="silu"))
 
 
-def _architecture_demo() -> Architecture:
+def _demo() -> Architecture:
     """Small enough to bundle: the shape of the published ones at an eighth of the width."""
     widths, blocks = (16, 16, 64, 128, 128, 128), ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
     encoder = CoderSpec(tuple(map(Stage, widths, (0, 1, 1, 1, 1, 2), blocks)), "Conv")
@@ -145,9 +145,9 @@ def _table() -> dict[str, Variant]:
         for data, factor in factors.items():
             name = f"dc-ae-f{ratio}c{channels}-{data}-1.0"
             note = {"in": "trained on ImageNet", "mix": "trained on a mixture of data sets"}[data]
-            found.append(Variant(name, _architecture_a(channels, extra), factor, _mit(name), note))
+            found.append(Variant(name, _in_and_mix(channels, extra), factor, _mit(name), note))
 
-    name, architecture = "dc-ae-f32c32-sana-1.0", _architecture_s()
+    name, architecture = "dc-ae-f32c32-sana-1.0", _sana()
     sana = Variant(name, architecture, 0.41407, _mit(name), "for Sana", "sana")
     newer, lite = "dc-ae-f32c32-sana-1.1", "dc-ae-lite-f32c32-sana-1.1"
     found += [
@@ -164,9 +164,9 @@ def _table() -> dict[str, Variant]:
     for ratio, extra, factor in ((32, 0, None), (64, 1, 0.5935)):
         name, note = f"dc-ae-f{ratio}c128-1.5", "its latent's first channels decode without the others"
         fewer = tuple(range(16, 128, 16))  # what DC-Gen names models for, as dc-ae-f32c128-1.5-c16
-        found.append(Variant(name, _architecture_r(extra), factor, (f"dc-ai/{name}",), note, adaptive=fewer))
+        found.append(Variant(name, _v1_5(extra), factor, (f"dc-ai/{name}",), note, adaptive=fewer))
     note = "bundled: a small demonstration model, not for real work"
-    found.append(Variant(DEMO, _architecture_demo(), 1.322, note=note))
+    found.append(Variant(DEMO, _demo(), 1.322, note=note))
     return {v.name: v for v in found}
 
 

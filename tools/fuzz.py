@@ -73,21 +73,21 @@ def watch(options: argparse.Namespace, run: Run, seconds: float) -> None:
         command += ["--first", run.case, "--cases", last - run.case, "--seconds", left]
         command += ["--findings", options.findings.resolve()]
         with tempfile.TemporaryDirectory(prefix="dcae-fuzz-") as folder:
-            told, said = Path(folder, "told"), Path(folder, "said")
-            with told.open("wb") as out, said.open("wb") as errors:
+            reported, output_text = Path(folder, "told"), Path(folder, "said")
+            with reported.open("wb") as out, output_text.open("wb") as errors:
                 process = subprocess.Popen([str(part) for part in command], stdout=out, stderr=errors)
-            hung = listen(process, told, run)
+            hung = listen(process, reported, run)
             if process.returncode:
                 kind = "hung" if hung else f"died ({process.returncode})"
-                keep(options, run.target, run.case, kind, said.read_text(errors="replace")[-20_000:])
+                keep(options, run.target, run.case, kind, output_text.read_text(errors="replace")[-20_000:])
                 found(run, kind)
                 run.case += 1
     run.seconds += time.monotonic() - start
 
 
-def listen(process: subprocess.Popen, told: Path, run: Run) -> bool:
+def listen(process: subprocess.Popen, reported: Path, run: Run) -> bool:
     """Follows what a process tells until it ends; ends it where it tells nothing for too long, and says if it did."""
-    with told.open() as lines:
+    with reported.open() as lines:
         alive, ended, line = time.monotonic(), False, ""
         while True:
             line += lines.readline()

@@ -104,8 +104,8 @@ def in_sources(symbol: Symbol, sources: Sources) -> str | None:
         if base not in FROM_STRINGS:
             return str(error)
     if base in FROM_STRINGS:
-        said = any(sources.says(module, [name, "--" + name.replace("_", "-")]) for module in FROM_STRINGS[base])
-        return "" if said else f"{base} has no {name}"
+        output_text = any(sources.says(module, [name, "--" + name.replace("_", "-")]) for module in FROM_STRINGS[base])
+        return "" if output_text else f"{base} has no {name}"
     return None
 
 

@@ -113,8 +113,10 @@ class Env:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         print(f"({time.monotonic() - start:.0f} s)", flush=True)
         if done.returncode:
-            said = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("WARNING: ")]
-            fail("that failed:\n" + "\n".join("    " + line for line in said[-15:]))
+            output_text = [
+                line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("WARNING: ")
+            ]
+            fail("that failed:\n" + "\n".join("    " + line for line in output_text[-15:]))
 
     def stamp(self, name: str, recipe: Sequence[str]) -> tuple[Path, str]:
         """Where the stamp of a recipe lies, and what it says if that very recipe was carried out."""

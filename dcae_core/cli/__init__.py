@@ -21,14 +21,14 @@ __all__ = ["main"]
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names of files may hold what can't be encoded
+        if hasattr(stream, "reconfigure"):  # file names may hold characters that can't be encoded
             stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
         sys.stdout.flush()
         return 0
-    except BrokenPipeError:  # nobody reads on, as after `| head`; what Python flushes at its end must go somewhere
+    except BrokenPipeError:  # the reader is gone, as after `| head`; Python's flush at exit goes to devnull
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (DCAEError, OSError) as error:

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import variants
-from ..errors import DCAEError, OptionError
+from ..errors import DCAEError, OptionError, UnknownVariant
 
 if TYPE_CHECKING:
     from ..autoencoder import DCAE
@@ -111,7 +110,10 @@ def model_file(name: str) -> str:
     DownloadError."""
     from ..weights import hub
 
-    return str(hub.locate(name)[0]) if name in variants.VARIANTS else name
+    try:
+        return str(hub.locate(name)[0])
+    except UnknownVariant:
+        return name
 
 
 def load(arguments: argparse.Namespace) -> DCAE:

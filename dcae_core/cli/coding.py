@@ -81,7 +81,7 @@ def decode(arguments: argparse.Namespace) -> None:
             )
         try:
             decoded = ae.decode(file.raw, file.size, arguments.budget, _strip_bar(source))
-        except (LatentError, NonFiniteError, ImageError) as error:  # of several files, which?
+        except (LatentError, NonFiniteError, ImageError) as error:  # name the file
             raise LatentError(f"{source}: {error}") from error
         pictures = images.to_host(decoded)
         for i, picture in enumerate(pictures, start=1):
@@ -97,7 +97,7 @@ def roundtrip(arguments: argparse.Namespace) -> None:
     check_outputs([str(target) for _, target in pairs], [])
     ae = load(arguments)
     for source, target in files_with_bar(pairs):
-        picture, result, _ = _roundtrip(ae, source, arguments.budget)
+        picture, result = _roundtrip(ae, source, arguments.budget)
         images.write(target, _side_by_side(picture[0], result[0]) if arguments.side_by_side else result[0])
         print(f"  {escape_unprintable(str(target))}")
 
@@ -109,7 +109,7 @@ def demo(arguments: argparse.Namespace) -> None:
     ae = load(arguments)
     photograph = Path(arguments.image) if arguments.image else ASSETS / "example.jpg"
     print(f"{ae.variant.name}: a small demonstration model. The published variants are sharper.")
-    picture, result, _ = _roundtrip(ae, photograph, arguments.budget)
+    picture, result = _roundtrip(ae, photograph, arguments.budget)
     target = Path(arguments.output)
     target.parent.mkdir(parents=True, exist_ok=True)
     images.write(target, _side_by_side(picture[0], result[0]))
@@ -117,7 +117,7 @@ def demo(arguments: argparse.Namespace) -> None:
 
 
 def _roundtrip(ae, source: Path, budget: str | None):
-    """Return (picture, reconstruction, PSNR) of one file; print sizes, PSNR and times."""
+    """Return (picture, reconstruction) of one file; print sizes, PSNR and times."""
     from ..compare.metrics import psnr
     from ..media import images
 
@@ -134,7 +134,7 @@ def _roundtrip(ae, source: Path, budget: str | None):
     print(f"  latent    {'x'.join(map(str, z.shape[1:]))}, {format_size(2 * z.numel())} in 16 bits")
     print(f"  PSNR      {score:.2f} dB")
     print(f"  time      encode {middle - start:.2f} s, decode {end - middle:.2f} s ({ae.device}, {str(ae.dtype)[6:]})")
-    return picture, result, score
+    return picture, result
 
 
 def _strip_bar(source: Path) -> Callable[[int, int], None]:

@@ -43,7 +43,7 @@ def compare(arguments: argparse.Namespace) -> None:
     check_outputs([arguments.output], [arguments.html, arguments.json])
     if arguments.repeats < 1 or arguments.rows < 1 or not 0 < arguments.amplify < 1e6:
         raise OptionError("--repeats and --rows must be 1 or more, and --amplify more than 0.")
-    parse_device(arguments.device), parse_bytes(arguments.budget)  # said here, not once for each model
+    parse_device(arguments.device), parse_bytes(arguments.budget)  # raise here, not once for each model
     names = arguments.models or codecs.local(arguments.cache_dir)
     pictures = list(run.pictures(arguments.images, parse_size(arguments.size)))
     options = (arguments.device, arguments.dtype, arguments.budget, arguments.cache_dir, arguments.download)
@@ -80,7 +80,7 @@ def compare(arguments: argparse.Namespace) -> None:
         try:
             if path:
                 write(path)
-        except (DCAEError, OSError) as error:  # the others are not lost with it
+        except (DCAEError, OSError) as error:  # write the other outputs all the same
             failed.append(str(error))
     if failed:
         raise DCAEError(" ".join(failed))

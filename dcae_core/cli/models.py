@@ -114,7 +114,7 @@ def convert(arguments: argparse.Namespace) -> None:
         raise OptionError(f"{target} is what is converted, and would be written over: name another.")
     chosen = source.choose(arguments.variant)
     dtype = parse_dtype(None if arguments.dtype == "keep" else arguments.dtype)
-    state = source.state(chosen)
+    state = source.state(chosen.architecture)
     if dtype is not None:
         state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in state.items()}
         for key, tensor in state.items():

@@ -110,7 +110,9 @@ def release(device: torch.device) -> None:
 
 
 def format_bytes(count: int) -> str:
-    """Return GiB or MiB with their unit."""
+    """Return GiB, MiB or bytes with their unit."""
+    if count < 1 << 20:
+        return f"{count} bytes"
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 // 10 else f"{count / 2**20:.2f} MiB"
 
 

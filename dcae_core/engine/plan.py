@@ -114,13 +114,13 @@ def make(
         raise OptionError(f"direction {direction!r} is not known: use encode or decode.")
     if batch < 1:
         raise OptionError(f"A batch of {batch} pictures can't be planned.")
-    on, channels, name = Target(dtype, device), channels or architecture.latent_channels, name or str(architecture)
+    target, channels, name = Target(dtype, device), channels or architecture.latent_channels, name or str(architecture)
     ratio = architecture.spatial_ratio
     height, width = Fit(height, width, ratio).padded
-    run = (architecture, direction, height, width, batch, channels, on, name)
-    weight_bytes = _weight_count(architecture, direction) * on.size
-    ends = batch * on.size * (3 * height * width + channels * height * width // ratio**2)  # input and output
-    layers = _whole_run(architecture, direction, channels, height, width, on)
+    run = (architecture, direction, height, width, batch, channels, target, name)
+    weight_bytes = _weight_count(architecture, direction) * target.size
+    ends = batch * target.size * (3 * height * width + channels * height * width // ratio**2)  # input and output
+    layers = _whole_run(architecture, direction, channels, height, width, target)
     together = 0 if not whole else batch if budget is None else min(batch, layers.most(budget - ends))
     if together > 0:
         return Plan(*run, True, together, (), (), ends + layers.peak(together), weight_bytes)
@@ -129,11 +129,12 @@ def make(
     before = 0  # bytes of the map that the sweep reads, where it is not the input itself
     for sweep in _sweeps(architecture, direction, channels):
         after_size = sweep.size_after(*at)
-        after = 0 if sweep.gathers is None else sweep.gathers.channels * after_size[0] * after_size[1] * on.size
+        after = 0 if sweep.gathers is None else sweep.gathers.channels * after_size[0] * after_size[1] * target.size
         resident = ends + before + (0 if before == after and before else after)
 
         def peak(rows: int, sweep=sweep, width=at[1], resident=resident) -> int:
-            return (resident + sweep.stream_bytes(rows, width, on)) * 101 // 100  # 1 % for what is too small to list
+            streamed = sweep.stream_bytes(rows, width, target)
+            return (resident + streamed) * 101 // 100  # 1 % for what is too small to list
 
         least = max(least, peak(min(sweep.unit, at[0])))
         sources.append(at[0])
@@ -187,13 +188,13 @@ class _WholeRun:
 
 
 def _whole_run(
-    architecture: Architecture, direction: str, channels: int, height: int, width: int, on: Target
+    architecture: Architecture, direction: str, channels: int, height: int, width: int, target: Target
 ) -> _WholeRun:
-    maps = tuple(each * height * width for each in _pixel_bytes(architecture, direction, channels, on.dtype))
+    maps = tuple(each * height * width for each in _pixel_bytes(architecture, direction, channels, target.dtype))
     scratch, ratio = [], architecture.spatial_ratio
     size = (height, width) if direction == "encode" else (height // ratio, width // ratio)
     for layer in _meta_coder(architecture, direction).first_channels(channels).layers:
-        scratch.append(layer.whole_scratch(*size, on))
+        scratch.append(layer.whole_scratch(*size, target))
         size = layer.size_after(*size)
     return _WholeRun(maps, tuple(scratch))
 

@@ -44,15 +44,15 @@ class Sweep:
             height, width = layer.size_after(height, width)
         return height, width
 
-    def stream_bytes(self, rows: int, width: int, on: Target) -> int:
+    def stream_bytes(self, rows: int, width: int, target: Target) -> int:
         """Bytes of all buffers and of the greatest temporaries, for strips of `rows` rows of the source."""
         buffers = temporaries = 0
         for layer in self.layers:
-            held, most = layer.stream_bytes(rows, width, on)
+            held, most = layer.stream_bytes(rows, width, target)
             buffers, temporaries = buffers + held, max(temporaries, most)
             rows, width = max(1, rows // layer.step) * layer.scale, width * layer.scale // layer.step
         if self.gathers is not None:
-            held, most = self.gathers.first_pass(self.gathers).stream_bytes(rows, width, on)
+            held, most = self.gathers.first_pass(self.gathers).stream_bytes(rows, width, target)
             buffers, temporaries = buffers + held, max(temporaries, most)
         return buffers + temporaries
 

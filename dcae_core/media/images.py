@@ -67,11 +67,11 @@ def to_uint8(x: Tensor) -> Tensor:
     return out
 
 
-def fit(x: Tensor, fit_: Fit) -> Tensor:
+def fit(x: Tensor, fit: Fit) -> Tensor:
     """Pad [B, C, H, W] with its edge, or crop its centre, to the size the model takes. Raises ImageError for a picture
     so thin that padding would make it huge."""
-    (top, left), (height, width) = fit_.offset, fit_.padded
-    if fit_.mode == "crop":
+    (top, left), (height, width) = fit.offset, fit.padded
+    if fit.mode == "crop":
         return x[:, :, top : top + height, left : left + width]
     below, right = height - x.shape[2], width - x.shape[3]
     if height * width > MOST_PADDED and height * width > 2 * x.shape[2] * x.shape[3]:
@@ -101,7 +101,7 @@ def read(path: str | os.PathLike) -> Tensor:
             picture = from_pil(ImageOps.exif_transpose(file))[None]
     except MemoryError as error:
         raise ImageError(f"out of memory: use a smaller picture than {path}, or close other programs.") from error
-    except Exception as error:  # decoders raise of every kind on damaged files
+    except Exception as error:  # decoders raise any type on damaged files
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
         raise ImageError(f"{path} can't be read as a picture: {kind}{shorten(error, 300)}.") from error
     if not picture.numel():
@@ -126,7 +126,7 @@ def from_pil(picture) -> Tensor:
 def write(path: str | os.PathLike, image: Tensor) -> None:
     """Write one picture [H, W, 3] in [0, 1], 8 bits a channel, in the format of the file's ending.
 
-    Written beside and renamed, so that a failure leaves no half file. Raises ImageError.
+    The file is replaced whole, so that a failure leaves no partial file. Raises ImageError.
     """
     import numpy as np
     from PIL import Image
@@ -139,5 +139,5 @@ def write(path: str | os.PathLike, image: Tensor) -> None:
     try:
         with atomic_write(path) as part:
             Image.fromarray(array).save(part, format=formats[path.suffix.lower()])
-    except Exception as error:  # encoders raise of every kind, as for sides that a format can't have
+    except Exception as error:  # encoders raise any type, as for sides a format does not allow
         raise ImageError(f"{path} can't be written: {error}.") from error

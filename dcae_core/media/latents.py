@@ -52,7 +52,7 @@ def write(
     model uses them.
 
     Metadata: variant, height and width of the true picture, "scale" ("raw" or "scaled") and the factor, if there is
-    one. Written beside and renamed. Raises LatentError if it can't be, or if `read` would refuse it: latents that are
+    one. The file is replaced whole. Raises LatentError if it can't be, or if `read` would refuse it: latents that are
     not finite, or not of such pictures. Raises OptionError for `scaled` without a factor.
     """
     factor = variant.factor(scaling_factor) if scaled else variant.scaling_factor

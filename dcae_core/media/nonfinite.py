@@ -3,7 +3,8 @@ from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ def check_weights(tensors: Mapping[str, Tensor], where: str) -> None:
 def explain_nonfinite(coder: nn.Module, x: Tensor) -> None:
     """Find out why a result of `coder` for `x` is not finite. Raises CheckpointError if the weights are not finite,
     ImageError (3 channels) or LatentError if the input is not; otherwise returns."""
-    for name, tensor in _all(coder):
+    for name, tensor in chain(coder.named_parameters(), coder.named_buffers()):
         if not is_finite(tensor):
             dtype = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(
@@ -59,13 +60,8 @@ def explain_nonfinite(coder: nn.Module, x: Tensor) -> None:
     if not is_finite(x):
         kind, what = (ImageError, "picture") if x.shape[1] == 3 else (LatentError, "latent")
         raise kind(
-            f"The {what} has numbers that are not finite: {describe_nonfinite(x)}. What made it went wrong before this."
+            f"The {what} has numbers that are not finite: {describe_nonfinite(x)}. The cause is an earlier step."
         )
-
-
-def _all(coder: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    yield from coder.named_parameters()
-    yield from coder.named_buffers()
 
 
 def describe_nonfinite(x: Tensor) -> str:

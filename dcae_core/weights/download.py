@@ -1,8 +1,8 @@
-"""Download one file over HTTP, through huggingface_hub's session. What arrives is kept at once, an interrupted transfer
-is continued, and a stalled server is given up after a bounded time.
+"""Fetch one file over HTTP, through huggingface_hub's session. Received data is written at once, a cut connection is
+resumed, and a stalled server is given up in bounded time. Where to fetch from and what to verify is left to `hub`.
 
-huggingface_hub's own `http_get` hands on 10 MB at a time, so that a slow server can't be cancelled and a cut loses what
-came of them, and it waits for as long as a server asks for.
+huggingface_hub's `http_get` writes 10 MB at a time, so that a slow transfer can't be cancelled and a cut loses up to
+10 MB, and it waits as long as a server requests.
 """
 
 from __future__ import annotations
@@ -17,123 +17,124 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["TICK", "Ended", "TooSlow", "WrongSize", "fetch", "requested_wait", "status_of", "summary_of"]
+__all__ = ["PROGRESS_INTERVAL", "describe", "fetch", "http_status", "requested_wait"]
 
 log = logging.getLogger(__name__)
 
-TRIES = 5  # in a row that bring nothing new
-WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds: after the first of them, doubling up to 8; and that a server may ask for
-LEAST, PATIENCE = 64 << 10, 60.0  # bytes that must arrive in so many seconds
-TICK = 0.25  # seconds
-BLOCK = 1 << 16
+MAX_TRIES = 5  # in a row without new data
+RETRY_WAIT, MAX_REQUESTED_WAIT = 1.0, 60.0  # seconds: after the first failure, doubling up to 8; that a server may set
+STALL_BYTES, STALL_SECONDS = 64 << 10, 60.0  # a server that sends fewer bytes in this time is given up
+PROGRESS_INTERVAL = 0.25  # seconds
+BLOCK_BYTES = 1 << 16
 TRANSIENT = (408, 429, 500, 502, 503, 504)
-# By name: of requests, httpx and httpx2, of which huggingface_hub's versions use one each.
-HOPELESS = ("UnsupportedProtocol", "InvalidSchema", "MissingSchema", "InvalidURL", "TooManyRedirects", "WrongSize")
+# Names of classes, since huggingface_hub's versions use requests, httpx or httpx2.
+PERMANENT = ("UnsupportedProtocol", "InvalidSchema", "MissingSchema", "InvalidURL", "TooManyRedirects", "WrongSize")
 
 
-class Ended(Exception):
-    """The server ended its answer before it had sent all."""
+class Truncated(Exception):
+    """The server ended its response before it had sent everything."""
 
 
 class TooSlow(Exception):
-    """Less than LEAST bytes arrived in PATIENCE seconds."""
+    """Fewer than STALL_BYTES arrived in STALL_SECONDS."""
 
 
 class WrongSize(Exception):
     """The server is about to send another size than was announced."""
 
 
-class _Interrupted(Exception):
-    """Wraps a failure that may be temporary."""
+class _Transient(Exception):
+    """Carries a failure that a retry may overcome."""
 
     def __init__(self, cause: Exception):
         self.cause = cause
 
 
-def fetch(url: str, part: Path, total: int, headers: dict, tick: Callable[[int], None]) -> None:
-    """Append the missing of `total` bytes to `part`, and truncate what is too much.
+def fetch(url: str, part: Path, total: int, headers: dict, progress: Callable[[int], None]) -> None:
+    """Append the missing bytes of a file of `total` bytes to `part`, and cut off any excess.
 
-    tick(bytes in `part`) is called every TICK seconds while data arrive or are waited for, a silent server's
-    HF_HUB_DOWNLOAD_TIMEOUT (10 s) excepted; what it raises ends the transfer and is passed on. What was written stays.
-    Raises Ended, TooSlow, WrongSize, OSError of the disk, and whatever huggingface_hub, requests or httpx raise.
+    progress(bytes in `part`) is called every PROGRESS_INTERVAL while data arrives or is waited for, except while a
+    silent server's HF_HUB_DOWNLOAD_TIMEOUT (10 s) runs; an exception from it ends the transfer and propagates. Written
+    data stays. Raises Truncated, TooSlow, WrongSize, the disk's OSError, and errors of huggingface_hub, requests or
+    httpx.
     """
     try:
         with open(part, "r+b" if part.is_file() else "w+b") as file:
-            _fill(file, url, total, headers, tick)
+            _fill(file, url, total, headers, progress)
     except BaseException:
         if part.is_file() and not part.stat().st_size:
             part.unlink()
         raise
-    tick(total)
+    progress(total)
 
 
-def _fill(file: BinaryIO, url: str, total: int, headers: dict, tick: Callable[[int], None]) -> None:
+def _fill(file: BinaryIO, url: str, total: int, headers: dict, progress: Callable[[int], None]) -> None:
     done = furthest = file.seek(0, os.SEEK_END)
-    tries, pace, last_tick = 0, _Pace(), 0.0
+    tries, pace, last_progress = 0, _Pace(), 0.0
     while done < total:
         try:
-            with contextlib.closing(_arriving(url, done, total, headers)) as arriving:
-                for at, data in arriving:
-                    if at != done:  # a server that can't go on, and starts over
-                        file.seek(at)
+            with contextlib.closing(_blocks(url, done, total, headers)) as blocks:
+                for offset, block in blocks:
+                    if offset != done:  # the server ignores ranges and starts over
+                        file.seek(offset)
                         file.truncate()
-                    done = at + file.write(data[: total - at])
-                    pace.add(len(data))
-                    if time.monotonic() - last_tick > TICK:
-                        last_tick = time.monotonic()
-                        tick(done)
+                    done = offset + file.write(block[: total - offset])
+                    pace.add(len(block))
+                    if time.monotonic() - last_progress > PROGRESS_INTERVAL:
+                        last_progress = time.monotonic()
+                        progress(done)
                     if done == total:
                         break
                 else:
-                    raise _Interrupted(Ended(f"the connection ended after {done} of {total} bytes"))
-        except _Interrupted as interrupted:
-            cause = interrupted.cause
+                    raise _Transient(Truncated(f"the connection ended after {done} of {total} bytes"))
+        except _Transient as transient:
+            cause = transient.cause
             tries = 1 if done > furthest else tries + 1
             furthest = max(done, furthest)
             wait = requested_wait(cause)
-            if tries >= TRIES or (wait or 0) > LONGEST_WAIT:
+            if tries >= MAX_TRIES or (wait or 0) > MAX_REQUESTED_WAIT:
                 raise cause from None
-            log.warning("%s: it goes on from byte %d of %d.", summary_of(cause), done, total)
+            log.warning("%s: resuming from byte %d of %d.", describe(cause), done, total)
             if wait is None:
-                _wait(min(8, WAIT * 2 ** (tries - 1)), tick, done)
+                _wait(min(8, RETRY_WAIT * 2 ** (tries - 1)), progress, done)
                 pace.add(0)
             else:
-                _wait(wait, tick, done)
+                _wait(wait, progress, done)
                 pace = _Pace()
     file.truncate(total)
 
 
-def _arriving(url: str, start: int, total: int, headers: dict) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, bytes) of the server's answer to a request for everything from `start` on."""
+def _blocks(url: str, start: int, total: int, headers: dict) -> Iterator[tuple[int, bytes]]:
+    """Request everything from byte `start` on, and yield (offset, bytes) as the server sends them."""
     from huggingface_hub.utils import hf_raise_for_status
 
-    request_headers = {**headers, "Accept-Encoding": "identity"}
+    headers = {**headers, "Accept-Encoding": "identity"}
     if start:
-        request_headers["Range"] = f"bytes={start}-"
+        headers["Range"] = f"bytes={start}-"
     try:
-        with _answer(url, request_headers) as (response, blocks):
+        with _response(url, headers) as (response, blocks):
             if response.status_code == 416 and start:
-                yield 0, b""  # there is nothing from there on: what is here is of something else
-                raise Ended(f"there is nothing to send from byte {start} on")
+                yield 0, b""  # the server's file is shorter: discard what is here
+                raise Truncated(f"there is nothing to send from byte {start} on")
             hf_raise_for_status(response)
-            at = start if response.status_code == 206 else 0
+            offset = start if response.status_code == 206 else 0
             length = response.headers.get("Content-Length", "")
-            if length.isdigit() and at + int(length) != total and "Content-Encoding" not in response.headers:
-                raise WrongSize(f"{at + int(length)} bytes instead of the {total} announced")
+            if length.isdigit() and offset + int(length) != total and "Content-Encoding" not in response.headers:
+                raise WrongSize(f"{offset + int(length)} bytes instead of the {total} announced")
             for block in blocks:
-                yield at, block
-                at += len(block)
+                yield offset, block
+                offset += len(block)
     except Exception as error:
         names = {kind.__name__ for kind in type(error).__mro__}
-        status = status_of(error)
-        if names.isdisjoint(HOPELESS) and (status is None or status in TRANSIENT):
-            raise _Interrupted(error) from error
+        status = http_status(error)
+        if names.isdisjoint(PERMANENT) and (status is None or status in TRANSIENT):
+            raise _Transient(error) from error
         raise
 
 
 @contextlib.contextmanager
-def _answer(url: str, headers: dict):
-    """Yield (response, iterator over its bytes)."""
+def _response(url: str, headers: dict):
+    """Yield (response, iterator over its bytes as they arrive)."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -144,47 +145,46 @@ def _answer(url: str, headers: dict):
         return
     with session.get(url, headers=headers, timeout=timeout, stream=True) as response:  # requests
         raw = response.raw
-        read = getattr(raw, "read1", None) or raw._fp.read1  # urllib3 before 2 does not pass it on
-        yield response, iter(lambda: read(BLOCK), b"")
+        read = getattr(raw, "read1", None) or raw._fp.read1  # urllib3 before 2 has no read1
+        yield response, iter(lambda: read(BLOCK_BYTES), b"")
 
 
 class _Pace:
-    """Raises TooSlow if less than LEAST bytes came in PATIENCE seconds."""
+    """Counts received bytes. Raises TooSlow if fewer than STALL_BYTES arrived in STALL_SECONDS."""
 
     def __init__(self):
-        self.since, self.came = time.monotonic(), 0
+        self.start, self.received = time.monotonic(), 0
 
     def add(self, count: int) -> None:
-        self.came += count
-        seconds = time.monotonic() - self.since
-        if seconds < PATIENCE:
+        self.received += count
+        seconds = time.monotonic() - self.start
+        if seconds < STALL_SECONDS:
             return
-        if self.came < LEAST:
-            raise TooSlow(f"{self.came} bytes came in {seconds:.0f} seconds")
-        self.since, self.came = time.monotonic(), 0
+        if self.received < STALL_BYTES:
+            raise TooSlow(f"{self.received} bytes arrived in {seconds:.0f} seconds")
+        self.start, self.received = time.monotonic(), 0
 
 
-def _wait(seconds: float, tick: Callable[[int], None], done: int) -> None:
+def _wait(seconds: float, progress: Callable[[int], None], done: int) -> None:
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        tick(done)
-        time.sleep(min(TICK, left))
+        progress(done)
+        time.sleep(min(PROGRESS_INTERVAL, left))
 
 
-def summary_of(error: BaseException) -> str:
-    """Return an error in short."""
+def describe(error: BaseException) -> str:
+    """Return the first line of an error's message, with the error's class unless it is of this module."""
     line = next(iter(str(error).strip().splitlines()), "no details").rstrip(".")
-    return line if isinstance(error, Ended | TooSlow | WrongSize) else f"{type(error).__name__}: {line}"
+    return line if isinstance(error, Truncated | TooSlow | WrongSize) else f"{type(error).__name__}: {line}"
 
 
-def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status of an error, if it has one."""
+def http_status(error: BaseException) -> int | None:
+    """Return the HTTP status that caused an error, if one did."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def requested_wait(error: BaseException) -> float | None:
-    """Return the seconds that the server asks to wait, in Retry-After (RFC 9110, 10.2.3) or the hub's RateLimit; None
-    without either."""
+    """Return the seconds that the server requests in Retry-After (RFC 9110, 10.2.3) or the hub's RateLimit, if any."""
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     after = (headers.get("Retry-After") or "").strip()
     if after.isdigit():
@@ -192,4 +192,4 @@ def requested_wait(error: BaseException) -> float | None:
     with contextlib.suppress(TypeError, ValueError):
         return max(0.0, email.utils.parsedate_to_datetime(after).timestamp() - time.time())
     limit = re.search(r"\br=0\s*;\s*t=(\d+)", headers.get("RateLimit") or "")
-    return float(limit.group(1)) if limit and status_of(error) == 429 else None
+    return float(limit.group(1)) if limit and http_status(error) == 429 else None

@@ -1,8 +1,8 @@
 """Find weights on this machine, and download them from the Hugging Face hub on request. Opening them is left to
 `checkpoint`, the transfer of bytes to `download`.
 
-It goes through huggingface_hub, so HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT and proxies apply.
-What happens when something goes wrong: benchmarks/FAULTS.md.
+Downloads go through huggingface_hub, so HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT and proxies
+apply. benchmarks/FAULTS.md lists what happens on each failure. The transfer itself is in `download`.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from ..files import ASSETS, atomic_write
 from ..variants import DEMO, Variant
 from . import download as downloading
 
-__all__ = ["bundled", "default_folder", "download", "find", "is_path", "locate"]
+__all__ = ["Progress", "bundled", "default_folder", "download", "find", "is_path", "locate"]
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 
 
 def bundled() -> Path:
-    """Return the path of the demo model that comes with this package."""
+    """Return the path of the bundled demo model."""
     return ASSETS / f"{DEMO}.safetensors"
 
 
 def default_folder() -> Path:
-    """Return the folder for weights when the caller names none: $DCAE_HOME, or ~/.cache/dcae."""
+    """Return the folder for weights if the caller gives none: $DCAE_HOME or ~/.cache/dcae."""
     return Path(os.environ.get("DCAE_HOME") or Path.home() / ".cache" / "dcae")
 
 
-def repo_file(repo: str) -> str:
-    """Return the name of the weights in `repo`."""
+def _repo_file(repo: str) -> str:
+    """Return the name of the weights' file in `repo`."""
     return "diffusion_pytorch_model.safetensors" if repo.endswith("-diffusers") else "model.safetensors"
 
 
 def find(variant: str | Variant, folder: str | os.PathLike | None = None) -> Path | None:
-    """Return the file or folder that holds this variant here, or None. Never uses the network.
+    """Return the local file or folder that holds this variant, or None. Never uses the network.
 
-    Looks at the bundled demo, then in `folder` (as NAME.safetensors, NAME/ or NAME-diffusers/), then in the cache that
-    huggingface_hub and diffusers share.
+    For the demo it is the bundled file. For others it looks in `folder` (NAME.safetensors, NAME/ or NAME-diffusers/),
+    then in the cache that huggingface_hub and diffusers share. Raises UnknownVariant.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -62,7 +62,7 @@ def find(variant: str | Variant, folder: str | os.PathLike | None = None) -> Pat
         if path.is_file() or (path.is_dir() and any(path.glob("*.safetensors"))):
             return path
     for repo in variant.repos:
-        cached = try_to_load_from_cache(repo, repo_file(repo))
+        cached = try_to_load_from_cache(repo, _repo_file(repo))
         if isinstance(cached, str):
             return Path(cached)
     return None
@@ -71,11 +71,11 @@ def find(variant: str | Variant, folder: str | os.PathLike | None = None) -> Pat
 def locate(
     model: str | os.PathLike, folder: str | os.PathLike | None = None, *, allow_download: bool = False
 ) -> tuple[Path, Variant | None]:
-    """Return the file or folder that `model` means, and the variant if `model` is its name or repository.
+    """Return the file or folder that `model` refers to, and the variant if `model` is a name; `is_path` decides that.
 
-    What looks like a path and is there is that path, also where it has a variant's name. A name is looked for as in
-    `find`, and with `allow_download` fetched to `folder` where it is not here. Raises UnknownVariant for what is
-    neither, DownloadError for a variant that is not here, or could not be fetched.
+    A path is returned unchanged, with None. A name is searched as in `find`, and if it is not here, downloaded to
+    `folder` with `allow_download`. Raises UnknownVariant for a string that is neither a path nor a name, DownloadError
+    for a variant that is not here or could not be downloaded.
     """
     if is_path(model):
         return Path(model), None
@@ -91,17 +91,21 @@ def locate(
 
 
 def is_path(model: str | os.PathLike) -> bool:
-    """Whether `model` is a file or folder, and not the name of a variant or its repository."""
+    """Whether `model` is the path of a file or folder, not the name of a variant or of its repository.
+
+    A string with a separator or a checkpoint's suffix is a path if it exists or is no name. Any other string is a path
+    if it exists and is no name.
+    """
     if isinstance(model, os.PathLike):
         return True
-    looks_like_one = "/" in model or os.sep in model or Path(model).suffix in (".safetensors", ".pt", ".pth", ".ckpt")
-    if looks_like_one and Path(model).exists():
+    pathlike = "/" in model or os.sep in model or Path(model).suffix in (".safetensors", ".pt", ".pth", ".ckpt")
+    if pathlike and Path(model).exists():
         return True
     try:
         variants.find(model)
         return False
     except UnknownVariant:
-        return looks_like_one or Path(model).exists()
+        return pathlike or Path(model).exists()
 
 
 def download(
@@ -115,19 +119,20 @@ def download(
 ) -> Path:
     """Download a variant's weights to `folder`/NAME.safetensors and return that path.
 
-    `revision` is a branch, tag or commit; the commit it stood for, the size and the sha256 are recorded beside the
-    file, in NAME.safetensors.json. The file takes its name only after its size and sha256 are those the hub announces;
-    until then it is NAME.safetensors.HASH.part, and a download that was cut off goes on from there. A file of that name
-    that is already right is kept. Of several threads and processes that want it, one fetches it and the others wait.
-    `progress(done, total)` in bytes, some four times a second, while waiting too; what it raises stops the download and
-    is passed on. None shows huggingface_hub's bar. Raises DownloadError.
+    `revision` is a branch, tag or commit. Its commit, the size and the sha256 are recorded in NAME.safetensors.json.
+    The file gets its name only after its size and sha256 match the hub's; until then it is NAME.safetensors.HASH.part,
+    from which an interrupted download resumes. A matching file that is already here is kept. Of several threads and
+    processes that request it, one fetches it and the others wait. `progress(done, total)` is called with bytes about
+    four times a second, also while waiting; an exception from it stops the download and propagates. Without `progress`,
+    huggingface_hub's bar is shown. Raises UnknownVariant and DownloadError.
     """
     import huggingface_hub as hf
     from huggingface_hub.utils import build_hf_headers
 
     variant = variants.find(variant)
     if not variant.repos:
-        raise DownloadError(f"{variant.name} comes with this package: there is nothing to download.")
+        where = "It is bundled with this package." if variant.name == DEMO else "Put its file there by hand."
+        raise DownloadError(f"No repository is listed for {variant.name}: there is nothing to download. {where}")
     repo = repo or variant.repos[0]
     folder = Path(folder) if folder is not None else default_folder()
     target = folder / f"{variant.name}.safetensors"
@@ -135,48 +140,47 @@ def download(
         raise DownloadError(
             f"HF_HUB_OFFLINE forbids downloading {variant.name}. Unset it, or put the file from {repo} at {target}."
         )
-    name, headers = repo_file(repo), {}
+    name, headers = _repo_file(repo), {}
     try:
         headers = build_hf_headers(token=token)
-        known = hf.get_hf_file_metadata(hf.hf_hub_url(repo, name, revision=revision), token=token)
-        if not known.size or not known.commit_hash or not re.fullmatch(r"[0-9a-f]{64}", known.etag or ""):
+        announced = hf.get_hf_file_metadata(hf.hf_hub_url(repo, name, revision=revision), token=token)
+        if not announced.size or not announced.commit_hash or not re.fullmatch(r"[0-9a-f]{64}", announced.etag or ""):
             raise DownloadError(
                 f"{hf.constants.ENDPOINT} announces no commit, size or sha256 for {repo}/{name}, so a download could "
                 "not be checked. Use another endpoint (HF_ENDPOINT), or fetch the file by hand."
             )
-        sha256, total = known.etag, known.size
-        if not _is(target, total, sha256):
+        sha256, total = announced.etag, announced.size
+        if not _matches(target, total, sha256):
             folder.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}.{sha256[:12]}.part")
-            with _shown(progress, total, variant.name) as tick, _one_at_a_time(target, lambda: tick(_size(part))):
-                if not _is(target, total, sha256):
-                    _room(part, total)
-                    url = hf.hf_hub_url(repo, name, revision=known.commit_hash)
-                    downloading.fetch(url, part, total, headers, tick)
-                    _check(part, sha256, f"{repo}/{name}")
+            with _reporting(progress, total, variant.name) as report, _locked(target, lambda: report(_size(part))):
+                if not _matches(target, total, sha256):
+                    _check_disk_space(part, total)
+                    url = hf.hf_hub_url(repo, name, revision=announced.commit_hash)
+                    downloading.fetch(url, part, total, headers, report)
+                    _verify(part, sha256, f"{repo}/{name}")
                     os.replace(part, target)
-        source = {"repo": repo, "file": name, "revision": revision, "commit": known.commit_hash}
+        source = {"repo": repo, "file": name, "revision": revision, "commit": announced.commit_hash}
         _record(target, {**source, "size": total, "sha256": sha256})
     except (DownloadError, KeyboardInterrupt):
         raise
-    except _Stopped as stopped:
-        raise stopped.cause from None
+    except _ProgressError as wrapped:
+        raise wrapped.cause from None
     except Exception as error:  # requests' and httpx's errors have no common base across huggingface_hub's versions
         raise DownloadError(_explain(error, repo, revision, target, headers)) from error
     return target
 
 
-class _Stopped(BaseException):
-    """Wraps what a progress callback raised, so that handlers of transfer errors don't catch it."""
+class _ProgressError(BaseException):
+    """Carries an exception of a progress callback past the handlers of the transfer's errors."""
 
     def __init__(self, cause: BaseException):
         self.cause = cause
 
 
 @contextlib.contextmanager
-def _shown(progress: Progress | None, total: int, name: str) -> Iterator[Callable[[int], None]]:
-    """Yield a callback for the number of bytes that arrived: it calls `progress`, or moves a bar of
-    huggingface_hub's."""
+def _reporting(progress: Progress | None, total: int, name: str) -> Iterator[Callable[[int], None]]:
+    """Yield a callback for the number of bytes received, which calls `progress` or else moves huggingface_hub's bar."""
     from huggingface_hub.utils import tqdm
 
     if progress is None:
@@ -184,26 +188,26 @@ def _shown(progress: Progress | None, total: int, name: str) -> Iterator[Callabl
             yield lambda done: bar.update(done - bar.n)
         return
 
-    def tick(done: int) -> None:
+    def report(done: int) -> None:
         try:
             progress(done, total)
         except BaseException as error:
-            raise _Stopped(error) from None
+            raise _ProgressError(error) from None
 
-    yield tick
+    yield report
 
 
 @contextlib.contextmanager
-def _one_at_a_time(target: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Of threads and processes that want the same file, let one fetch it while the others call `waiting`."""
+def _locked(target: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock on `target` among threads and processes, calling `on_wait` repeatedly until it is free."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(f"{target}.lock")
     while not lock.is_locked:
         try:
-            lock.acquire(timeout=downloading.TICK)
+            lock.acquire(timeout=downloading.PROGRESS_INTERVAL)
         except Timeout:
-            waiting()
+            on_wait()
         except NotImplementedError:  # a network folder without locks
             break
     try:
@@ -218,26 +222,26 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.is_file() else 0
 
 
-def _is(file: Path, size: int, sha256: str) -> bool:
+def _matches(file: Path, size: int, sha256: str) -> bool:
     return _size(file) == size and _sha256(file) == sha256
 
 
-def _room(part: Path, total: int) -> None:
+def _check_disk_space(part: Path, total: int) -> None:
     missing, free = total - _size(part), shutil.disk_usage(part.parent).free
     if missing > free:
         raise DownloadError(
-            f"{part.parent} has {free / 1e6:.0f} MB free, and {missing / 1e6:.0f} MB are missing of "
-            f"{part.name.partition('.safetensors')[0]}: free some, or {ANOTHER_FOLDER}."
+            f"{part.parent} has {free / 1e6:.0f} MB free, but {part.name.partition('.safetensors')[0]} needs "
+            f"{missing / 1e6:.0f} MB more: free some space, or {ANOTHER_FOLDER}."
         )
 
 
-def _check(part: Path, sha256: str, what: str) -> None:
-    found = _sha256(part)
-    if found != sha256:
+def _verify(part: Path, sha256: str, name: str) -> None:
+    actual = _sha256(part)
+    if actual != sha256:
         part.unlink()
         raise DownloadError(
-            f"{what} arrived damaged: its sha256 is {found}, announced was {sha256}. It was thrown away. Try again; if "
-            "it happens again, use another endpoint (HF_ENDPOINT)."
+            f"{name} arrived damaged: its sha256 is {actual}, announced was {sha256}. It was deleted. Try again; if it "
+            f"happens again, {ELSEWHERE}."
         )
 
 
@@ -257,27 +261,27 @@ def _record(target: Path, source: dict) -> None:
         if not record.is_file() or record.read_text(encoding="utf-8") != text:
             with atomic_write(record) as part:
                 part.write_text(text, encoding="utf-8")
-    except OSError as error:  # the weights are there and right
-        log.warning("Where %s is from could not be recorded beside it: %s", target, error)
+    except OSError as error:  # the weights themselves are complete
+        log.warning("The source of %s could not be recorded in %s: %s", target, record.name, error)
 
 
 ELSEWHERE = "use another endpoint (HF_ENDPOINT)"
-REASONS = {  # by name, since huggingface_hub has moved these classes about; the more special first
+REASONS = {  # by class name, since huggingface_hub has moved these classes; subclasses first
     "GatedRepoError": "its owner must grant you access first: open its page, accept the terms, and set HF_TOKEN",
     "RepositoryNotFoundError": "there is no such repository, or it is private: check the name, or set HF_TOKEN",
     "RevisionNotFoundError": "it has no such revision: leave the revision out to get the newest",
     "EntryNotFoundError": "it has no such file at this revision",
     "UnsupportedProtocol": f"the server points to an address that is neither http nor https: {ELSEWHERE}",
-    "InvalidSchema": f"the server points to an address that is neither http nor https: {ELSEWHERE}",  # of requests
-    "WrongSize": f"the server has {{says}}: {ELSEWHERE}",
-    "TooSlow": f"the server is too slow, {{says}}: try again later, or {ELSEWHERE}",
-    "Ended": "{says}, several times: try again",
-    "TimeoutException": "the server does not answer ({says}): try again later, or check the network",
-    "Timeout": "the server does not answer ({says}): try again later, or check the network",
-    "TimeoutError": "the server does not answer ({says}): try again later, or check the network",
-    "ConnectError": "no connection to {endpoint} ({says}): check the network, the proxy and HF_ENDPOINT",
-    "ConnectionError": "no connection to {endpoint} ({says}): check the network, the proxy and HF_ENDPOINT",
-    "TransportError": "the connection failed ({says}): try again",
+    "InvalidSchema": f"the server points to an address that is neither http nor https: {ELSEWHERE}",  # in requests
+    "WrongSize": f"the server has {{summary}}: {ELSEWHERE}",
+    "TooSlow": f"the server is too slow, {{summary}}: try again later, or {ELSEWHERE}",
+    "Truncated": "{summary}, several times: try again",
+    "TimeoutException": "the server does not answer ({summary}): try again later, or check the network",
+    "Timeout": "the server does not answer ({summary}): try again later, or check the network",
+    "TimeoutError": "the server does not answer ({summary}): try again later, or check the network",
+    "ConnectError": "no connection to {endpoint} ({summary}): check the network, the proxy and HF_ENDPOINT",
+    "ConnectionError": "no connection to {endpoint} ({summary}): check the network, the proxy and HF_ENDPOINT",
+    "TransportError": "the connection failed ({summary}): try again",
 }
 STATUSES = {
     401: "the token was not accepted: check HF_TOKEN, or unset it",
@@ -287,7 +291,7 @@ STATUSES = {
 }
 ANOTHER_FOLDER = "choose another folder (on the command line with --cache-dir, or DCAE_HOME)"
 DISK = {
-    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): f"the disk is full ({{error}}): free some, or {ANOTHER_FOLDER}",
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): f"the disk is full ({{error}}): free some space, or {ANOTHER_FOLDER}",
     (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST): "{folder} can't be written ({error}): make "
     f"it writable, or {ANOTHER_FOLDER}",
 }
@@ -296,16 +300,16 @@ DISK = {
 def _explain(error: Exception, repo: str, revision: str, target: Path, headers: dict) -> str:
     from huggingface_hub import constants
 
-    kinds, status = {kind.__name__ for kind in type(error).__mro__}, downloading.status_of(error)
-    place = str(getattr(error, "filename", None) or target)
-    number = error.errno if isinstance(error, OSError) and place.startswith(str(target.parent)) else None
-    disk = next((words for numbers, words in DISK.items() if number in numbers), None)
-    other = f"the server has a fault ({status}): {{again}}" if status else "{says}"
+    kinds, status = {kind.__name__ for kind in type(error).__mro__}, downloading.http_status(error)
+    path = str(getattr(error, "filename", None) or target)
+    number = error.errno if isinstance(error, OSError) and path.startswith(str(target.parent)) else None
+    disk = next((reason for numbers, reason in DISK.items() if number in numbers), None)
+    other = f"the server has a fault ({status}): {{again}}" if status else "{summary}"
     reason = disk or next((REASONS[kind] for kind in REASONS if kind in kinds), STATUSES.get(status, other))
-    wait, says = downloading.requested_wait(error), downloading.summary_of(error)
+    wait = downloading.requested_wait(error)
     reason = reason.format(
-        says=says,
-        again="try again later" if wait is None else f"it asks for {wait:.0f} s of waiting, then try again",
+        summary=downloading.describe(error),
+        again="try again later" if wait is None else f"it requests a wait of {wait:.0f} s, then try again",
         endpoint=constants.ENDPOINT,
         folder=target.parent,
         error=getattr(error, "strerror", None),
@@ -313,6 +317,6 @@ def _explain(error: Exception, repo: str, revision: str, target: Path, headers: 
     token = headers.get("authorization", "").removeprefix("Bearer ")
     reason = reason.replace(token, "(the token)") if token else reason
     kept = target.parent.is_dir() and any(target.parent.glob(f"{target.name}.*.part"))
-    going_on = " What has arrived is kept: a new try goes on from there." if kept else ""
+    resume = " What has arrived is kept, and a new try resumes from there." if kept else ""
     by_hand = "" if disk else f" Or fetch the file by hand and put it at {target}."
-    return f"{repo} (revision {revision}) could not be downloaded: {reason}.{going_on}{by_hand}"
+    return f"{repo} (revision {revision}) could not be downloaded: {reason}.{resume}{by_hand}"

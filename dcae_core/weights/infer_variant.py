@@ -1,11 +1,10 @@
-"""Infer which of several variants with the same keys and shapes a model is, from the size of its latents. The last
-resort.
+"""Infer which of several variants with the same keys and shapes a model is, from the magnitude of its latents.
 
-A scaling factor is one over the RMS of the latents of natural pictures. So a few bundled photographs are encoded, and
-the variant whose factor is near one over the RMS of these latents is taken. That is an inference: few photographs give
-the factor only about. SPREAD is how far about: the bundled model's latents of 8 of 39 photographs of 256x256, drawn
-2,000 times, gave factors of which 90 % lay within 0.15 of the middle one's logarithm. The seven bundled are some whose
-latents together give that model's own factor. It was not tried on the published weights, which were not at hand.
+This is for models that nothing names. A scaling factor is 1 / RMS of the latents of natural pictures, so the bundled
+photographs are encoded, and the variant whose published factor is nearest to the measured one is taken. Few photographs
+give the factor only roughly; SPREAD is how roughly. For the bundled model, 2,000 random choices of 8 out of 39
+photographs of 256x256 gave factors of which 90 % had a logarithm within 0.15 of the median's. The seven photographs
+were chosen so that together they give that model's own factor. None of this was tried on the published weights.
 """
 
 from __future__ import annotations
@@ -30,33 +29,36 @@ __all__ = ["Inference", "infer", "measured_factor", "most_probable", "photograph
 Encode = Callable[[Tensor], Tensor]  # a picture [1, 3, H, W] in [-1, 1] -> its raw latents
 log = logging.getLogger(__name__)
 
-SPREAD = 0.1  # standard deviation of the logarithm of a factor that is measured on so few photographs
-SURE = 0.9  # the least probability that is acted on
-FAR = 3 * SPREAD  # a factor that is farther than this from all candidates is none of theirs
+SPREAD = 0.1  # standard deviation of the logarithm of a measured factor
+MIN_PROBABILITY = 0.9  # for an inference that is acted on
+MAX_DISTANCE = 3 * SPREAD  # between the logarithms of the measured and the published factor
 
 
 @dataclass(frozen=True)
 class Inference:
-    """The candidate nearest to the measured factor, and the probability that it is right, with equal priors."""
+    """The candidate nearest to a measured factor, and its probability if all candidates were equally likely before."""
 
     variant: Variant
     factor: float
     probability: float
 
     @property
-    def sure(self) -> bool:
-        """Whether the probability is high enough to act on."""
-        return self.probability >= SURE and abs(math.log(self.factor / self.variant.scaling_factor)) < FAR
+    def conclusive(self) -> bool:
+        """Whether this is certain enough to act on."""
+        distance = abs(math.log(self.factor / self.variant.scaling_factor))
+        return self.probability >= MIN_PROBABILITY and distance < MAX_DISTANCE
 
 
 def photographs() -> list[Path]:
-    """Return the bundled photographs, of 256x256 pixels; see assets/SOURCES.md."""
+    """Return the bundled photographs, 256x256 pixels each; see assets/SOURCES.md."""
     return sorted((ASSETS / "photographs").glob("*.jpg"))
 
 
-def measured_factor(encode: Encode) -> float:
-    """Return one over the RMS of the model's raw latents of the bundled photographs; infinite or NaN for a model that
-    does not work."""
+def measured_factor(encode: Callable[[Tensor], Tensor]) -> float:
+    """Return 1 / RMS of the raw latents of the bundled photographs; infinite or NaN if they are zero or not finite.
+
+    encode: pictures [1, 3, H, W] in [-1, 1] -> raw latents, as `DCAE.encode`.
+    """
     squares = []
     for path in photographs():
         try:
@@ -69,35 +71,40 @@ def measured_factor(encode: Encode) -> float:
 
 
 def most_probable(factor: float, fits: list[Variant]) -> Inference:
-    """Return the variant of `fits` that most probably has this factor. Its logarithm has normal errors of deviation
-    SPREAD."""
+    """Return the variant of `fits` nearest to `factor`, for normal errors of the logarithm with deviation SPREAD."""
     weights = [math.exp(-((math.log(factor / v.scaling_factor) / SPREAD) ** 2) / 2) for v in fits]
     best = max(range(len(fits)), key=lambda i: (weights[i], -abs(math.log(factor / fits[i].scaling_factor))))
     return Inference(fits[best], factor, weights[best] / sum(weights) if sum(weights) else 0.0)
 
 
-def infer(encode: Encode, fits: list[Variant], where: str) -> Variant:
+def infer(encode: Callable[[Tensor], Tensor], fits: list[Variant], where: str) -> Variant:
     """Return the variant of a model that nothing names, and log a warning with the probability.
 
-    encode: of the model, made as any of `fits`. where: the file, for messages. Raises CheckpointError if it is unsure.
+    encode: as for `measured_factor`, of the model loaded as any of `fits`. where: names the file in messages. Raises
+    CheckpointError if the measurement is not conclusive.
     """
+    if unscaled := [v.name for v in fits if v.scaling_factor is None]:
+        raise CheckpointError(
+            f"{where} is one of {', '.join(v.name for v in fits)}, and nothing names one. The size of its latents "
+            f"can't tell, since {unscaled[0]} has no scaling factor: set variant={unscaled[0]!r} or another."
+        )
     factor = measured_factor(encode)
     listed = " or ".join(f"{v.name} ({v.scaling_factor})" for v in fits)
-    measured = f"one over the RMS of its latents of {len(photographs())} bundled photographs is {factor:.4g}"
-    finding = most_probable(factor, fits) if math.isfinite(factor) and factor > 0 else None
-    if finding is None or not finding.sure:
+    measurement = f"1 / RMS of its latents of {len(photographs())} bundled photographs is {factor:.4g}"
+    inference = most_probable(factor, fits) if math.isfinite(factor) and factor > 0 else None
+    if inference is None or not inference.conclusive:
         raise CheckpointError(
             f"{where} is {listed}: their files have the same keys and shapes, and nothing names one of them. "
-            f"Measured, {measured}, which does not tell them apart. Say it (variant={fits[0].name!r} or "
-            f"{fits[-1].name!r}) or put it in the file's name."
+            f"Measured: {measurement}, which does not tell them apart. Set the variant ({fits[0].name!r} or "
+            f"{fits[-1].name!r}), or put it in the file's name."
         )
     log.warning(
-        "%s is taken for %s: nothing names it, but %s, and scaling factors are %s. Sure to %.1f %%. Say the variant, "
-        "or put it in the file's name, to be certain and to load faster.",
+        "%s is taken for %s: nothing names it, but %s, and scaling factors are %s. Probability: %.1f %%. Set the "
+        "variant, or put it in the file's name, to be certain and to load faster.",
         where,
-        finding.variant.name,
-        measured,
+        inference.variant.name,
+        measurement,
         listed,
-        100 * min(finding.probability, 0.999),
+        100 * min(inference.probability, 0.999),
     )
-    return finding.variant
+    return inference.variant

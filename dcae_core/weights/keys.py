@@ -1,15 +1,14 @@
-"""The names and shapes of the tensors in a DC-AE file, in both published layouts. Which network they are is left to
-`recognise`.
+"""The names and shapes of a DC-AE's tensors in both published layouts, and conversion between the two.
 
 "diffusers" is the layout of the `-diffusers` repositories and of `model`; "original" is that of
-mit-han-lab/efficientvit and dc-ai-projects/DC-Gen. They differ in names, in q, k and v (three matrices against one 1x1
-convolution) and in how 1x1 maps are shaped.
+mit-han-lab/efficientvit and dc-ai-projects/DC-Gen. They differ in names, in q, k and v (three matrices or one 1x1
+convolution) and in the shape of 1x1 weights.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 import torch
@@ -18,13 +17,14 @@ from torch import Tensor
 from ..architecture import Architecture
 from ..model import Autoencoder
 
-__all__ = ["LAYOUTS", "OPTIONAL", "PREFIXES", "expected", "from_original", "strip_prefix", "to_original", "widened"]
+__all__ = ["LAYOUTS", "OPTIONAL", "expected", "prefix_of", "to_diffusers", "to_original", "widened"]
 
 LAYOUTS = ("diffusers", "original")
 PREFIXES = ("vae.", "first_stage_model.")
+OPTIONAL = ".num_batches_tracked"  # batch-norm counters that inference does not read and some tools drop
 Shape = tuple[int, ...]
 
-# Within a block, diffusers -> original. The resampling convolution ("conv.") depends on the variant and is not here.
+# Within a block, diffusers -> original. The resampling convolution's name depends on the architecture.
 BLOCK_NAMES = (
     (r"^conv1\.", "main.conv1.conv."),
     (r"^conv2\.", "main.conv2.conv."),
@@ -41,8 +41,8 @@ BLOCK_NAMES = (
 )
 
 
-def original_name(key: str, architecture: Architecture) -> str:
-    """Return the original layout's name of a tensor that diffusers calls `key` (one name for all of q, k and v)."""
+def _original_name(key: str, architecture: Architecture) -> str:
+    """Return the original layout's name for the diffusers `key`. q, k and v share one name."""
     side, rest = key.split(".", 1)
     coder = architecture.encoder if side == "encoder" else architecture.decoder
     resampler = "conv." if coder.resample == "Conv" else "conv.conv."
@@ -74,66 +74,69 @@ def _diffusers_shapes(architecture: Architecture) -> dict[str, Shape]:
 
 
 def expected(architecture: Architecture, layout: str) -> dict[str, Shape]:
-    """Return name and shape of every tensor that a file of this network must have, in `layout`."""
+    """Return the name and shape of every tensor of this architecture in `layout`."""
     shapes = _diffusers_shapes(architecture)
     if layout == "diffusers":
         return dict(shapes)
-    found: dict[str, Shape] = {}
+    converted: dict[str, Shape] = {}
     for key, shape in shapes.items():
-        name = original_name(key, architecture)
+        name = _original_name(key, architecture)
         if ".qkv." in name:
-            found[name] = (3 * shape[0], shape[1], 1, 1)
+            converted[name] = (3 * shape[0], shape[1], 1, 1)
         elif key.endswith(".to_out.weight"):
-            found[name] = (*shape, 1, 1)
+            converted[name] = (*shape, 1, 1)
         else:
-            found[name] = shape
-    return found
+            converted[name] = shape
+    return converted
 
 
-def from_original(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """Convert a state dict from the original to the diffusers layout. Tensors are views where possible."""
-    found = {}
+def to_diffusers(state: Mapping[str, Tensor], layout: str, architecture: Architecture) -> dict[str, Tensor]:
+    """Return `state`, which is in `layout`, in the diffusers layout. Tensors are views where possible.
+
+    Missing or misshapen batch-norm counters become zeros, and those that the architecture does not have are dropped.
+    """
+    original, converted = layout == "original", {}
     for key in _diffusers_shapes(architecture):
-        name = original_name(key, architecture)
-        if name not in state and key.endswith(OPTIONAL):
+        name = _original_name(key, architecture) if original else key
+        if key.endswith(OPTIONAL):
+            valid = name in state and state[name].ndim == 0
+            converted[key] = state[name] if valid else torch.zeros((), dtype=torch.int64)
             continue
         tensor = state[name]
-        if match := re.search(r"\.attn\.to_([qkv])\.weight$", key):
+        if original and (match := re.search(r"\.attn\.to_([qkv])\.weight$", key)):
             tensor = tensor.chunk(3)["qkv".index(match.group(1))].flatten(1)
-        elif key.endswith(".to_out.weight"):
+        elif original and key.endswith(".to_out.weight"):
             tensor = tensor.flatten(1)
-        found[key] = tensor
-    return found
+        converted[key] = tensor
+    return converted
 
 
 def to_original(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """Convert a state dict from the diffusers to the original layout."""
-    found = {}
+    """Return `state`, which is in the diffusers layout, in the original layout."""
+    converted = {}
     for key, tensor in state.items():
-        name = original_name(key, architecture)
+        name = _original_name(key, architecture)
         if key.endswith(".to_q.weight"):
             parts = [state[key.replace(".to_q.", f".to_{part}.")] for part in "qkv"]
             if len({part.dtype for part in parts}) > 1:
                 parts = [widened(part) for part in parts]
-            found[name] = torch.cat(parts)[:, :, None, None]
+            converted[name] = torch.cat(parts)[:, :, None, None]
         elif key.endswith(".to_out.weight"):
-            found[name] = tensor[:, :, None, None]
-        elif name not in found and ".qkv." not in name:
-            found[name] = tensor
-    return found
+            converted[name] = tensor[:, :, None, None]
+        elif name not in converted and ".qkv." not in name:
+            converted[name] = tensor
+    return converted
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """Return 8-bit floats as bf16, which holds all their values, other tensors as they are. torch does not compute with
-    8-bit floats beside other types."""
+    """Return 8-bit floats as bf16, which holds all their values, and other tensors unchanged. torch does not mix 8-bit
+    floats with other types."""
     return tensor.bfloat16() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
-OPTIONAL = ".num_batches_tracked"  # batch-norm bookkeeping that inference does not read and some tools drop
-
-
-def strip_prefix(keys: Mapping[str, object] | list[str]) -> str:
-    """Return the prefix of PREFIXES under which these keys hold an autoencoder; "" for none."""
+def prefix_of(keys: Iterable[str]) -> str:
+    """Return the one of PREFIXES under which these keys hold an autoencoder, or "" if they need none."""
+    keys = list(keys)
     if any(k.startswith(("encoder.", "decoder.")) for k in keys):
         return ""
     return next((p for p in PREFIXES if any(k.startswith((f"{p}encoder.", f"{p}decoder.")) for k in keys)), "")

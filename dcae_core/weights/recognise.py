@@ -1,7 +1,7 @@
-"""Which variant a set of tensors is: by their names and shapes, then by what names it.
+"""Recognise the variant of a set of tensors: by their names and shapes, then by hints from around them.
 
-Variants with the same Architecture have the same tensors. What tells them apart is the caller, config.json, metadata,
-the names of files and folders; in the last resort the weights themselves (`infer_variant`).
+Variants with the same Architecture have the same tensors. The caller, config.json, metadata and the names of files and
+folders tell them apart; where none of these does, the weights may (`infer_variant`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["Hint", "candidates", "choose", "hints"]
 
 log = logging.getLogger(__name__)
 
-Hint = tuple[str, Variant | float]  # where it is from, and the variant or scaling factor that it says
-LONGEST_NAME = 200  # characters of what may name a variant: patterns take time that grows with the square of it
-# How the full name, or the part of it that tells variants of one architecture apart, appears in file and folder names.
+Hint = tuple[str, Variant | float]  # its source, and the variant or scaling factor that the source gives
+MAX_NAME_LENGTH = 200  # characters; the time that the patterns take grows with the square of it
+# How the part of a name that tells variants of one architecture apart appears in file and folder names.
 NAME_PARTS = (
     (re.compile(r"f\d+c\d+[-_ .]in(?![a-z0-9])"), "-in-1.0"),
     (re.compile(r"f\d+c\d+(.*[^a-z0-9])?mix(?![a-z0-9])"), "-mix-1.0"),
@@ -34,27 +34,25 @@ NAME_PARTS = (
 
 
 def candidates(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, list[Variant]]:
-    """Return (layout, variants) whose tensors are exactly these, by name and shape. `where` names the file in errors.
+    """Return (layout, variants) whose tensors have exactly these names and shapes. `where` names the file in errors.
 
-    Raises CheckpointError: with what is missing, unexpected or misshapen if it is nearly a DC-AE, else with what it
-    holds instead.
+    Raises CheckpointError, which lists missing, unexpected and misshapen tensors if some fit a variant, else what there
+    is instead.
     """
-    given = {k: tuple(s) for k, s in shapes.items() if not k.endswith(keys.OPTIONAL)}
+    given = _required(shapes)
     best = (-1, None, "", {})
     for layout in keys.LAYOUTS:
-        fitting = []
+        fits = []
         for variant in VARIANTS.values():
-            expected = {
-                k: s for k, s in keys.expected(variant.architecture, layout).items() if not k.endswith(keys.OPTIONAL)
-            }
+            expected = _required(keys.expected(variant.architecture, layout))
             if expected == given:
-                fitting.append(variant)
+                fits.append(variant)
             common = sum(given.get(k) == s for k, s in expected.items())
             score = 2 * common - len(expected)  # among variants that share tensors, the one with fewest missing
             if common and score > best[0]:
                 best = (score, variant, layout, expected)
-        if fitting:
-            return layout, fitting
+        if fits:
+            return layout, fits
     _, variant, layout, expected = best
     if variant is None:
         sample = ", ".join(map(shorten, list(given)[:3])) or "nothing"
@@ -64,26 +62,30 @@ def candidates(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, 
         )
     missing = [k for k in expected if k not in given]
     extra = [k for k in given if k not in expected]
-    wrong = [
+    misshapen = [
         f"{k} is {shorten(list(given[k]))}, not {list(s)}" for k, s in expected.items() if k in given and given[k] != s
     ]
     parts = [
-        f"{len(found)} {what} ({', '.join(map(shorten, found[:3]))}{', ...' if len(found) > 3 else ''})"
-        for what, found in (("missing", missing), ("unexpected", extra), ("of another shape", wrong))
-        if found
+        f"{len(tensors)} {problem} ({', '.join(map(shorten, tensors[:3]))}{', ...' if len(tensors) > 3 else ''})"
+        for problem, tensors in (("missing", missing), ("unexpected", extra), ("of another shape", misshapen))
+        if tensors
     ]
     raise CheckpointError(
         f"{where} is nearest to {variant.name} in the {layout} layout, but its tensors do not fit: {'; '.join(parts)}. "
-        "It is damaged, incomplete, or a variant that is not supported."
+        "It is damaged, incomplete or an unsupported variant."
     )
 
 
-def choose(fits: list[Variant], requested: str | Variant | None, hints: list[Hint], where: str) -> Variant:
-    """Choose one of `fits`, variants that keys and shapes can't tell apart.
+def _required(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {k: tuple(s) for k, s in shapes.items() if not k.endswith(keys.OPTIONAL)}
 
-    What the caller says is taken if it fits. Else the hints, (source, variant or scaling factor) each, if they agree.
-    Else, if all that fit have the same scaling factor (sana-1.0 and 1.1), the first. Else raises CheckpointError with
-    the candidates; and where there is no hint at all AmbiguousVariant.
+
+def choose(fits: list[Variant], requested: str | Variant | None, hints: list[Hint], where: str) -> Variant:
+    """Return one of `fits`, the variants that keys and shapes allow.
+
+    `requested` is taken if it fits. Otherwise the hints decide if they agree. Otherwise, if all of `fits` have the same
+    scaling factor (sana-1.0 and 1.1), it is the first. Raises CheckpointError, which lists `fits`: AmbiguousVariant if
+    no hint names one of them.
     """
     listed = " or ".join(v.name for v in fits)
     named = []
@@ -118,35 +120,35 @@ def choose(fits: list[Variant], requested: str | Variant | None, hints: list[Hin
         return fits[0]
     if named:
         clash = ", ".join(f"{source} says {v.name}" for source, v in named)
-        raise CheckpointError(f"{where}: {clash}. Say which it is: variant={fits[0].name!r} or {fits[-1].name!r}.")
+        raise CheckpointError(f"{where}: {clash}. Set the variant: {fits[0].name!r} or {fits[-1].name!r}.")
     raise AmbiguousVariant(
         f"{where} is {listed}: their files have the same keys and shapes and differ in the scaling factor "
         f"({', '.join(str(v.scaling_factor) for v in fits)}), and no config.json, metadata, file or folder name says "
-        f"which. Say it (variant={fits[0].name!r} or {fits[-1].name!r}) or put it in the file's name."
+        f"which. Set the variant ({fits[0].name!r} or {fits[-1].name!r}), or put it in the file's name."
     )
 
 
-def hints(config: dict, metadata: Mapping[str, str], file: Path) -> Iterator[tuple[str, Variant | float]]:
-    """Yield (source, variant or scaling factor) from config.json, the file's metadata, and file and folder names."""
+def hints(config: dict, metadata: Mapping[str, str], file: Path) -> Iterator[Hint]:
+    """Yield the hints in config.json, in the file's metadata, and in the names of the file and its folders."""
     for source, fields in (("config.json", config), ("the file's metadata", metadata)):
         for name in ("variant", "model_name", "_name_or_path"):
             if isinstance(fields.get(name), str):
-                yield from named_variants(source, fields[name])
+                yield from _named_variants(source, fields[name])
         with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             yield source, float(fields["scaling_factor"])
-    # The nearest name that says anything counts: the file's, its folder's, and in hub caches that of
-    # models--mit-han-lab--NAME/snapshots/COMMIT/FILE. Folders further up belong to other things.
+    # Only the nearest name that gives a hint counts: the file's, its folder's, or in a hub cache the one of
+    # models--mit-han-lab--NAME/snapshots/COMMIT/FILE.
     absolute = file.absolute()
     parents = [p.name for p in absolute.parents]
-    for part in [absolute.stem, *parents[:1], *(p for p in parents[1:4] if p.startswith("models--"))]:
-        found = list(named_variants(f"the name {part!r}", part))
-        if found:
-            yield from found
+    for name in [absolute.stem, *parents[:1], *(p for p in parents[1:4] if p.startswith("models--"))]:
+        if from_name := list(_named_variants(f"the name {name!r}", name)):
+            yield from from_name
             return
 
 
-def named_variants(source: str, text: str) -> Iterator[tuple[str, Variant]]:
-    if len(text) > LONGEST_NAME:
+def _named_variants(source: str, text: str) -> Iterator[tuple[str, Variant]]:
+    """Yield a hint for each variant that `text` may name."""
+    if len(text) > MAX_NAME_LENGTH:
         return
     try:
         yield source, variants.find(text)
@@ -155,6 +157,6 @@ def named_variants(source: str, text: str) -> Iterator[tuple[str, Variant]]:
         pass
     endings = [ending for pattern, ending in NAME_PARTS if pattern.search(text.lower())]
     if len(endings) == 1:
-        for variant in variants.VARIANTS.values():
+        for variant in VARIANTS.values():
             if variant.name.endswith(endings[0]):
                 yield source, variant

@@ -27,13 +27,13 @@ from tests.servers import PACK, HostServer, python_of
 
 # Tests expect the numbers of fp32, which "auto" is on most CPUs, but not on those with instructions for bf16.
 FP32 = ("--fp32-vae",)
-PREVIEW_IMAGE = 1  # the first number of a binary message with a preview
+PREVIEW_IMAGE = 1  # what a binary message of ComfyUI's begins with
 
 
 class Rejected(Exception):
     """ComfyUI refused a workflow before running any of it (HTTP 400).
 
-    `node_errors` maps node ids to what is wrong there, as the server reports it; it is empty when no single node is at
+    `node_errors` maps node ids to what is wrong there, as the server said it; it is empty when no single node is at
     fault, as in a workflow without outputs.
     """
 
@@ -55,7 +55,7 @@ class NodeError:
 
 @dataclass
 class Result:
-    """The result of a workflow.
+    """What became of a workflow.
 
     `outputs` maps node ids to what those nodes showed; `images` are the files among it, in the order of node ids.
     `events` are the server's messages while it ran, as (name, data): progress and the order of nodes are in there.
@@ -129,7 +129,7 @@ class Server(HostServer):
         return answer
 
     def object_info(self, node_id: str) -> dict[str, Any]:
-        """Return a node's inputs, outputs and category. KeyError if the server does not know the node."""
+        """What the server tells of a node: inputs, outputs, category. KeyError if it does not know the node."""
         return self.get(f"/object_info/{node_id}").json()[node_id]
 
     def upload_image(self, path: Path) -> str:
@@ -143,11 +143,11 @@ class Server(HostServer):
         """Ask the workflow that runs now to stop."""
         requests.post(f"{self.url}/interrupt", timeout=60).raise_for_status()
 
-    def run(self, prompt: Mapping[str, Any], timeout: float = 600, on_event=None) -> Result:
+    def run(self, prompt: Mapping[str, Any], timeout: float = 600, reported=None) -> Result:
         """Run a workflow in API format to its end; `Rejected` if the server refuses it.
 
         What a node raises is no exception here: it is in `Result.error`. TimeoutError after `timeout` seconds.
-        `on_event(name, data)` is called for each message of the server.
+        `reported(name, data)` is called with each of its messages as it comes.
         """
         import websocket  # here: ComfyUI's own environment, which starts this file as a program, has none
 
@@ -165,8 +165,8 @@ class Server(HostServer):
                 if data.get("prompt_id") != prompt_id:
                     continue
                 result.events.append((name, data))
-                if on_event:
-                    on_event(name, data)
+                if reported:
+                    reported(name, data)
                 if name == "execution_error":
                     result.error = NodeError(
                         message=data["exception_message"],

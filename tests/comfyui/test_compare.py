@@ -68,12 +68,12 @@ def test_vaes_of_any_kind(comfyui, tmp_path):
     ae = DCAE(DEMO, "cpu", "fp32")
     x = images.from_host(original)
     wanted = images.to_host(ae.decode(ae.encode(x), (170, 250)))[0]
-    dcae, same, tiny = shown["results"]
-    got = picture(comfyui, dcae["result"])
+    ours, same, tiny = shown["results"]
+    got = picture(comfyui, ours["result"])
     assert (got - wanted).abs().max() < 1.01 / 255
-    assert dcae["text"].startswith(f"{psnr(wanted, original[0]):.2f} dB · SSIM {scores(original[0], wanted).ssim:.3f}")
-    assert "32x6x8" in dcae["text"]
-    assert (picture(comfyui, dcae["difference"]) - ((got - original[0]).abs() * 3).clamp(0, 1)).abs().max() < 1e-6
+    assert ours["text"].startswith(f"{psnr(wanted, original[0]):.2f} dB · SSIM {scores(original[0], wanted).ssim:.3f}")
+    assert "32x6x8" in ours["text"]
+    assert (picture(comfyui, ours["difference"]) - ((got - original[0]).abs() * 3).clamp(0, 1)).abs().max() < 1e-6
     assert same["text"].startswith("inf dB · SSIM 1.000") and picture(comfyui, same["result"]).equal(original[0])
     assert "4x22x32" in tiny["text"] and picture(comfyui, tiny["result"]).shape == original[0].shape
     (table,) = result.outputs["7"]["text"]
@@ -105,7 +105,7 @@ def test_a_batch_and_a_vae_that_fails(comfyui, small_dcae_that_overflows, tmp_pa
 @pytest.fixture
 def small_dcae_that_overflows(comfyui) -> str:
     """A DC-AE file in models/vae that loads, and whose pictures are not finite."""
-    state = checkpoint.Checkpoint(hub.bundled()).state(VARIANTS[DEMO])
+    state = checkpoint.Checkpoint(hub.bundled()).state(VARIANTS[DEMO].architecture)
     state = {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
     last = next(key for key in state if key.startswith("decoder.conv_out.") and key.endswith("weight"))
     state[last] = torch.full_like(state[last], 3e38)
@@ -117,7 +117,7 @@ def small_dcae_that_overflows(comfyui) -> str:
 def test_cancel(comfyui, tmp_path):
     stopped = []
 
-    def cancel(name: str, data: dict) -> None:
+    def reported(name: str, data: dict) -> None:
         if name == "progress" and data["node"] == "3" and not stopped:
             stopped.append(name)
             comfyui.interrupt()
@@ -128,6 +128,6 @@ def test_cancel(comfyui, tmp_path):
             "2": loader(),
             "3": node("DCAE_Compare", image=["1", 0], vae_1=["2", 0], repeats=20, amplify=5.0),
         },
-        on_event=cancel,
+        reported=reported,
     )
     assert result.interrupted and stopped

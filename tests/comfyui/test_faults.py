@@ -1,4 +1,4 @@
-"""Faults while a real ComfyUI runs: cancelled downloads, two users at once, models that come and go."""
+"""What goes wrong while a real ComfyUI runs: cancelled downloads, two users at once, models that come and go."""
 
 import subprocess
 import threading
@@ -39,11 +39,11 @@ def test_a_download_can_be_cancelled_and_what_came_is_no_choice(comfyui, hub, fo
     hub.drip = (20_000, 0.05)
     before = offered(comfyui)
 
-    def cancel(kind: str, data: dict) -> None:
+    def reported(kind: str, data: dict) -> None:
         if kind == "progress" and data.get("node") == "1" and data["value"] > 100_000:
             comfyui.interrupt()
 
-    result = comfyui.run(loaded(DOWNLOAD, allow_download=True), on_event=cancel)
+    result = comfyui.run(loaded(DOWNLOAD, allow_download=True), reported=reported)
     assert result.interrupted
     (part,) = folder.glob("*.part")
     kept = part.stat().st_size
@@ -52,8 +52,8 @@ def test_a_download_can_be_cancelled_and_what_came_is_no_choice(comfyui, hub, fo
     assert f"There is no '{part.name}' in models/vae" in message(comfyui, loaded(part.name))
 
     hub.drip = None
-    error = message(comfyui, loaded(DOWNLOAD, allow_download=True))
-    assert f"{NAME}.safetensors is not a readable safetensors file" in error
+    reported = message(comfyui, loaded(DOWNLOAD, allow_download=True))
+    assert f"{NAME}.safetensors is not a readable safetensors file" in reported
     assert hub.gets()[-1]["Range"] == f"bytes={kept}-"
     assert (folder / f"{NAME}.safetensors").stat().st_size == 3_000_000
     assert offered(comfyui) == before
@@ -62,8 +62,8 @@ def test_a_download_can_be_cancelled_and_what_came_is_no_choice(comfyui, hub, fo
 def test_a_download_that_fails_says_why(comfyui, hub, folder):
     for status, says in ((503, "the server has a fault (503): try again later"), (403, "accept the terms")):
         hub.status = status
-        error = message(comfyui, loaded(DOWNLOAD, allow_download=True))
-        assert says in error and f"put it at {folder / NAME}.safetensors" in error
+        reported = message(comfyui, loaded(DOWNLOAD, allow_download=True))
+        assert says in reported and f"put it at {folder / NAME}.safetensors" in reported
 
 
 def test_two_workflows_at_once(comfyui, tmp_path):
@@ -71,7 +71,7 @@ def test_two_workflows_at_once(comfyui, tmp_path):
     state = load_file(bundled())
     state["decoder.conv_out.conv.bias"] += 0.2
     other = checkpoint.save(comfyui.base / "models" / "vae" / "brighter.safetensors", state, VARIANTS[DEMO])
-    expected, results, failed, prompts = [], {}, [], []
+    wanted, found, failed, prompts = [], {}, [], []
     for width, choice, path in ((320, BUNDLED, bundled()), (256, other.name, other)):
         name, original = photograph(comfyui, tmp_path, width, 192, f"at-once-{width}.png")
         prompts.append(
@@ -84,25 +84,25 @@ def test_two_workflows_at_once(comfyui, tmp_path):
             }
         )
         ae = DCAE.from_file(path, None, "cpu", "fp32")
-        expected.append(images.to_host(ae.decode(ae.encode(images.from_host(original)))))
+        wanted.append(images.to_host(ae.decode(ae.encode(images.from_host(original)))))
 
     def work(i: int) -> None:
         try:
-            results[i] = pixels(comfyui.run(prompts[i]).images[0])
+            found[i] = pixels(comfyui.run(prompts[i]).images[0])
         except BaseException as error:
             failed.append(error)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
     for thread in threads:
         thread.start()
-    plan_route = f"/dcae/plan?choice={BUNDLED}&direction=decode&width=4096&height=4096&batch=1&dtype=fp32"
+    asked = f"/dcae/plan?choice={BUNDLED}&direction=decode&width=4096&height=4096&batch=1&dtype=fp32"
     while any(thread.is_alive() for thread in threads):
-        assert "4096x4096" in comfyui.get(plan_route).json()["text"]
+        assert "4096x4096" in comfyui.get(asked).json()["text"]
         time.sleep(0.05)
     other.unlink()
     assert not failed
     for i in (0, 1):
-        assert (results[i] - expected[i]).abs().max() <= 1.01 / 255
+        assert (found[i] - wanted[i]).abs().max() <= 1.01 / 255
 
 
 @pytest.mark.parametrize("free", [False, True])

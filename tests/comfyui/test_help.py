@@ -38,8 +38,8 @@ class Page:
     @property
     def tables(self) -> list[list[list[str]]]:
         """The rows of each table, as cells, without the heading."""
-        tables = re.findall(r"(?:^\|.*\|\n)+", self.text, re.MULTILINE)
-        return [[[cell.strip() for cell in row.split("|")[1:-1]] for row in t.splitlines()[2:]] for t in tables]
+        found = re.findall(r"(?:^\|.*\|\n)+", self.text, re.MULTILINE)
+        return [[[cell.strip() for cell in row.split("|")[1:-1]] for row in t.splitlines()[2:]] for t in found]
 
     @property
     def errors(self) -> list[str]:
@@ -50,7 +50,7 @@ class Page:
 
 
 def words(cell: str) -> list[str]:
-    """Return what is written as code."""
+    """What is written as code."""
     return re.findall(r"`([^`]+)`", cell)
 
 
@@ -99,17 +99,19 @@ def test_inputs(nodes, pages):
             assert labels(language, name)["inputs"][one]["name"] in cell, where
             # Its meaning, its values, and its default if it has one.
             _, values, *default = text.split("<br>")
-            assert list(map(words, default)) == ([[as_text(options["default"])]] if "default" in options else []), where
+            assert list(map(words, default)) == ([[reported(options["default"])]] if "default" in options else []), (
+                where
+            )
             if "min" in options:
-                assert re.findall(r"[\d.]+", values)[:2] == [as_text(options["min"]), as_text(options["max"])], where
+                assert re.findall(r"[\d.]+", values)[:2] == [reported(options["min"]), reported(options["max"])], where
             elif kind == "COMBO" and "default" in options and len(options["options"]) <= 4:
                 assert words(values) == options["options"], where
             elif kind in ("IMAGE", "LATENT", "MODEL", "VAE"):
                 assert words(values) == [kind], where
 
 
-def as_text(value) -> str:
-    """Return a schema's value as the pages write it."""
+def reported(value) -> str:
+    """A schema's value as the pages write it."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -149,18 +151,18 @@ def test_errors_are_those_of_the_sources(pages):
 @functools.cache
 def messages() -> list[str]:
     """Every text in the sources but docstrings; NUL stands for what an f-string fills in."""
-    texts = []
+    found = []
     for path in [*(PACK / "nodes").rglob("*.py"), *(PACK / "dcae_core").rglob("*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         for node in ast.walk(tree):
             if isinstance(node, ast.JoinedStr):
-                texts.append("".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values))
+                found.append("".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-                texts.append(node.value)
+                found.append(node.value)
     for path in (PACK / "web").glob("*.js"):
-        texts += path.read_text(encoding="utf-8").splitlines()
-    return texts
+        found += path.read_text(encoding="utf-8").splitlines()
+    return found
 
 
 def test_translations_say_the_same(pages):

@@ -169,9 +169,9 @@ def test_a_budget_streams_to_the_same_pixels_with_a_progress_bar(comfyui, tmp_pa
     assert len(ticks) > 4
     assert {t["node"] for t in ticks} == {"3", "4"}
     assert all(t["value"] <= t["max"] for t in ticks)
-    error = message(comfyui, prompt(0.02))
-    assert "weights included, but the budget is 0.020 GiB" in error
-    enough = float(re.search(r"Give it ([0-9.]+) GiB", error).group(1))
+    reported = message(comfyui, prompt(0.02))
+    assert "weights included, but the budget is 0.020 GiB" in reported
+    enough = float(re.search(r"Give it ([0-9.]+) GiB", reported).group(1))
     assert comfyui.run(prompt(enough)).images
     assert "includes the weights, which take 0.017 GiB" in message(comfyui, prompt(0.01))
 
@@ -188,11 +188,11 @@ def test_cancel_works_between_strips(comfyui, tmp_path):
             "5": node("SaveLatent", samples=["4", 0], filename_prefix="cancel"),
         }
 
-    def cancel(kind: str, data: dict) -> None:
+    def reported(kind: str, data: dict) -> None:
         if kind == "progress" and data.get("node") == "4" and data["value"] == 1:
             comfyui.interrupt()
 
-    result = comfyui.run(prompt(0.21), on_event=cancel)
+    result = comfyui.run(prompt(0.21), reported=reported)
     assert result.interrupted
     ticks = [data for kind, data in result.events if kind == "progress" and data.get("node") == "4"]
     assert 0 < len(ticks) < ticks[0]["max"]

@@ -57,8 +57,8 @@ def template(page):
     requests.post(f"{page.server.url}/free", json={"free_memory": True}, timeout=30).raise_for_status()
     open_round_trip(page)
     yield
-    sources = (f"extensions/{page.server.pack_name}/", "/dcae/", "extension 'dcae'")
-    assert not [one for one in page.complaints if any(name in one for name in sources)]
+    ours = (f"extensions/{page.server.pack_name}/", "/dcae/", "extension 'dcae'")
+    assert not [one for one in page.complaints if any(name in one for name in ours)]
 
 
 def test_every_template_opens(page):
@@ -71,17 +71,17 @@ def test_every_template_opens(page):
         open_template(page, name)
         template = json.loads((PACK / "example_workflows" / f"{name}.json").read_text())
         page.wait_for_function("nodes => app.graph._nodes.length === nodes", arg=len(template["nodes"]))
-        opened = page.evaluate("app.graph.serialize()")
-        assert graph(opened) == graph(template)
+        made = page.evaluate("app.graph.serialize()")
+        assert graph(made) == graph(template)
         if {node["type"] for node in template["nodes"]} - known:
             incomplete.append(name)
             page.get_by_text(re.compile("missing node", re.IGNORECASE)).first.wait_for()
             dismiss(page)
         elif not name.startswith("4k"):  # which runs in the test of cancelling, made smaller
-            with page.expect_response(lambda response: response.url.endswith("/prompt")) as answer:
+            with page.expect_response(lambda answer: answer.url.endswith("/prompt")) as asked:
                 press(page, "Run")
             wait_for_idle(page, 120)
-            history = page.server.get(f"/history/{(prompt := answer.value.json()['prompt_id'])}").json()
+            history = page.server.get(f"/history/{(prompt := asked.value.json()['prompt_id'])}").json()
             assert history[prompt]["status"]["status_str"] == "success", name
     assert incomplete == ["sana_text_to_image"]
 
@@ -205,11 +205,11 @@ def test_a_dropped_latent_becomes_nodes(page, tmp_path):
     before = page.evaluate("app.graph._nodes.length")
     drop(page, file)
     page.wait_for_function(f"app.graph._nodes.length === {before} + 3")
-    prompt = page.evaluate("app.graphToPrompt().then(graph => graph.output)")
-    (load,) = [one for one in prompt.values() if one["class_type"] == "DCAE_LoadLatent"]
+    made = page.evaluate("app.graphToPrompt().then(made => made.output)")
+    (load,) = [one for one in made.values() if one["class_type"] == "DCAE_LoadLatent"]
     assert load["inputs"]["latent"].startswith("a")
-    assert sum(one["class_type"] == "DCAE_Loader" for one in prompt.values()) == 1, "the one that was there"
-    result = page.server.run(prompt)
+    assert sum(one["class_type"] == "DCAE_Loader" for one in made.values()) == 1, "the one that was there"
+    result = page.server.run(made)
     assert result.error is None
     sizes = [Path(image).stat().st_size for image in result.images]
     assert len(sizes) == 2
@@ -229,8 +229,8 @@ def test_the_routes_take_no_paths(page):
         assert "problem" in page.server.get(f"/dcae/model?choice={choice}").json()
     assert "numbers" in page.server.get("/dcae/plan?choice=x&width=a").json()["problem"]
     for budget in ("inf", "nan", "1e308", "x"):
-        route = f"/dcae/plan?choice=x&width=64&height=64&batch=1&budget_gib={budget}"
-        assert "numbers" in page.server.get(route).json()["problem"]
+        asked = f"/dcae/plan?choice=x&width=64&height=64&batch=1&budget_gib={budget}"
+        assert "numbers" in page.server.get(asked).json()["problem"]
     huge = page.server.get("/dcae/plan?choice=x&width=999999999&height=1&batch=1").json()
     assert "can't be planned" in json.dumps(huge)
 
@@ -264,8 +264,8 @@ def test_the_slider(page):
     page.get_by_label("view", exact=True).select_option("difference")
     page.wait_for_function(f"before => {PICTURES}[1].src !== before && {PICTURES}[1].complete", arg=result)
     assert page.evaluate(f"{PICTURES}[1].style.clipPath") == "none"
-    text = page.locator(".dcae-compare").inner_text()
-    assert re.search(r"\b2[67]\.\d\d dB", text) and "SSIM" in text
+    output_text = page.locator(".dcae-compare").inner_text()
+    assert re.search(r"\b2[67]\.\d\d dB", output_text) and "SSIM" in output_text
     page.get_by_label("view", exact=True).select_option("slider")
     fingers = page.context.new_cdp_session(page)
     y = box["y"] + box["height"] / 2

@@ -84,12 +84,12 @@ def test_a_model_with_previews_of_its_own_shows_this_one_last(comfyui, expected)
     result = comfyui.run(sampling(model=["5", 0], seed=4, colours=True))
     assert result.error is None, result.error
     assert len(result.previews) == 2 * STEPS
-    grey, fitted = result.previews[-2:]
-    assert likeness(fitted, expected) > 43
+    grey, ours = result.previews[-2:]
+    assert likeness(ours, expected) > 43
     assert grey.getextrema() == ((127, 127),) * 3
 
 
 def test_a_model_of_other_latents(comfyui):
-    error = message(comfyui, sampling(model=["5", 0], seed=5, channels=16))
-    assert f"16 channels and 2 dimensions, but those of {DEMO} have 32 and 2" in error
-    assert "Connect the DC-AE that the model was trained with" in error
+    reported = message(comfyui, sampling(model=["5", 0], seed=5, channels=16))
+    assert f"16 channels and 2 dimensions, but those of {DEMO} have 32 and 2" in reported
+    assert "Connect the DC-AE that the model was trained with" in reported

@@ -14,7 +14,7 @@ from .server import Rejected
 
 
 @pytest.fixture(scope="module")
-def refused_files(comfyui):
+def untrusted_files(comfyui):
     """Files in models/vae that the Loader must refuse."""
     folder = comfyui.base / "models" / "vae"
     torch.save({"x": torch.zeros(1)}, folder / "old.pt")
@@ -41,35 +41,35 @@ def refused_files(comfyui):
         ("../../secret.safetensors", ["There is no '../../secret.safetensors' in models/vae"]),
     ],
 )
-def test_files_that_are_not_dcae_are_refused_before_anything_runs(comfyui, refused_files, file, says):
+def test_files_that_are_not_dcae_are_refused_before_anything_runs(comfyui, untrusted_files, file, says):
     offered = comfyui.object_info("DCAE_Loader")["input"]["required"]["model"][1]["options"]
     assert file not in offered
     with pytest.raises(Rejected):
         comfyui.run(loaded(file))
-    error = message(comfyui, loaded(file))
+    reported = message(comfyui, loaded(file))
     for part in says:
-        assert part in error
+        assert part in reported
 
 
-def test_in_or_mix_must_be_named_where_the_latents_do_not_tell(comfyui, refused_files):
-    error = message(comfyui, loaded("vae.safetensors"))
-    assert "dc-ae-f32c32-in-1.0 (0.3189) or dc-ae-f32c32-mix-1.0 (0.4552)" in error
-    assert "does not tell them apart" in error
-    error = message(comfyui, loaded("vae.safetensors", variant="dc-ae-f64c128-in-1.0"))
-    assert "not dc-ae-f64c128-in-1.0" in error
+def test_in_or_mix_must_be_said_where_the_latents_do_not(comfyui, untrusted_files):
+    reported = message(comfyui, loaded("vae.safetensors"))
+    assert "dc-ae-f32c32-in-1.0 (0.3189) or dc-ae-f32c32-mix-1.0 (0.4552)" in reported
+    assert "does not tell them apart" in reported
+    reported = message(comfyui, loaded("vae.safetensors", variant="dc-ae-f64c128-in-1.0"))
+    assert "not dc-ae-f64c128-in-1.0" in reported
 
 
 def test_a_download_needs_permission(comfyui):
-    error = message(comfyui, loaded("dc-ae-f32c32-mix-1.0 (download)"))
-    assert "Turn on allow_download" in error
-    assert "mit-han-lab/dc-ae-f32c32-mix-1.0-diffusers" in error
+    reported = message(comfyui, loaded("dc-ae-f32c32-mix-1.0 (download)"))
+    assert "Turn on allow_download" in reported
+    assert "mit-han-lab/dc-ae-f32c32-mix-1.0-diffusers" in reported
 
 
 @pytest.mark.parametrize(("kind", "channels"), [("EmptyLatentImage", 4), ("EmptySD3LatentImage", 16)])
 @pytest.mark.parametrize("decoder", ["DCAE_Decode", "VAEDecode", "VAEDecodeTiled"])
 def test_latents_of_other_models(comfyui, kind, channels, decoder):
     tiles = {"tile_size": 512, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}
-    error = message(
+    reported = message(
         comfyui,
         {
             "1": loader(),
@@ -78,8 +78,8 @@ def test_latents_of_other_models(comfyui, kind, channels, decoder):
             "4": save(["3", 0], "never"),
         },
     )
-    assert f"[1, {channels}, 64, 64]" in error
-    assert f"{DEMO} needs [batch, 32, height/32, width/32]" in error
+    assert f"[1, {channels}, 64, 64]" in reported
+    assert f"{DEMO} needs [batch, 32, height/32, width/32]" in reported
 
 
 def test_latents_of_another_variant_of_the_same_shape(comfyui, tmp_path):
@@ -132,25 +132,25 @@ def test_numbers_that_are_not_finite(comfyui):
 
 @pytest.mark.parametrize("kind", ["DCAE_Encode", "DCAE_Decode"])
 def test_another_vae(comfyui, kind):
-    tested = {
+    own = {
         "DCAE_Encode": node("DCAE_Encode", pixels=["2", 0], vae=["1", 0], size_mode="pad"),
         "DCAE_Decode": node("DCAE_Decode", samples=["3", 0], vae=["1", 0]),
     }[kind]
     out = (
         save(["4", 0], "never") if kind == "DCAE_Decode" else node("SaveLatent", samples=["4", 0], filename_prefix="x")
     )
-    error = message(
+    reported = message(
         comfyui,
         {
             "1": node("VAELoader", vae_name="pixel_space"),
             "2": node("EmptyImage", width=64, height=64, batch_size=1, color=0),
             "3": node("EmptyLatentImage", width=64, height=64, batch_size=1),
-            "4": tested,
+            "4": own,
             "5": out,
         },
     )
-    assert "not a DC-AE but a PixelspaceConversionVAE" in error
-    assert "Connect the DC-AE Loader" in error
+    assert "not a DC-AE but a PixelspaceConversionVAE" in reported
+    assert "Connect the DC-AE Loader" in reported
 
 
 def test_a_picture_smaller_than_one_latent_pixel(comfyui):
@@ -163,26 +163,26 @@ def test_a_picture_smaller_than_one_latent_pixel(comfyui):
             "5": save(["4", 0], "small"),
         }
 
-    error = message(comfyui, prompt("crop"))
-    assert "100x20 pixels, smaller than one latent pixel of 32x32" in error
-    assert "Use size mode 'pad'" in error
+    reported = message(comfyui, prompt("crop"))
+    assert "100x20 pixels, smaller than one latent pixel of 32x32" in reported
+    assert "Use size mode 'pad'" in reported
     result = comfyui.run(prompt("pad"))
     assert Image.open(result.images[0]).size == (100, 20)
 
 
 def test_neither_vae_nor_variant(comfyui):
-    error = message(
+    reported = message(
         comfyui,
         {
             "1": node("DCAE_EmptyLatent", width=64, height=64, batch_size=1, variant="from vae"),
             "2": node("SaveLatent", samples=["1", 0], filename_prefix="never"),
         },
     )
-    assert "Connect a vae from the DC-AE Loader, or choose a variant" in error
+    assert "Connect a vae from the DC-AE Loader, or choose a variant" in reported
 
 
 def test_a_latent_and_the_wrong_scaling_factor(comfyui):
-    error = message(
+    reported = message(
         comfyui,
         {
             "1": node("EmptyLatentImage", width=64, height=64, batch_size=1),
@@ -190,4 +190,4 @@ def test_a_latent_and_the_wrong_scaling_factor(comfyui):
             "3": node("SaveLatent", samples=["2", 0], filename_prefix="never"),
         },
     )
-    assert f"4 channels, but {DEMO} has 32" in error
+    assert f"4 channels, but {DEMO} has 32" in reported

@@ -87,9 +87,9 @@ class StandinHub:
             self.head(request, error, more)
             return
         sha256 = self.announce or hashlib.sha256(body).hexdigest()
-        facts = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(self.size or len(body))}
+        fields = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(self.size or len(body))}
         if self.elsewhere:
-            self.head(request, 302, {**facts, "Location": self.elsewhere + request.path, "Content-Length": "0"})
+            self.head(request, 302, {**fields, "Location": self.elsewhere + request.path, "Content-Length": "0"})
             return
         start = 0
         if (span := request.headers.get("Range")) and with_body and self.ranges:
@@ -97,10 +97,10 @@ class StandinHub:
             if start >= len(body):
                 self.head(request, 416, {"Content-Length": "0", "Content-Range": f"bytes */{len(body)}"})
                 return
-        facts["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}" if start else None
-        facts["Content-Length"] = None if self.ends else str(len(body) - start)
-        facts["Connection"] = "close" if self.ends else None
-        self.head(request, 206 if start else 200, {**facts, "ETag": f'"{sha256}"', "Accept-Ranges": "bytes"})
+        fields["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}" if start else None
+        fields["Content-Length"] = None if self.ends else str(len(body) - start)
+        fields["Connection"] = "close" if self.ends else None
+        self.head(request, 206 if start else 200, {**fields, "ETag": f'"{sha256}"', "Accept-Ranges": "bytes"})
         if with_body:
             self.body(request, body[start:] if self.cut is None else body[start : start + self.cut])
 

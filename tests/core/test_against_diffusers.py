@@ -49,7 +49,8 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def test_encodes_and_decodes_alike(names, oracle):
-    for i, (height, width) in enumerate(SIDES[VARIANTS[names[0]].spatial_ratio]):
+    ratio = VARIANTS[names[0]].spatial_ratio
+    for i, (height, width) in enumerate(SIDES.get(ratio, [(2 * ratio, 3 * ratio)])):
         torch.manual_seed(height)
         x = torch.rand(1, 3, height, width) * 2 - 1
         with torch.inference_mode():
@@ -72,14 +73,15 @@ def test_streams_to_the_same_numbers(names, oracle):
     assert max(errors) <= BOUND
 
 
-@pytest.mark.parametrize("shard", ["10GB", "900MB"])
-def test_loads_what_diffusers_writes(names, oracle, tmp_path, shard):
-    oracle.save_pretrained(tmp_path / names[0], max_shard_size=shard)
+@pytest.mark.parametrize("shards", [1, 2])
+def test_loads_what_diffusers_writes(names, oracle, tmp_path, shards):
+    size = sum(tensor.nbytes for tensor in oracle.state_dict().values())
+    oracle.save_pretrained(tmp_path / names[0], max_shard_size=2 * size // shards**2)
     source = Checkpoint(tmp_path / names[0])
-    assert (len(source.files) > 1) == (shard == "900MB")
+    assert (len(source.files) > 1) == (shards > 1)
     assert source.layout == "diffusers"
     assert names[0] in [v.name for v in source.fits]
-    state = source.state(source.choose())
+    state = source.state(source.choose().architecture)
     theirs = oracle.state_dict()
     assert state.keys() == theirs.keys()
     assert all(torch.equal(state[k], theirs[k]) for k in theirs)
@@ -93,7 +95,7 @@ def test_what_we_write_in_the_original_layout_loads_in_diffusers(names, half, tm
     back = Checkpoint(file)
     assert back.layout == "original"
     assert back.choose() == variant
-    ours = back.state(variant)
+    ours = back.state(variant.architecture)
     assert ours.keys() == half.keys()
     assert all(torch.equal(ours[k], half[k]) for k in half)
 

@@ -105,8 +105,8 @@ def test_libraries_that_say_out_of_memory_in_their_own_words():
 def test_a_container_that_may_have_less_than_the_machine(tmp_path, monkeypatch):
     """Stand-ins for the files of cgroups, version 2 and 1: this machine's can't be set in a test."""
     everything = memory.free_bytes(torch.device("cpu"))
-    told = tmp_path / "cgroup"
-    monkeypatch.setattr(memory, "CGROUPS", (told, tmp_path))
+    reported = tmp_path / "cgroup"
+    monkeypatch.setattr(memory, "CGROUPS", (reported, tmp_path))
     two = ("memory.max", "memory.current", "inactive_file")
     one = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     for line, folder, names in (
@@ -115,7 +115,7 @@ def test_a_container_that_may_have_less_than_the_machine(tmp_path, monkeypatch):
         ("4:cpu,memory:/mine", "memory/mine", one),
         ("4:memory:/of/the/host", "memory", one),
     ):
-        told.write_text(f"1:devices:/\n{line}\n")
+        reported.write_text(f"1:devices:/\n{line}\n")
         place = tmp_path / folder
         place.mkdir(parents=True, exist_ok=True)
         (place / names[0]).write_text(f"{3 << 20}\n")
@@ -175,8 +175,8 @@ def test_a_data_set_on_a_full_disk_is_gone_on_with(tmp_path, capsys):
     command += ["--workers", "1", "--device", "cpu", "--dtype", "fp32"]
     with faults.files_of_at_most(30_000):
         assert main(command) == 1
-    said = capsys.readouterr().err
-    assert "can't be written: [Errno 27] " in said and "Traceback" not in said
+    output_text = capsys.readouterr().err
+    assert "can't be written: [Errno 27] " in output_text and "Traceback" not in output_text
     assert not list((tmp_path / "out").rglob("*.part")) and not list((tmp_path / "out").glob("done/*"))
     assert main(command) == 0
     assert "16 pictures" in capsys.readouterr().out
@@ -191,8 +191,8 @@ def test_ctrl_c_between_two_pictures(tmp_path):
     pictures = ["encode", tmp_path / "1.png", tmp_path / "2.jpg", "-o", tmp_path / "out", *options]
     data = ["batch", "encode", tmp_path / "in", tmp_path / "set", "--size", "64", "--part-size", "2", *options]
     runs = [interrupted(pictures, tmp_path / "out" / "1.safetensors"), interrupted(data, tmp_path / "set" / "done")]
-    for code, said in runs:
-        assert code == 130 and "dcae: stopped" in said and "Traceback" not in said, said
+    for code, output_text in runs:
+        assert code == 130 and "dcae: stopped" in output_text and "Traceback" not in output_text, output_text
     assert latent_files.read(tmp_path / "out" / "1.safetensors").size == (64, 64)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["1.safetensors"]
     assert not list(tmp_path.rglob("*.part"))
@@ -270,9 +270,11 @@ def test_loading_again_and_again_holds_no_more():
 
 def test_a_device_that_goes_away(tmp_path, monkeypatch, capsys):
     """A stand-in: a layer that raises what torch raises when a GPU is lost."""
-    said = "CUDA error: unspecified launch failure\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions."
-    gone = getattr(torch, "AcceleratorError", RuntimeError)(said)
-    assert has_failed(gone) and has_failed(RuntimeError(said)) and not has_failed(RuntimeError("a bug"))
+    output_text = (
+        "CUDA error: unspecified launch failure\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions."
+    )
+    gone = getattr(torch, "AcceleratorError", RuntimeError)(output_text)
+    assert has_failed(gone) and has_failed(RuntimeError(output_text)) and not has_failed(RuntimeError("a bug"))
     for i in (1, 2):
         Image.open(EXAMPLE).crop((0, 0, 64 * i, 64)).save(tmp_path / f"{i}.png")
     real = execute.run_plan
@@ -288,8 +290,10 @@ def test_a_device_that_goes_away(tmp_path, monkeypatch, capsys):
         ae.encode(picture(128, 64))
     assert ae.encode(picture(64, 64)).isfinite().all()  # it is not left locked
     assert main(["encode", str(tmp_path / "1.png"), str(tmp_path / "2.png"), "-o", str(tmp_path / "out")]) == 1
-    told = capsys.readouterr().err
-    assert "dcae: the device failed: CUDA error: unspecified launch failure. What was written before is whole." in told
+    reported = capsys.readouterr().err
+    assert (
+        "dcae: the device failed: CUDA error: unspecified launch failure. What was written before is whole." in reported
+    )
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["1.safetensors"]
 
 

@@ -98,7 +98,7 @@ def test_a_case_that_takes_memory_is_seen(tmp_path):
         [sys.executable, "-c", MEMORY, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
-    said = result.stdout.split()
-    if not said or said[-1] == "False":
+    output_text = result.stdout.split()
+    if not output_text or output_text[-1] == "False":
         pytest.skip("this system does not tell the peak of a process's memory, or does not reset it (clear_refs)")
-    assert said[:2] == ["memory", "None"]
+    assert output_text[:2] == ["memory", "None"]

@@ -135,23 +135,23 @@ def test_sdnext_is_asked_for_all_that_is_used_of_it_and_nothing_else():
 
 
 def test_the_libraries_have_what_is_used():
-    status, told = ask("--libraries", LIBRARIES)
-    assert status == 0 and " 0 gone" in told, told
+    status, reported = ask("--libraries", LIBRARIES)
+    assert status == 0 and " 0 gone" in reported, reported
 
 
 def test_a_renamed_function_of_a_library_is_told(tmp_path):
     file = "diffusers/models/autoencoders/vae.py"
     folder = changed(tmp_path, LIBRARIES, (file, r"class IdentityDistribution\b", "class SameDistribution"))
-    status, told = ask("--libraries", folder)
+    status, reported = ask("--libraries", folder)
     assert status == 1
-    assert "vae.IdentityDistribution: diffusers.models.autoencoders.vae has no IdentityDistribution" in told
-    assert "dcae_core/integrations/diffusers.py" in told and " 1 gone" in told
+    assert "vae.IdentityDistribution: diffusers.models.autoencoders.vae has no IdentityDistribution" in reported
+    assert "dcae_core/integrations/diffusers.py" in reported and " 1 gone" in reported
 
 
 def test_comfyui_has_what_is_used(comfyui):
-    status, told = ask("--comfyui", comfyui)
-    assert status == 0, told
-    assert all(line.startswith("  optional ") for line in told.splitlines()[1:]), told
+    status, reported = ask("--comfyui", comfyui)
+    assert status == 0, reported
+    assert all(line.startswith("  optional ") for line in reported.splitlines()[1:]), reported
 
 
 def test_its_page_has_what_is_used(comfyui):
@@ -159,8 +159,8 @@ def test_its_page_has_what_is_used(comfyui):
     own = {folder.resolve() for folder in env.glob("[Ll]ib*/**/comfyui_frontend_package/static")}
     assert len(own) == 1
     for folder in (*own, env / "frontend"):
-        status, told = ask("--frontend", folder)
-        assert status == 0 and " 0 gone" in told, told
+        status, reported = ask("--frontend", folder)
+        assert status == 0 and " 0 gone" in reported, reported
 
 
 def test_what_comfyui_no_longer_has_is_told(tmp_path, comfyui):
@@ -183,16 +183,16 @@ def test_what_comfyui_no_longer_has_is_told(tmp_path, comfyui):
         "nothing says '/view'": ("server.py", '"/view"', '"/look"'),
         "VAEDecode: no node has this type": ("nodes.py", '"VAEDecode":', '"VAEDecoder":'),
     }
-    status, told = ask("--comfyui", changed(tmp_path, comfyui, *changes.values()))
+    status, reported = ask("--comfyui", changed(tmp_path, comfyui, *changes.values()))
     assert status == 1
-    lines = [line for line in told.splitlines()[1:] if not line.startswith("  optional ")]
-    assert len(lines) == len(changes), told
-    assert [text for text in changes if text not in told] == [], told
+    lines = [line for line in reported.splitlines()[1:] if not line.startswith("  optional ")]
+    assert len(lines) == len(changes), reported
+    assert [text for text in changes if text not in reported] == [], reported
 
 
 def test_sdnext_has_what_is_used(sdnext):
-    status, told = ask("--sdnext", sdnext)
-    assert status == 0 and " 0 gone" in told, told
+    status, reported = ask("--sdnext", sdnext)
+    assert status == 0 and " 0 gone" in reported, reported
 
 
 def test_what_sdnext_no_longer_has_is_told(tmp_path, sdnext):
@@ -202,9 +202,9 @@ def test_what_sdnext_no_longer_has_is_told(tmp_path, sdnext):
         "shared.opts.vae_dir: ": ("modules/ui_definitions.py", '"vae_dir"', '"vae_folder"'),
         "state.skipped: ": ("modules/shared_state.py", r"\bskipped\b", "passed"),
     }
-    status, told = ask("--sdnext", changed(tmp_path, sdnext, *changes.values()))
-    assert status == 1 and len(told.splitlines()) == 1 + len(changes), told
-    assert [text for text in changes if text not in told] == [], told
+    status, reported = ask("--sdnext", changed(tmp_path, sdnext, *changes.values()))
+    assert status == 1 and len(reported.splitlines()) == 1 + len(changes), reported
+    assert [text for text in changes if text not in reported] == [], reported
 
 
 MODULES = {
@@ -220,7 +220,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "reported"),
     [
         ("pack.shown", True),
         ("pack.hidden", False),  # not in __all__
@@ -241,7 +241,7 @@ MODULES = {
         ("packs.shown", False),
     ],
 )
-def test_names_are_followed_through_sources(tmp_path, name, told):
+def test_names_are_followed_through_sources(tmp_path, name, reported):
     for file, text in MODULES.items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(text)
@@ -250,7 +250,7 @@ def test_names_are_followed_through_sources(tmp_path, name, told):
     except Gone as error:
         found = False
         assert name.split(".")[-1] in str(error) or name.split(".")[0] in str(error)
-    assert found == told
+    assert found == reported
 
 
 def test_the_scheduled_check_runs_the_tool_on_the_newest_of_each_host():
@@ -266,8 +266,8 @@ def test_the_scheduled_check_runs_the_tool_on_the_newest_of_each_host():
     assert command[:2] == ["python3", "tools/host_symbols.py"]
     given = dict(zip(command[2::2], command[3::2], strict=True))
     assert {"--comfyui": "hosts/comfyui", "--sdnext": "hosts/sdnext"}.items() <= given.items()
-    status, told = ask(*(f"{name}={ROOT}" for name in given if name == "--libraries"))
-    assert status == 1 and "there is no module diffusers" in told  # an argument that it takes
+    status, reported = ask(*(f"{name}={ROOT}" for name in given if name == "--libraries"))
+    assert status == 1 and "there is no module diffusers" in reported  # an argument that it takes
 
 
 def test_pushes_are_tested_as_by_hand():

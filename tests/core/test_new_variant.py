@@ -47,7 +47,7 @@ FEWER = Variant(
     None,
     adaptive=(8, 32),
 )
-TWIN = dataclasses.replace(SMALL, name="dc-ae-f16c16-other-2.0", scaling_factor=0.6)
+SAME_SHAPES = dataclasses.replace(SMALL, name="dc-ae-f16c16-other-2.0", scaling_factor=0.6)
 
 
 @pytest.fixture(params=[SMALL, FEWER], ids=lambda variant: variant.name)
@@ -119,9 +119,9 @@ def test_its_name_is_known_everywhere(variant, tmp_path, capsys):
 
 def test_the_command_line(variant, files, tmp_path, capsys):
     assert main(["info", str(files["original"])]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in (variant.name, "original", f"scaling factor  {variant.scaling_factor or 'not published'}"):
-        assert part in said
+        assert part in output
     assert main(["convert", str(files["original"]), str(tmp_path / "out"), "--to", "diffusers"]) == 0
     assert Checkpoint(tmp_path / "out").choose() is variant
     picture, weights = tmp_path / "bird.png", ["--model", str(files["diffusers"])]
@@ -187,6 +187,11 @@ def test_a_whole_data_set(variant, files, tmp_path, capsys):
     [
         ({"latent_channels": 24}, r"encoder: .* 64 to be a multiple of 24; decoder: .* 64"),
         ({"decoder": FEWER.architecture.decoder}, "as many stages"),
+        (
+            {"encoder": CoderSpec(SMALL.architecture.encoder.stages, "Foo")},
+            "encoder: 'Foo' is not one of pixel_unshuffle, Conv",
+        ),
+        ({"decoder": CoderSpec((), "interpolate")}, "decoder: it has no stages"),
         ({"encoder": CoderSpec((Stage(6, 1), *[Stage(32, 1)] * 4), "Conv", False)}, "four times 6 to .* of 32"),
         (
             {"encoder": CoderSpec((Stage(5, 1), Stage(10, 1), *[Stage(10, 1)] * 3), "pixel_unshuffle", False)},
@@ -197,6 +202,13 @@ def test_a_whole_data_set(variant, files, tmp_path, capsys):
 def test_numbers_that_do_not_go_together_are_said(change, says):
     with pytest.raises(OptionError, match=f"f16c[0-9]+ is impossible: .*{says}"):
         dataclasses.replace(SMALL.architecture, **change)
+
+
+def test_a_block_that_is_not_known():
+    stages = tuple(dataclasses.replace(stage, block="NoBlock") for stage in SMALL.architecture.encoder.stages)
+    changed = dataclasses.replace(SMALL.architecture, encoder=CoderSpec(stages, "Conv"))
+    with pytest.raises(OptionError, match="no block 'NoBlock': known are ResBlock, EfficientViTBlock"):
+        DCAE.empty(dataclasses.replace(SMALL, architecture=changed), device="meta")
 
 
 def test_fewer_channels_need_a_network_without_shortcuts():
@@ -220,15 +232,15 @@ def test_a_variant_outside_the_table():
 
 
 def test_one_with_the_keys_and_shapes_of_another_is_told_by_its_name(monkeypatch, tmp_path):
-    for one in (SMALL, TWIN):
+    for one in (SMALL, SAME_SHAPES):
         monkeypatch.setitem(VARIANTS, one.name, one)
-    state = {k: torch.zeros(s) for k, s in keys.expected(TWIN.architecture, "original").items()}
-    for name in (SMALL.name, TWIN.name, "unnamed"):
+    state = {k: torch.zeros(s) for k, s in keys.expected(SAME_SHAPES.architecture, "original").items()}
+    for name in (SMALL.name, SAME_SHAPES.name, "unnamed"):
         save_file(state, tmp_path / f"{name}.safetensors")
         found = Checkpoint(tmp_path / f"{name}.safetensors")
-        assert found.fits == [SMALL, TWIN]
+        assert found.fits == [SMALL, SAME_SHAPES]
         if name == "unnamed":
-            with pytest.raises(CheckpointError, match=rf"{SMALL.name} or {TWIN.name}.*\(0\.71, 0\.6\)"):
+            with pytest.raises(CheckpointError, match=rf"{SMALL.name} or {SAME_SHAPES.name}.*\(0\.71, 0\.6\)"):
                 found.choose()
         else:
             assert found.choose().name == name

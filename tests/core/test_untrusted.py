@@ -40,9 +40,10 @@ def refused(kind: type[DCAEError], words: str, work, *args) -> str:
     return str(error.value)
 
 
-def empty_file(path: Path, tensors: dict[str, tuple[str, list[int]]], told: dict | None = None) -> Path:
+def empty_file(path: Path, tensors: dict[str, tuple[str, list[int]]], metadata: dict | None = None) -> Path:
     """A safetensors file of zeros that takes no room."""
-    sizes, at, header = {"F32": 4, "F16": 2, "I8": 1, "C64": 8, "I64": 8}, 0, {"__metadata__": told} if told else {}
+    sizes, at = {"F32": 4, "F16": 2, "I8": 1, "C64": 8, "I64": 8}, 0
+    header = {"__metadata__": metadata} if metadata else {}
     for name, (dtype, shape) in tensors.items():
         size = sizes[dtype] * torch.Size(shape).numel()
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
@@ -94,7 +95,7 @@ def test_an_index_with_names_that_no_disk_takes(tmp_path):
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(60)}}))
     refused(CheckpointError, "and 57 more are not there", Checkpoint, tmp_path)
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(20_000)}}))
-    refused(CheckpointError, "lists 20000 files, where 64 are the most", Checkpoint, tmp_path)
+    refused(CheckpointError, "lists 20000 files; the limit is 64", Checkpoint, tmp_path)
     (tmp_path / INDEX).write_bytes(b'{"weight_map": {"a": "' + b"x" * MAX_JSON_BYTES + b'"}}')
     refused(CheckpointError, "larger than 1 MiB", Checkpoint, tmp_path)
     for text in (b"[" * 100_000, b"\xff\xfe{", b"", b"9" * 10_000):
@@ -120,8 +121,8 @@ def test_messages_are_one_line_whatever_the_file_holds(tmp_path, demo_shapes, ca
     path = tmp_path / "x.safetensors"
     names = ["encoder.\x1b[31m\n", "encoder." + "x" * 100_000, "encoder.\u202e"]
     empty_file(path, {name: ("F32", [1]) for name in names})
-    told = refused(CheckpointError, "x.safetensors is not a DC-AE", Checkpoint, path)
-    assert r"\x1b[31m\n" in told and "x" * 200 not in told
+    message = refused(CheckpointError, "x.safetensors is not a DC-AE", Checkpoint, path)
+    assert r"\x1b[31m\n" in message and "x" * 200 not in message
     assert main(["info", str(path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     empty_file(path, {**demo_shapes, "encoder.conv_out.weight": ("F32", [1] * 50_000)})
@@ -129,7 +130,7 @@ def test_messages_are_one_line_whatever_the_file_holds(tmp_path, demo_shapes, ca
 
 
 @pytest.mark.parametrize(
-    "facts",
+    "hints",
     [
         {"scaling_factor": 10**400},
         {"scaling_factor": float("nan")},
@@ -139,23 +140,23 @@ def test_messages_are_one_line_whatever_the_file_holds(tmp_path, demo_shapes, ca
         {"model_name": "\ud800"},
     ],
 )
-def test_hints_that_are_none_are_passed_over_quickly(tmp_path, demo_shapes, facts):
+def test_invalid_hints_are_passed_over_quickly(tmp_path, demo_shapes, hints):
     """Without limits the long names take minutes, since patterns try each place with each other."""
     path = empty_file(tmp_path / "model.safetensors", demo_shapes)
-    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderDC", **facts}))
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderDC", **hints}))
     assert Checkpoint(path).choose().name == DEMO
 
 
 def test_the_way_to_convert_a_pickle_runs_nothing_else(tmp_path):
     path = tmp_path / "x'); print('run.pt"
     path.write_bytes(b"\x80\x02}.")
-    told = refused(CheckpointError, "is a PyTorch pickle", Checkpoint, path)
-    assert "torch.load('FILE.pt', weights_only=True)" in told
+    message = refused(CheckpointError, "is a PyTorch pickle", Checkpoint, path)
+    assert "torch.load('FILE.pt', weights_only=True)" in message
 
 
-def told(**changes: str | None) -> dict[str, str]:
-    facts = {"variant": DEMO, "height": "50", "width": "60", "scale": "raw", "scaling_factor": "1.322", **changes}
-    return {name: fact for name, fact in facts.items() if fact is not None}
+def latent_metadata(**changes: str | None) -> dict[str, str]:
+    fields = {"variant": DEMO, "height": "50", "width": "60", "scale": "raw", "scaling_factor": "1.322", **changes}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 @pytest.mark.parametrize(
@@ -174,13 +175,13 @@ def told(**changes: str | None) -> dict[str, str]:
     ],
 )
 def test_latents_with_metadata_that_makes_no_sense(tmp_path, changes, words):
-    save_file({"latents": torch.zeros(1, 32, 2, 2)}, tmp_path / "a.safetensors", told(**changes))
+    save_file({"latents": torch.zeros(1, 32, 2, 2)}, tmp_path / "a.safetensors", latent_metadata(**changes))
     refused(LatentError, f"a.safetensors.*{words}", latents.read, tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("shape", [(32, 2, 2), (1, 32, 1, 2, 2), (0, 32, 2, 2), (), (1, 4, 2, 2)])
 def test_latents_of_shapes_that_are_none(tmp_path, shape):
-    save_file({"latents": torch.zeros(shape)}, tmp_path / "a.safetensors", told())
+    save_file({"latents": torch.zeros(shape)}, tmp_path / "a.safetensors", latent_metadata())
     refused(LatentError, "a.safetensors.*latents of shape", latents.read, tmp_path / "a.safetensors")
 
 
@@ -198,8 +199,8 @@ def test_latents_that_are_huge_whole_or_not_finite(tmp_path):
 
 def row(**changes) -> Row:
     z = torch.ones(32, 2, 2, dtype=torch.float16)
-    facts = {"key": "k.jpg", "latents": z, "flipped": None, "size": (50, 60), "source_size": (50, 60)}
-    return Row(**{**facts, "crop": (0.0, 0.0, 60.0, 50.0), "sha256": "0" * 64, **changes})
+    fields = {"key": "k.jpg", "latents": z, "flipped": None, "size": (50, 60), "source_size": (50, 60)}
+    return Row(**{**fields, "crop": (0.0, 0.0, 60.0, 50.0), "sha256": "0" * 64, **changes})
 
 
 COMMON = {"variant": DEMO, "dtype": "fp16", "scale": "raw", "scaling_factor": "1.322"}
@@ -264,8 +265,8 @@ def test_latents_of_another_variant_of_the_same_shape(tmp_path, capsys):
     sana = VARIANTS["dc-ae-f32c32-sana-1.0"]
     latents.write(tmp_path / "a.safetensors", torch.zeros(1, 32, 2, 2), sana, (50, 60))
     assert main(["decode", str(tmp_path / "a.safetensors"), "--model", DEMO, "--device", "cpu"]) == 1
-    said = capsys.readouterr().err
-    assert f"made with {sana.name}, but {DEMO} is loaded" in said and "a.safetensors" in said
+    output_text = capsys.readouterr().err
+    assert f"made with {sana.name}, but {DEMO} is loaded" in output_text and "a.safetensors" in output_text
     part(tmp_path / "parts", 0, DEMO)
     part(tmp_path / "parts", 1, sana.name)  # only the second part is another's
     options = decoding.DecodeOptions(str(tmp_path / "parts"), str(tmp_path / "back"), device="cpu", dtype="fp32")

@@ -1,4 +1,4 @@
-"""Files as strangers make them, and what must hold whatever comes: for tests/core/test_fuzz.py and tools/fuzz.py.
+"""Make untrusted files of all kinds and check what the library does with them; for test_fuzz.py and tools/fuzz.py.
 
 `mutate` changes things, the modules of TARGETS make files of their kind and open them as the library does, `examine`
 holds what happens to what SECURITY.md promises.

@@ -1,4 +1,4 @@
-"""Weights from strangers: files, folders, indexes of shards, configs, and what only has their names."""
+"""Untrusted weights: files, folders, indexes of shards, configs, and other things under their names."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def write(chance: Random, path: Path, mutations: int, part: tuple[int, int] = (0
     prefix = chance.choice(("", "", "vae.", "first_stage_model."))
     shapes = list(keys.expected(VARIANTS[variant].architecture, layout).items())[part[0] :: part[1]]
     tensors = {prefix + k: ("I64" if k.endswith(keys.OPTIONAL) else dtype, list(shape)) for k, shape in shapes}
-    told = chance.choice((None, {}, {"variant": variant, "scaling_factor": "0.4552"}, {"format": "pt"}))
-    front, size = pack(chance, tensors, told, mutations)
+    metadata = chance.choice((None, {}, {"variant": variant, "scaling_factor": "0.4552"}, {"format": "pt"}))
+    front, size = pack(chance, tensors, metadata, mutations)
     write_sparse(path, front, size)
-    if chance.random() < 0.3 and 0 < size < SMALL:  # some weights that are no numbers
+    if chance.random() < 0.3 and 0 < size < SMALL:  # some weights that are not finite
         with path.open("r+b") as file:
             file.seek(len(front) + chance.randrange(size) // 4 * 4)
             file.write(
@@ -135,7 +135,7 @@ def open_all(path: Path, chance: Random) -> None:
     ae = attempt(path, DCAE.from_file, path, chosen, "cpu", chance.choice(("fp32", "bf16")))
     if ae is not None:
         if not all(t.isfinite().all() for t in ae.model.state_dict().values()):
-            raise Broken("weights that are no numbers were loaded")
+            raise Broken("weights that are not finite were loaded")
         target = path.with_name("converted") if path.is_file() else path / "converted"
         cli(path, "convert", str(path), str(target), "--to", chance.choice(keys.LAYOUTS), "--variant", chosen.name)
         if not attempt(target, Checkpoint, target):
@@ -143,15 +143,15 @@ def open_all(path: Path, chance: Random) -> None:
 
 
 def cli(path: Path, *arguments: str) -> int:
-    """Runs a command, which must end with 0, or with 1 and one line."""
-    said, failed = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(failed):
+    """Run a command, which must end with 0, or with 1 and one line."""
+    stderr = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(stderr):
         code = main(list(arguments))
     if code == 0:
         return code
-    last = failed.getvalue().removesuffix("\n").split("dcae: ")
+    last = stderr.getvalue().removesuffix("\n").split("dcae: ")
     if code != 1 or len(last) != 2 or not last[1].isprintable():
-        raise Broken(f"{arguments[0]} ended with {code} and said {failed.getvalue()[:500]!r}")
+        raise Broken(f"{arguments[0]} ended with {code} and printed {stderr.getvalue()[:500]!r}")
     return code
 
 

@@ -1,4 +1,4 @@
-"""Data sets from strangers: parts of latents in all formats, and tars and Parquet files of pictures."""
+"""Untrusted data sets: parts of latents in all formats, and tars and Parquet files of pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dcae_core.batch.shards import Row
 from dcae_core.batch.sources import Unreadable
 
 from .examine import Broken, Target, attempt
-from .latents import ODD_FACTORS, ODD_SIZES, TOLD, good
+from .latents import METADATA, ODD_FACTORS, ODD_SIZES, good
 from .mutate import odd, odd_text, pack, scrambled, special
 from .pictures import seed
 
@@ -73,7 +73,7 @@ def make_shards(chance: Random, folder: Path) -> Path:
     return folder
 
 
-def write_table(chance: Random, path: Path, cells: dict[str, Any], told: dict[str, str] | None = None) -> None:
+def write_table(chance: Random, path: Path, cells: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
     """Equal rows, which Parquet keeps once; now and then very many."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -84,7 +84,7 @@ def write_table(chance: Random, path: Path, cells: dict[str, Any], told: dict[st
     if chance.randrange(50) == 37 and all(len(repr(cell)) < 1500 for cell in cells.values()):
         count = 300_000
     table = pa.table({name: [cell] * count for name, cell in cells.items()})
-    pq.write_table(table.replace_schema_metadata(told), path, compression=chance.choice(COMPRESSIONS))
+    pq.write_table(table.replace_schema_metadata(metadata), path, compression=chance.choice(COMPRESSIONS))
 
 
 def write_tar(chance: Random, path: Path, files: list[tuple[str, bytes]]) -> None:
@@ -104,19 +104,20 @@ def write_tar(chance: Random, path: Path, files: list[tuple[str, bytes]]) -> Non
 
 def member(chance: Random) -> bytes:
     """A row as safetensors."""
-    told = {**TOLD, **COMMON, "key": "k.jpg", "sha256": "0" * 64, "source_size": "[50, 60]", "crop": "[0, 0, 60, 50]"}
+    metadata = {**METADATA, **COMMON, "key": "k.jpg", "sha256": "0" * 64}
+    metadata |= {"source_size": "[50, 60]", "crop": "[0, 0, 60, 50]"}
     for _ in range(chance.choice((0, 1, 1, 3))):
-        key = chance.choice(list(told))
+        key = chance.choice(list(metadata))
         value = odd(chance) if chance.random() < 0.5 else chance.choice((*ODD_SIZES, *ODD_FACTORS, "../../escaped"))
         if not isinstance(value, str):
             value = "[[]]" if isinstance(value, (list, dict)) else json.dumps(value)
-        told[key] = value
+        metadata[key] = value
         if chance.random() < 0.2:
-            del told[key]
+            del metadata[key]
     tensors = {"latents": ("F16", [1, 32, 2, 2])}
     if chance.random() < 0.2:
         tensors["latents_flipped"] = ("F16", chance.choice(([1, 32, 2, 2], [1, 32, 4], [])))
-    front, size = pack(chance, tensors, told, chance.choice((0, 0, 1)))
+    front, size = pack(chance, tensors, metadata, chance.choice((0, 0, 1)))
     return front + bytes(min(size, 1 << 20))
 
 

@@ -1,4 +1,4 @@
-"""Latent files from strangers: of `dcae encode`, and of ComfyUI."""
+"""Untrusted latent files, in the formats of `dcae encode` and of ComfyUI."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .checkpoints import cli
 from .examine import Broken, Target, attempt
 from .mutate import odd_text, pack, scrambled, special, write_sparse
 
-__all__ = ["LATENTS", "ODD_FACTORS", "ODD_SIZES", "TOLD", "decoder", "good"]
+__all__ = ["LATENTS", "METADATA", "ODD_FACTORS", "ODD_SIZES", "decoder", "good"]
 
-TOLD = {"format": "dcae-latents-1", "variant": DEMO, "height": "50", "width": "60", "scale": "raw"}
-TOLD |= {"scaling_factor": "1.322"}
+METADATA = {"format": "dcae-latents-1", "variant": DEMO, "height": "50", "width": "60", "scale": "raw"}
+METADATA |= {"scaling_factor": "1.322"}
 ODD_FACTORS = ("nan", "inf", "-inf", "0", "-1", "1e-300", "1e300", "", "one", "1.322", "0x1p3", "1_0")
 ODD_SIZES = ("0", "-1", "50", "64", "1", "1e2", "", "9" * 5000, "99999999999999999999", "\u0661", "50.0", " 50 ")
 DTYPES = ("F32", "F32", "F32", "F16", "BF16", "I64", "F8_E4M3")
@@ -33,12 +33,12 @@ def make(chance: Random, folder: Path) -> Path:
     if chance.random() < 0.08:
         special(chance, path)
         return path
-    told = told_oddly(chance) if chance.random() < 0.8 else None
+    metadata = odd_metadata(chance) if chance.random() < 0.8 else None
     name = chance.choice(("latents", "latents", "latent_tensor"))
     shape = [chance.choice((1, 1, 2)), chance.choice((32, 32, 32, 128, 4)), 2, 2]
     if chance.random() < 0.1:
         shape = chance.choice(SHAPES)
-    front, size = pack(chance, {name: (chance.choice(DTYPES), shape)}, told, chance.choice((0, 0, 1, 2)))
+    front, size = pack(chance, {name: (chance.choice(DTYPES), shape)}, metadata, chance.choice((0, 0, 1, 2)))
     write_sparse(path, front, size)
     if chance.random() < 0.3 and 4 <= size <= 1 << 20:
         with path.open("r+b") as file:
@@ -49,17 +49,17 @@ def make(chance: Random, folder: Path) -> Path:
     return path
 
 
-def told_oddly(chance: Random) -> dict[str, str]:
-    """Metadata with some values that nobody would write."""
+def odd_metadata(chance: Random) -> dict[str, str]:
+    """Metadata with some values that no program writes."""
     likely = {"height": ODD_SIZES, "width": ODD_SIZES, "scaling_factor": ODD_FACTORS}
     likely |= {"variant": (*VARIANTS, "sdxl"), "scale": ("raw", "scaled", "")}
-    told = dict(TOLD)
+    metadata = dict(METADATA)
     for _ in range(chance.choice((0, 1, 1, 2))):
-        key = chance.choice(list(TOLD))
-        told[key] = chance.choice(likely.get(key, ("",))) if chance.random() < 0.8 else odd_text(chance)
+        key = chance.choice(list(METADATA))
+        metadata[key] = chance.choice(likely.get(key, ("",))) if chance.random() < 0.8 else odd_text(chance)
         if chance.random() < 0.2:
-            del told[key]
-    return told
+            del metadata[key]
+    return metadata
 
 
 def open_latents(path: Path, chance: Random) -> None:
@@ -69,8 +69,8 @@ def open_latents(path: Path, chance: Random) -> None:
             raise Broken("the command line decodes what the library refuses")
         return
     good(found.raw, found.size, found.variant)
-    ours = found.variant in (None, VARIANTS[DEMO]) and found.raw.shape[1] == 32
-    if ours and found.raw.numel() <= 256 and chance.randrange(4) == 3:
+    decodable = found.variant in (None, VARIANTS[DEMO]) and found.raw.shape[1] == 32
+    if decodable and found.raw.numel() <= 256 and chance.randrange(4) == 3:
         with contextlib.suppress(NonFiniteError):  # latents as large as numbers can be
             if not decoder().decode(found.raw, found.variant and found.size).isfinite().all():
                 raise Broken("the picture is not finite")
@@ -90,7 +90,7 @@ def good(raw: torch.Tensor, size: tuple[int, int] | None, variant) -> None:
     if raw.ndim != 4 or not raw.numel() or raw.dtype != torch.float32 or not raw.isfinite().all():
         raise Broken(f"latents {raw.dtype} of shape {shape}, finite: {bool(raw.isfinite().all())}")
     if variant is not None and not variant.accepts(shape[1]):
-        raise Broken(f"{shape[1]} channels, said to be of {variant.name}")
+        raise Broken(f"{shape[1]} channels, labelled as of {variant.name}")
     fits = size is None or variant is None or list(Fit(*size, variant.spatial_ratio).latent) == shape[2:]
     if not fits or (size is not None and min(size) < 1):
         raise Broken(f"a picture of {size} in latents of shape {shape}")

@@ -178,12 +178,12 @@ SIZES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I8": 1, "U8": 1, "B
 
 
 def pack(
-    chance: Random, tensors: dict[str, tuple[str, list[int]]], told: dict | None, mutations: int
+    chance: Random, tensors: dict[str, tuple[str, list[int]]], metadata: dict | None, mutations: int
 ) -> tuple[bytes, int]:
     """(what comes before the data, bytes of data) of a safetensors file of {name: (dtype, shape)}, with `mutations`
     changes to its structure. The offsets fit what the header says, but where a mutation is about them."""
     tensors = {name: (dtype, list(shape)) for name, (dtype, shape) in tensors.items()}
-    told, late = None if told is None else dict(told), []
+    metadata, late = None if metadata is None else dict(metadata), []
     for _ in range(mutations):
         name = chance.choice(list(tensors)) if tensors else ""
         what = chance.randrange(14)
@@ -205,12 +205,12 @@ def pack(
             other = chance.choice((".num_batches_tracked", ".weight_scale", ".bias"))
             tensors[name + other] = (chance.choice(DTYPES[:8]), chance.choice(([], [2], [0], [3, 3])))
         elif what == 7:
-            told = bent(chance, told or {"variant": "dc-ae-f32c32-in-1.0"}, 1)
+            metadata = bent(chance, metadata or {"variant": "dc-ae-f32c32-in-1.0"}, 1)
         elif what == 8:
-            told = {**(told if isinstance(told, dict) else {}), odd_text(chance): odd_text(chance)}
+            metadata = {**(metadata if isinstance(metadata, dict) else {}), odd_text(chance): odd_text(chance)}
         else:
             late.append(what)
-    header: dict[str, Any] = {} if told is None else {"__metadata__": told}
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     at = 0
     for name, (dtype, shape) in tensors.items():
         size = math.prod(shape) * SIZES.get(dtype, 1)

@@ -1,4 +1,4 @@
-"""Pictures from strangers, of every format and mode that Pillow writes."""
+"""Untrusted pictures, of every format and mode that Pillow writes."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def seed(ending: str, mode: str, option: str | int | None, size: tuple[int, int]
 
 
 def exif(orientation: int) -> Image.Exif:
-    made = Image.Exif()
-    made[0x0112] = orientation
-    made[0x010E] = "x" * 50
-    return made
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    tags[0x010E] = "x" * 50
+    return tags
 
 
 def make(chance: Random, folder: Path) -> Path:
@@ -98,34 +98,34 @@ def png(chance: Random, data: bytes) -> bytes:
         at += 12 + length
     i = chance.randrange(len(chunks))
     kind, body = chunks[i]
-    what = chance.randrange(5)
-    if what == 0:
+    change = chance.randrange(5)
+    if change == 0:
         sides = (0, 1, 3000, 20_000, 65535, 2**31 - 1, 2**32 - 1)
         header = struct.pack(">II", chance.choice(sides), chance.choice(sides))
         chunks[0] = (b"IHDR", header + chunks[0][1][8:])
-    elif what == 1:
+    elif change == 1:
         chunks[i] = (kind, scrambled(chance, body))
-    elif what == 2:
+    elif change == 2:
         kinds = (b"eXIf", b"iCCP", b"zTXt", b"iTXt", b"tRNS", b"acTL", b"fcTL", b"gAMA", b"PLTE")
         bodies = (b"", b"\0" * 4, b"a\0\0" + zlib.compress(bytes(3 << 20)), b"II*\0" + b"\xff" * 20, bytes(800))
         chunks.insert(i, (chance.choice(kinds), chance.choice(bodies)))
-    elif what == 3:
+    elif change == 3:
         del chunks[i]
     else:
         chunks.insert(i, chunks[chance.randrange(len(chunks))])
-    made = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks)
-    return data[:8] + b"".join(made)
+    encoded = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks)
+    return data[:8] + b"".join(encoded)
 
 
 def open_picture(path: Path, chance: Random) -> None:
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, 1 << 22  # so that what is allowed stays small
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, 1 << 22  # so that accepted pictures stay small
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             picture = attempt(path, images.read, path)
             fit = chance.choice(FITS)
             shape = Geometry(fit, 64, 96, 32, most=1 << 22, flip=chance.random() < 0.2)
-            made = prepare(Item(path.name, path=str(path)), shape, str(path.parent))
+            result = prepare(Item(path.name, path=str(path)), shape, str(path.parent))
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     if picture is not None:
@@ -133,15 +133,15 @@ def open_picture(path: Path, chance: Random) -> None:
             raise Broken(f"a picture of shape {list(picture.shape)}")
         if not (picture.isfinite().all() and picture.min() >= 0 and picture.max() <= 1):
             raise Broken(f"a picture from {picture.min()} to {picture.max()}")
-    if isinstance(made, Unreadable):
-        if not made.reason or len(made.reason) > 500:
-            raise Broken(f"the reason {made.reason[:600]!r}")
+    if isinstance(result, Unreadable):
+        if not result.reason or len(result.reason) > 500:
+            raise Broken(f"the reason {result.reason[:600]!r}")
     elif (
-        not isinstance(made, Ready) or made.pixels.dtype != np.uint8 or any(side % 32 for side in made.pixels.shape[1:])
+        not isinstance(result, Ready) or result.pixels.dtype != np.uint8 or any(n % 32 for n in result.pixels.shape[1:])
     ):
-        raise Broken(f"prepared: {made!r}"[:500])
-    elif not made.pixels.size or min(made.size) < 1:
-        raise Broken(f"no pixels: {made.size}")
+        raise Broken(f"prepared: {result!r}"[:500])
+    elif not result.pixels.size or min(result.size) < 1:
+        raise Broken(f"no pixels: {result.size}")
 
 
 IMAGES = Target(make, open_picture, megabytes=300.0)

@@ -182,18 +182,18 @@ class Sources:
             return [UNTOLD]
         self.looking.add(key)
         try:
-            return self.told(thing)
+            return self.reported(thing)
         finally:
             self.looking.discard(key)
 
-    def told(self, thing: Thing) -> list[Thing]:
+    def reported(self, thing: Thing) -> list[Thing]:
         node = thing.node
         if thing.is_function:
             return self.evaluate(node.returns, thing.module, thing.owner)
         if isinstance(node, ast.AnnAssign):
-            told = self.evaluate(node.annotation, thing.module, thing.owner)
-            if any(one.known for one in told):
-                return told
+            reported = self.evaluate(node.annotation, thing.module, thing.owner)
+            if any(one.known for one in reported):
+                return reported
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr):
             return self.evaluate(node.value, thing.module, thing.owner)
         return [UNTOLD]
@@ -265,8 +265,8 @@ def first(things: Iterable[Thing | None]) -> Thing | None:
 def best(things: Iterable[Thing | None]) -> Thing | None:
     """Of several bindings of one name the one that tells most: a class, function or module rather than a value."""
     things = [one for one in things if one is not None]
-    for told in (lambda one: one.is_class or one.is_function, lambda one: one.known and not is_none(one.node)):
-        if (found := next(filter(told, things), None)) is not None:
+    for reported in (lambda one: one.is_class or one.is_function, lambda one: one.known and not is_none(one.node)):
+        if (found := next(filter(reported, things), None)) is not None:
             return found
     return first(things)
 

@@ -1,4 +1,5 @@
-"""The layers of the network as they run, a file each: weights, whole map, strips, and the memory of both.
+"""The layers of the network as they run, a file each: weights, whole map, strips, and the memory of both. Arithmetic
+that layers share is in `ops`.
 
 Every file here is imported with the package, so that a new layer is known by its `reference` alone.
 """

@@ -52,14 +52,14 @@ class AttentionSums:
             self.done = ready
             self.kv.forget(ready - lag)
 
-    def stream_bytes(self, rows: int, width: int, on: Target) -> tuple[int, int]:
+    def stream_bytes(self, rows: int, width: int, target: Target) -> tuple[int, int]:
         """As a layer's."""
         inner, n = self.attention.inner, rows + self.lag
-        summing = inner * (8 if on.size < 4 else 4)
-        branching = max(4 * inner * on.size, 2 * inner * on.size + summing) if self.lag else 0
+        summing = inner * (8 if target.size < 4 else 4)
+        branching = max(4 * inner * target.size, 2 * inner * target.size + summing) if self.lag else 0
         product = inner * HEAD_DIM * 4
-        held = 2 * inner * (rows + 3 * self.lag) * width * on.size + self.attention.sums_bytes
-        return held, n * width * max(2 * inner * on.size, summing, branching) + 2 * product
+        held = 2 * inner * (rows + 3 * self.lag) * width * target.size + self.attention.sums_bytes
+        return held, n * width * max(2 * inner * target.size, summing, branching) + 2 * product
 
 
 class AttentionLayer(Layer):
@@ -106,39 +106,39 @@ class AttentionLayer(Layer):
         queries = Window(self.inner, rows + 3 * self.reach, above=self.reach)
         return {"x": Window(self.channels, rows + self.reach), "q": queries}
 
-    def take_in(self, s: LayerStream, n: int, last: bool) -> int:
-        s.q.room(n).copy_(F.conv2d(s.x.room(n), self.qkv[: self.inner]))
-        s.x.add(n)
-        s.q.add(n)
+    def take_in(self, stream: LayerStream, n: int, last: bool) -> int:
+        stream.q.room(n).copy_(F.conv2d(stream.x.room(n), self.qkv[: self.inner]))
+        stream.x.add(n)
+        stream.q.add(n)
         if last:
-            s.q.pad(self.reach)
-        return s.q.end - self.reach
+            stream.q.pad(self.reach)
+        return stream.q.end - self.reach
 
-    def work(self, s: LayerStream, start: int, stop: int, out: Tensor) -> None:
-        q = s.q.take(start, stop)
+    def work(self, stream: LayerStream, start: int, stop: int, out: Tensor) -> None:
+        q = stream.q.take(start, stop)
         if self.reach:
-            more = self.branch(s.q.take(start - self.reach, stop + self.reach), slice(self.inner), 0)
+            more = self.branch(stream.q.take(start - self.reach, stop + self.reach), slice(self.inner), 0)
             q = torch.cat([q, more], dim=1)
             del more
-        attended = attend(q, s.sums)
+        attended = attend(q, stream.sums)
         del q
         y = F.conv2d(attended, self.to_out)
         del attended
-        add_norm(self.norm, y, s.x.take(start, stop), out)
-        s.x.forget(stop)
-        s.q.forget(stop - self.reach)
+        add_norm(self.norm, y, stream.x.take(start, stop), out)
+        stream.x.forget(stop)
+        stream.q.forget(stop - self.reach)
 
-    def stream_bytes(self, rows: int, width: int, on: Target) -> tuple[int, int]:
-        held, temporaries = super().stream_bytes(rows, width, on)
+    def stream_bytes(self, rows: int, width: int, target: Target) -> tuple[int, int]:
+        held, temporaries = super().stream_bytes(rows, width, target)
         return held + self.sums_bytes, temporaries
 
-    def scratch(self, rows: int, width: int, on: Target) -> int:
-        size, channels = on.size, self.heads * HEAD_DIM
+    def scratch(self, rows: int, width: int, target: Target) -> int:
+        size, channels = target.size, self.heads * HEAD_DIM
         joined = channels * size if self.reach else 0
         # The sums meet the queries: those in fp32 (and, just before, in their own type), then the quotient's parts.
         meeting = max(channels * (size + 4), channels * 4 + channels * 33 // 32 * 4, channels * (33 * 4 // 32 + 4) + 8)
         leaving = channels * (4 + 2 * size if size < 4 else 8)
-        ending = channels * size + self.channels * norm_bytes(self.norm, on)
+        ending = channels * size + self.channels * norm_bytes(self.norm, target)
         return rows * width * max(joined + meeting, joined + leaving, ending)
 
 

@@ -63,12 +63,12 @@ class Layer(nn.Module):
         """A whole map."""
         return self.run(x, x, None, self.above)
 
-    def whole_scratch(self, rows: int, width: int, on: Target) -> int:
+    def whole_scratch(self, rows: int, width: int, target: Target) -> int:
         """Bytes that a whole run allocates beside its maps, of a size that does not grow with them; for an input of
         so many rows and columns."""
         return 0
 
-    def scratch(self, rows: int, width: int, on: Target) -> int:
+    def scratch(self, rows: int, width: int, target: Target) -> int:
         """Most bytes of temporaries, its result left out, while it works on a strip of so many rows of input."""
         raise NotImplementedError
 
@@ -76,24 +76,24 @@ class Layer(nn.Module):
         """The buffers, by name, for strips of up to `rows` rows of input. Its producer writes into that named "x"."""
         return {"x": Window(self.channels, rows + self.above + 2 * self.below + self.step - 1, self.above)}
 
-    def take_in(self, s: LayerStream, n: int, last: bool) -> int:
+    def take_in(self, stream: LayerStream, n: int, last: bool) -> int:
         """Notes `n` rows that were written into `s.x`; `last`: there are no more. Returns how many units of `step` rows
         can be finished in all."""
-        s.x.add(n)
+        stream.x.add(n)
         if last:
-            s.x.pad(self.below)
-        return (s.x.end - self.below) // self.step
+            stream.x.pad(self.below)
+        return (stream.x.end - self.below) // self.step
 
-    def work(self, s: LayerStream, start: int, stop: int, out: Tensor) -> None:
+    def work(self, stream: LayerStream, start: int, stop: int, out: Tensor) -> None:
         """Writes the units `start` to `stop` (exclusive) to `out`, and drops the rows that no other needs."""
         top, bottom = self.step * start, self.step * stop
-        self.run(s.x.take(top - self.above, bottom + self.below), s.x.take(top, bottom), out, 0)
-        s.x.forget(bottom - self.above)
+        self.run(stream.x.take(top - self.above, bottom + self.below), stream.x.take(top, bottom), out, 0)
+        stream.x.forget(bottom - self.above)
 
-    def stream_bytes(self, rows: int, width: int, on: Target) -> tuple[int, int]:
+    def stream_bytes(self, rows: int, width: int, target: Target) -> tuple[int, int]:
         """(bytes of the buffers, most bytes of temporaries) of a stream with strips of `rows` rows of input."""
         held = sum(window.channels * window.rows for window in self.windows(rows).values())
-        return held * width * on.size, self.scratch(rows, width, on)
+        return held * width * target.size, self.scratch(rows, width, target)
 
     def size_after(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the result."""

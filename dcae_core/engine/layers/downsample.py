@@ -64,14 +64,14 @@ class DownBlockLayer(Layer):
             return reduce(x, "b c (h p) (w q) -> b (c p) h w", "mean", p=2, q=2)
         return reduce(x, "b (c g) (h p) (w q) -> b c h w", "mean", p=2, q=2, g=group // 4)
 
-    def whole_scratch(self, rows: int, width: int, on: Target) -> int:
-        return conv3_scratch(self.conv.weight, rows, width, on) if self.unshuffle else 0
+    def whole_scratch(self, rows: int, width: int, target: Target) -> int:
+        return conv3_scratch(self.conv.weight, rows, width, target) if self.unshuffle else 0
 
-    def scratch(self, rows: int, width: int, on: Target) -> int:
+    def scratch(self, rows: int, width: int, target: Target) -> int:
         rows = max(2, rows)
-        y = rows // 2 * width // 2 * self.outputs * on.size
+        y = rows // 2 * width // 2 * self.outputs * target.size
         averages = self.shortcut and 4 * self.channels > self.outputs
-        return y + max(y if averages else 0, self.whole_scratch(rows, width, on))
+        return y + max(y if averages else 0, self.whole_scratch(rows, width, target))
 
 
 def fold_shortcut(weight: Tensor) -> Tensor:

@@ -33,21 +33,21 @@ class GLUMBConvLayer(Layer):
     def windows(self, rows: int) -> dict[str, Window]:
         return {"x": Window(self.channels, rows + 1), "wide": Window(2 * self.hidden, rows + 3, above=1)}
 
-    def take_in(self, s: LayerStream, n: int, last: bool) -> int:
-        silu_into(self.conv_inverted(s.x.room(n)), s.wide.room(n))
-        s.x.add(n)
-        s.wide.add(n)
+    def take_in(self, stream: LayerStream, n: int, last: bool) -> int:
+        silu_into(self.conv_inverted(stream.x.room(n)), stream.wide.room(n))
+        stream.x.add(n)
+        stream.wide.add(n)
         if last:
-            s.wide.pad(1)
-        return s.wide.end - 1
+            stream.wide.pad(1)
+        return stream.wide.end - 1
 
-    def work(self, s: LayerStream, start: int, stop: int, out: Tensor) -> None:
-        y = depth_gate(self.conv_depth, s.wide.take(start - 1, stop + 1), 0)
+    def work(self, stream: LayerStream, start: int, stop: int, out: Tensor) -> None:
+        y = depth_gate(self.conv_depth, stream.wide.take(start - 1, stop + 1), 0)
         y = self.conv_point(y)
-        add_norm(self.norm, y, s.x.take(start, stop), out)
-        s.wide.forget(stop - 1)
-        s.x.forget(stop)
+        add_norm(self.norm, y, stream.x.take(start, stop), out)
+        stream.wide.forget(stop - 1)
+        stream.x.forget(stop)
 
-    def scratch(self, rows: int, width: int, on: Target) -> int:
-        gate = 3 * self.hidden * rows * width * on.size
-        return max(gate, norm_scratch(self.norm, self.channels, rows * width, on))
+    def scratch(self, rows: int, width: int, target: Target) -> int:
+        gate = 3 * self.hidden * rows * width * target.size
+        return max(gate, norm_scratch(self.norm, self.channels, rows * width, target))

@@ -31,35 +31,36 @@ class ResBlockLayer(Layer):
         y = conv3(self.act(y, y), self.conv2.weight, self.conv2.bias, 1)
         return add_norm(self.norm, y, x, y)
 
-    def whole_scratch(self, rows: int, width: int, on: Target) -> int:
-        return conv3_scratch(self.conv2.weight, rows, width, on)
+    def whole_scratch(self, rows: int, width: int, target: Target) -> int:
+        return conv3_scratch(self.conv2.weight, rows, width, target)
 
     def windows(self, rows: int) -> dict[str, Window]:
         """`x` also waits for its turn to be added; `y` is what the first convolution gives."""
         return {name: Window(self.channels, rows + 4, above=1) for name in ("x", "y")}
 
-    def take_in(self, s: LayerStream, n: int, last: bool) -> int:
-        s.x.add(n)
+    def take_in(self, stream: LayerStream, n: int, last: bool) -> int:
+        stream.x.add(n)
         if last:
-            s.x.pad(1)
-        done, ready = s.y.end, s.x.end - 1
+            stream.x.pad(1)
+        done, ready = stream.y.end, stream.x.end - 1
         if ready > done:
-            y = conv3(s.x.take(done - 1, ready + 1), self.conv1.weight, self.conv1.bias, 0)
-            self.act(y, s.y.room(ready - done))
-            s.y.add(ready - done)
+            y = conv3(stream.x.take(done - 1, ready + 1), self.conv1.weight, self.conv1.bias, 0)
+            self.act(y, stream.y.room(ready - done))
+            stream.y.add(ready - done)
         if last:
-            s.y.pad(1)
-        return s.y.end - 1
+            stream.y.pad(1)
+        return stream.y.end - 1
 
-    def work(self, s: LayerStream, start: int, stop: int, out: Tensor) -> None:
-        y = conv3(s.y.take(start - 1, stop + 1), self.conv2.weight, self.conv2.bias, 0)
-        add_norm(self.norm, y, s.x.take(start, stop), out)
-        s.x.forget(min(stop, s.y.end - 1))
-        s.y.forget(stop - 1)
+    def work(self, stream: LayerStream, start: int, stop: int, out: Tensor) -> None:
+        y = conv3(stream.y.take(start - 1, stop + 1), self.conv2.weight, self.conv2.bias, 0)
+        add_norm(self.norm, y, stream.x.take(start, stop), out)
+        stream.x.forget(min(stop, stream.y.end - 1))
+        stream.y.forget(stop - 1)
 
-    def scratch(self, rows: int, width: int, on: Target) -> int:
-        conv = (rows + 1) * width * self.channels * on.size + conv3_scratch(self.conv2.weight, rows + 1, width, on)
-        return max(conv, norm_scratch(self.norm, self.channels, rows * width, on))
+    def scratch(self, rows: int, width: int, target: Target) -> int:
+        y = (rows + 1) * width * self.channels * target.size
+        conv = y + conv3_scratch(self.conv2.weight, rows + 1, width, target)
+        return max(conv, norm_scratch(self.norm, self.channels, rows * width, target))
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Weights:

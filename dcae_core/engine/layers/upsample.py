@@ -85,19 +85,19 @@ class UpBlockLayer(Layer):
         parts = rearrange(x, "b (c s) h w -> b s c h w", s=4 // times)
         return lambda p, q: parts[:, (2 * p + q) // times]
 
-    def whole_scratch(self, rows: int, width: int, on: Target) -> int:
+    def whole_scratch(self, rows: int, width: int, target: Target) -> int:
         if len(self.weights) == 2:
             return 0
         factor = 2 if self.enlarge else 1
-        return conv3_scratch(self.weights[0], factor * rows, factor * width, on)
+        return conv3_scratch(self.weights[0], factor * rows, factor * width, target)
 
-    def scratch(self, rows: int, width: int, on: Target) -> int:
+    def scratch(self, rows: int, width: int, target: Target) -> int:
         if len(self.weights) == 2:
-            return 2 * rows * (width + 1) * self.outputs * on.size
-        pixel = rows * width * self.outputs * on.size
+            return 2 * rows * (width + 1) * self.outputs * target.size
+        pixel = rows * width * self.outputs * target.size
         copy = pixel if self.shortcut and self.outputs > self.channels else 0
-        enlarged = 4 * width * (rows + 2) * self.channels * on.size if self.enlarge else 0
-        return 4 * pixel + max(copy, enlarged + self.whole_scratch(rows, width, on))
+        enlarged = 4 * width * (rows + 2) * self.channels * target.size if self.enlarge else 0
+        return 4 * pixel + max(copy, enlarged + self.whole_scratch(rows, width, target))
 
 
 def phases(weight: Tensor, shortcut: Tensor | None) -> list[Tensor]:

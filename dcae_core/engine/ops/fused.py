@@ -41,9 +41,9 @@ def conv3(window: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tens
     return F.conv2d(window, weight, bias, padding=(pad, 1))
 
 
-def conv3_scratch(weight: Tensor, rows: int, width: int, on: Target) -> int:
+def conv3_scratch(weight: Tensor, rows: int, width: int, target: Target) -> int:
     """Bytes that `conv3` allocates at most beside its result of so many rows and columns."""
-    return winograd.scratch(weight, rows, width) if winograd.pays(weight, rows, width, on) else 0
+    return winograd.scratch(weight, rows, width) if winograd.pays(weight, rows, width, target) else 0
 
 
 def normalise(norm: nn.Module, y: Tensor) -> Tensor:
@@ -61,14 +61,14 @@ def normalise(norm: nn.Module, y: Tensor) -> Tensor:
     return y.mul_(scale[:, None, None]).add_(shift[:, None, None]).to(dtype)
 
 
-def norm_bytes(norm: nn.Module, on: Target) -> int:
+def norm_bytes(norm: nn.Module, target: Target) -> int:
     """Bytes an element that `normalise` holds at most, its argument included."""
-    return on.size if on.size == 4 or isinstance(norm, nn.Identity) else 2 * on.size + 4
+    return target.size if target.size == 4 or isinstance(norm, nn.Identity) else 2 * target.size + 4
 
 
-def norm_scratch(norm: nn.Module, channels: int, pixels: int, on: Target) -> int:
+def norm_scratch(norm: nn.Module, channels: int, pixels: int, target: Target) -> int:
     """Bytes that `normalise` holds at most for so many pixels, its argument included."""
-    return pixels * (channels * norm_bytes(norm, on) + 8)
+    return pixels * (channels * norm_bytes(norm, target) + 8)
 
 
 def add_norm(norm: nn.Module, y: Tensor, x: Tensor, out: Tensor) -> Tensor:

@@ -36,10 +36,10 @@ def disabled() -> Iterator[None]:
         _enabled.reset(token)
 
 
-def pays(weight: Tensor, rows: int, width: int, on: Target) -> bool:
+def pays(weight: Tensor, rows: int, width: int, target: Target) -> bool:
     """Whether it is faster for a result of so many rows and columns. Meta tensors count as a CPU's, so that memory that
     is counted there is what a CPU takes."""
-    suits = on.dtype == torch.float32 and on.device in ("cpu", "meta") and width % 2 == 0 and _enabled.get()
+    suits = target.dtype == torch.float32 and target.device in ("cpu", "meta") and width % 2 == 0 and _enabled.get()
     return suits and min(weight.shape[:2]) >= LEAST_CHANNELS and rows > 1 and rows * width >= LEAST_PIXELS
 
 

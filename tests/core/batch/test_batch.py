@@ -199,7 +199,7 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_is_there_twice(tmp_pat
     assert len(made) == 240 and skipped(target).keys() == {f"bad/{name}" for name in bad}
     assert not list(target.rglob("*.part"))
     deadline = time.monotonic() + 30
-    while left := [p.pid for p in psutil.process_iter() if p.pid not in before_all and "forkserver" in said(p)]:
+    while left := [p.pid for p in psutil.process_iter() if p.pid not in before_all and "forkserver" in output_text(p)]:
         assert time.monotonic() < deadline, f"processes {left} outlived those that were killed"
         time.sleep(0.2)
 
@@ -210,13 +210,13 @@ def test_a_worker_that_dies_costs_nothing(folder, tmp_path):
     job = job_of(options, ae.variant)
     killed = []
 
-    def told(part) -> None:
+    def reported(part) -> None:
         if not killed:
             killed.extend(children())
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
-    local.run(options, job, job.parts(), Encoder(options, ae), 1, told)
+    local.run(options, job, job.parts(), Encoder(options, ae), 1, reported)
     job.report(job.summary())
     assert killed
     sources = {p.relative_to(folder).as_posix() for p in folder.rglob("*.*") if p.suffix != ".txt"}
@@ -225,11 +225,11 @@ def test_a_worker_that_dies_costs_nothing(folder, tmp_path):
 
 def children() -> list[int]:
     """Processes that decode: children of the fork server, which is a child of this one."""
-    servers = [p for p in psutil.Process().children() if "forkserver" in said(p)]
+    servers = [p for p in psutil.Process().children() if "forkserver" in output_text(p)]
     return [child.pid for server in servers for child in server.children()]
 
 
-def said(process: psutil.Process) -> str:
+def output_text(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
@@ -257,8 +257,8 @@ def test_a_huge_picture_is_skipped_unread(tmp_path):
 def test_there_and_back(folder, tmp_path, capsys):
     command = ["batch", "encode", str(folder), str(tmp_path / "latents"), "--fit", "pad", "--workers", "1", "--scaled"]
     assert main([*command, "--device", "cpu", "--dtype", "fp32", "--metrics", str(tmp_path / "m.jsonl")]) == 0
-    said = capsys.readouterr().out
-    assert "49 pictures" in said and "8 skipped" in said and "images/s" in said
+    output_text = capsys.readouterr().out
+    assert "49 pictures" in output_text and "8 skipped" in output_text and "images/s" in output_text
     lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     assert sum(line["images"] for line in lines) == 49
     back = ["batch", "decode", str(tmp_path / "latents"), str(tmp_path / "back"), "--device", "cpu", "--dtype", "fp32"]

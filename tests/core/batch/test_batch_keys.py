@@ -183,8 +183,8 @@ def test_options_that_can_not_be(tmp_path, capsys):
         ([*decode, "--budget", "much"], "'much' is not a budget"),
     ):
         assert main(command) == 1
-        said = capsys.readouterr().err
-        assert words in said and "Traceback" not in said
+        output_text = capsys.readouterr().err
+        assert words in output_text and "Traceback" not in output_text
     assert not (tmp_path / "out").exists() and not (tmp_path / "back").exists(), "before anything is done"
 
 

@@ -45,27 +45,27 @@ def test_help_and_wrong_arguments_in_a_process():
 
 def test_info(capsys):
     assert main(["info", str(hub.bundled())]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in (DEMO, "diffusers", "F16", "spatial ratio   32", f"scaling factor  {VARIANTS[DEMO].scaling_factor}"):
-        assert part in said
+        assert part in output
 
 
 def test_variants_lists_all(capsys, tmp_path):
     assert main(["variants", "--cache-dir", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert all(name in said for name in VARIANTS)
-    assert str(hub.bundled()) in said
+    output = capsys.readouterr().out
+    assert all(name in output for name in VARIANTS)
+    assert str(hub.bundled()) in output
 
 
 def test_encode_then_decode(picture, tmp_path, capsys):
     assert main(["encode", str(picture), *CPU]) == 0
     file = tmp_path / "bird.safetensors"
     with safe_open(file, "pt") as opened:
-        facts = opened.metadata()
+        metadata = opened.metadata()
         assert opened.get_tensor("latents").shape == (1, 32, 4, 5)
-    assert (facts["variant"], facts["height"], facts["width"], facts["scale"]) == (DEMO, "100", "150", "raw")
+    assert [metadata[key] for key in ("variant", "height", "width", "scale")] == [DEMO, "100", "150", "raw"]
 
-    assert main(["decode", str(file), "-o", str(tmp_path / "back.png"), *CPU]) == 0  # the file says which model
+    assert main(["decode", str(file), "-o", str(tmp_path / "back.png"), *CPU]) == 0  # the file names its model
     back, original = images.read(tmp_path / "back.png"), images.read(picture)
     assert back.shape == original.shape
     ae = DCAE(DEMO, device="cpu", dtype="fp32")
@@ -86,9 +86,9 @@ def test_scaled_latents_decode_to_the_same_picture(picture, tmp_path):
 
 def test_size_mode_crop(picture, tmp_path):
     main(["encode", str(picture), "--size-mode", "crop", *CPU])
-    found = latents.read(tmp_path / "bird.safetensors")
-    assert found.raw.shape == (1, 32, 3, 4)
-    assert found.size == (96, 128)
+    file = latents.read(tmp_path / "bird.safetensors")
+    assert file.raw.shape == (1, 32, 3, 4)
+    assert file.size == (96, 128)
 
 
 def test_several_files_go_to_a_folder_with_a_progress_bar(picture, tmp_path, capsys):
@@ -96,21 +96,21 @@ def test_several_files_go_to_a_folder_with_a_progress_bar(picture, tmp_path, cap
     second.write_bytes(picture.read_bytes())
     assert main(["roundtrip", str(picture), str(second), "-o", str(tmp_path / "out"), *CPU]) == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["bird-dcae.png", "second-dcae.png"]
-    said = capsys.readouterr()
-    assert said.out.count("PSNR") == 2
-    assert "2/2" in said.err
+    captured = capsys.readouterr()
+    assert captured.out.count("PSNR") == 2
+    assert "2/2" in captured.err
 
 
 def test_demo_writes_a_side_by_side_picture_and_says_how_good(tmp_path, capsys):
     target = tmp_path / "new" / "demo.png"
     assert main(["demo", "-o", str(target), *CPU]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     both = images.read(target)
     assert both.shape == (1, 667, 2008, 3)
     score = psnr(both[:, :, :1000], both[:, :, 1008:])
-    assert f"{score:.2f} dB" in said
+    assert f"{score:.2f} dB" in output
     for part in ("picture   1000x667", "latent    32x21x32", "time      encode"):
-        assert part in said
+        assert part in output
 
 
 @pytest.mark.parametrize("layout", ["original", "diffusers"])
@@ -119,11 +119,11 @@ def test_convert(tmp_path, layout, capsys):
         main(["convert", str(hub.bundled()), str(tmp_path / "m.safetensors"), "--to", layout, "--dtype", "fp32"]) == 0
     )
     file = tmp_path / "m.safetensors"
-    found = Checkpoint(file)
-    assert (found.layout, found.choose().name, found.dtypes) == (layout, DEMO, {"F32"})
+    checkpoint = Checkpoint(file)
+    assert (checkpoint.layout, checkpoint.choose().name, checkpoint.dtypes) == (layout, DEMO, {"F32"})
     assert main(["convert", str(file), str(tmp_path / "back"), "--to", "diffusers"]) == 0
-    back = Checkpoint(tmp_path / "back").state(VARIANTS[DEMO])
-    first = Checkpoint(hub.bundled()).state(VARIANTS[DEMO])
+    back = Checkpoint(tmp_path / "back").state(VARIANTS[DEMO].architecture)
+    first = Checkpoint(hub.bundled()).state(VARIANTS[DEMO].architecture)
     assert all(torch.equal(back[k], first[k].float()) for k in first)
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert config["scaling_factor"] == VARIANTS[DEMO].scaling_factor
@@ -131,10 +131,10 @@ def test_convert(tmp_path, layout, capsys):
 
 def fails(arguments: list[str], capsys) -> str:
     assert main(arguments) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("dcae: ")
-    assert "Traceback" not in said
-    return said
+    error = capsys.readouterr().err
+    assert error.startswith("dcae: ")
+    assert "Traceback" not in error
+    return error
 
 
 def test_mistakes_are_one_line(picture, tmp_path, capsys):
@@ -205,19 +205,19 @@ def test_the_table_in_the_readme():
     text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
     table = text[text.index("| picture | f32c32 encode") :].split("\n\n")[0].splitlines()[2:]
     names = ("dc-ae-f32c32-mix-1.0", "dc-ae-f32c32-sana-1.0")
-    halves = [(VARIANTS[name], direction) for name in names for direction in plan.DIRECTIONS]
+    coders = [(VARIANTS[name], direction) for name in names for direction in plan.DIRECTIONS]
     assert len(table) == 5
     for line in table:
-        side, *told = line.strip("| ").split(" | ")
+        side, *cells = line.strip("| ").split(" | ")
         side = int(side.split("x")[0])
-        for (variant, direction), given in zip(halves, told[:4], strict=True):
+        for (variant, direction), given in zip(coders, cells[:4], strict=True):
             with pytest.raises(BudgetError) as error:
                 plan.make(variant.architecture, direction, side, side, 1, 1)
             assert given == memory.format_gib(error.value.needed)
         whole = [
-            plan.make(variant.architecture, direction, side, side).peak_bytes / 2**30 for variant, direction in halves
+            plan.make(variant.architecture, direction, side, side).peak_bytes / 2**30 for variant, direction in coders
         ]
-        assert told[4] == f"{min(whole):.1f} to {max(whole):.1f}"
+        assert cells[4] == f"{min(whole):.1f} to {max(whole):.1f}"
 
 
 def test_decode_never_overwrites_the_picture_that_was_encoded(picture, tmp_path):
@@ -239,8 +239,8 @@ def test_an_input_is_never_written_over(picture, tmp_path, capsys):
     before = picture.read_bytes()
     for command in ("encode", "roundtrip"):
         for output in (picture, tmp_path / ".." / tmp_path.name / picture.name):
-            says = fails([command, str(picture), "-o", str(output), *CPU], capsys)
-            assert "is an input, and would be written over" in says
+            error = fails([command, str(picture), "-o", str(output), *CPU], capsys)
+            assert "is an input, and would be written over" in error
     assert "Latents are written to .safetensors files" in fails(["encode", str(picture), "-o", "z.png", *CPU], capsys)
     assert picture.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
@@ -273,9 +273,9 @@ def test_a_latent_file_of_several_pictures(tmp_path):
     file = tmp_path / "many.safetensors"
     latents.write(file, torch.randn(3, 32, 1, 2), VARIANTS[DEMO], (32, 50))
     assert main(["decode", str(file), *CPU]) == 0
-    found = sorted(tmp_path.glob("*.png"))
-    assert [p.name for p in found] == ["many-dcae-1.png", "many-dcae-2.png", "many-dcae-3.png"]
-    assert {images.read(p).shape for p in found} == {(1, 32, 50, 3)}
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert [p.name for p in pictures] == ["many-dcae-1.png", "many-dcae-2.png", "many-dcae-3.png"]
+    assert {images.read(p).shape for p in pictures} == {(1, 32, 50, 3)}
 
 
 def test_who_reads_whose_latents():

@@ -259,9 +259,13 @@ def test_taesana_without_its_files_says_how_to_get_them(tmp_path, monkeypatch):
         folder = taesana_folder(tmp_path / f"without-{missing}", *parts)
         with pytest.raises(CheckpointError) as error:
             codecs.load(f"taesana:{folder}", "cpu", "fp32")
-        said = str(error.value)
-        assert f"taesana_{missing}.safetensors" in said and f"taesana_{missing}.pth" in said
-        assert "github.com/madebyollin/taesd" in said and "weights_only=True" in said and "python -c" in said
+        output_text = str(error.value)
+        assert f"taesana_{missing}.safetensors" in output_text and f"taesana_{missing}.pth" in output_text
+        assert (
+            "github.com/madebyollin/taesd" in output_text
+            and "weights_only=True" in output_text
+            and "python -c" in output_text
+        )
     save_file({"0.weight": torch.zeros(2)}, folder / "taesana_encoder.safetensors")
     with pytest.raises(DCAEError, match="not TAESANA's encoder"):
         codecs.load(f"taesana:{folder}", "cpu", "fp32")

@@ -43,17 +43,17 @@ def test_a_folder_with_a_corrupt_picture(photographs, models, tmp_path, capsys):
     outputs = ["--json", str(report), "--html", str(page), "--out", str(grid), "--rows", "9", "--repeats", "1"]
     names = [DEMO, str(models / "AutoencoderTiny")]
     assert main(["compare", str(photographs), "--models", *names, "--size", "64", *outputs, *CPU]) == 0
-    said = capsys.readouterr().out
-    assert [line for line in said.splitlines() if line.startswith("07.jpg: ") and "07.jpg can't be read" in line]
-    assert sum(line.endswith("19 of 20") for line in said.splitlines()) == 2
-    assert str(page) in said and str(grid) in said
+    output_text = capsys.readouterr().out
+    assert [line for line in output_text.splitlines() if line.startswith("07.jpg: ") and "07.jpg can't be read" in line]
+    assert sum(line.endswith("19 of 20") for line in output_text.splitlines()) == 2
+    assert str(page) in output_text and str(grid) in output_text
 
-    told = json.loads(report.read_text())
-    rows = {row["name"]: row for row in told["pictures"]}
+    reported = json.loads(report.read_text())
+    rows = {row["name"]: row for row in reported["pictures"]}
     assert len(rows) == 20 and "notes.txt" not in rows
     assert [name for name, row in rows.items() if row["error"]] == ["07.jpg"]
-    assert [model["name"] for model in told["models"]] == names
-    for model in told["models"]:
+    assert [model["name"] for model in reported["models"]] == names
+    for model in reported["models"]:
         done = [cell for cell in model["cells"] if not cell["error"]]
         assert len(model["cells"]) == 20 and len(done) == 19
         assert model["cells"][7]["error"] == rows["07.jpg"]["error"] and "psnr" not in model["cells"][7]
@@ -75,7 +75,7 @@ def test_a_folder_with_a_corrupt_picture(photographs, models, tmp_path, capsys):
         x = images.from_host(images.from_pil(cut))
         back = np.rint(images.to_host(ae.decode(ae.encode(x)))[0].numpy() * 255)
         mean.append(10 * np.log10(255**2 / np.square(back - np.asarray(cut, dtype=float)).mean()))
-    assert told["models"][0]["means"]["psnr"] == pytest.approx(statistics.fmean(mean), abs=0.01)
+    assert reported["models"][0]["means"]["psnr"] == pytest.approx(statistics.fmean(mean), abs=0.01)
 
     assert Image.open(grid).height > 9 * 64
     named = page.read_text()
@@ -128,25 +128,25 @@ def test_a_model_that_fails_is_said_in_its_place_and_the_others_are_there(models
     outputs = ["--json", str(report), "--out", str(grid), "--repeats", "1"]
     page = ["--html", str(tmp_path / "report.html")]
     assert main(["compare", str(EXAMPLE), "--size", "96", "--models", *names, *outputs, *page, *CPU]) == 0
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    told = {model["name"]: model for model in json.loads(report.read_text())["models"]}
-    assert list(told) == names
+    output_text = capsys.readouterr()
+    assert "Traceback" not in output_text.err
+    reported = {model["name"]: model for model in json.loads(report.read_text())["models"]}
+    assert list(reported) == names
     for name, reason in failing.items():
-        found = told[name]["error"] or told[name]["cells"][0]["error"]
+        found = reported[name]["error"] or reported[name]["cells"][0]["error"]
         assert reason in found and "\n" not in found
-        assert told[name]["means"]["psnr"] is None
-        assert any(line.startswith(f"{name}") and line.endswith(found) for line in said.out.splitlines())
+        assert reported[name]["means"]["psnr"] is None
+        assert any(line.startswith(f"{name}") and line.endswith(found) for line in output_text.out.splitlines())
         assert any(text.startswith(found[:12]) for text in drawn), f"{name} is no cell of the grid"
     for name in (DEMO, str(models / "AutoencoderKL")):
-        assert told[name]["means"]["psnr"] > 3 and not told[name]["error"]
+        assert reported[name]["means"]["psnr"] > 3 and not reported[name]["error"]
     alarm = np.array(Image.new("RGB", (1, 1), sheet.ALARM))[0, 0]
     assert (np.asarray(Image.open(grid)) == alarm).all(-1).sum() > 100 * len(failing)
 
     assert main(["compare", str(EXAMPLE), "--size", "96", "--models", *failing, *outputs, *page, *CPU]) == 1
-    said = capsys.readouterr()
-    assert said.err.splitlines()[-1].startswith("dcae: No autoencoder made anything")
-    assert all(name in said.out for name in failing)
+    output_text = capsys.readouterr()
+    assert output_text.err.splitlines()[-1].startswith("dcae: No autoencoder made anything")
+    assert all(name in output_text.out for name in failing)
 
 
 def test_who_runs_without_the_budget_is_said(models, capsys):
@@ -163,8 +163,8 @@ def test_nothing_is_written_where_nothing_was_made(tmp_path, capsys):
         (tmp_path / name).write_text("of a run before")
     outputs = ["--out", str(tmp_path / "a.png"), "--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html")]
     assert main(["compare", str(EXAMPLE), *outputs, *CPU, "--size", "64", "--models", "my-vae-folder"]) == 1
-    said = capsys.readouterr()
-    assert "There is no file or folder my-vae-folder." in said.out and "No output was written" in said.err
+    output_text = capsys.readouterr()
+    assert "There is no file or folder my-vae-folder." in output_text.out and "No output was written" in output_text.err
     assert {one.read_text() for one in tmp_path.iterdir()} == {"of a run before"}
 
 
@@ -210,7 +210,7 @@ def test_rfid_is_over_several_pictures_only(photographs, tmp_path, monkeypatch, 
 def test_what_is_missing_for_lpips_and_rfid_is_said_with_where_to_get_it(photographs, tmp_path, capsys):
     several = [str(photographs / "00.png"), str(photographs / "01.jpg"), "--models", DEMO, "--repeats", "1", *CPU]
     assert main(["compare", *several, "--json", str(tmp_path / "r.json")]) == 0
-    said = capsys.readouterr().out
+    output_text = capsys.readouterr().out
     notes = json.loads((tmp_path / "r.json").read_text())["notes"]
     for score, file, address in (
         ("LPIPS", "alexnet-owt-7be5be79.pth", "https://download.pytorch.org/models/"),
@@ -218,7 +218,7 @@ def test_what_is_missing_for_lpips_and_rfid_is_said_with_where_to_get_it(photogr
     ):
         (note,) = [one for one in notes if one.startswith(score)]
         assert file in note and address in note and str(tmp_path / "torch-home") in note
-        assert note in said
+        assert note in output_text
     assert not (tmp_path / "torch-home").exists(), "something was fetched, or made ready to be"
 
 
@@ -267,8 +267,8 @@ def test_outputs_that_cannot_be_written_are_said_before_anything_runs(tmp_path, 
     given = ["compare", str(EXAMPLE), "--models", DEMO, *CPU]
     for option, path in (("--json", tmp_path / "no" / "a.json"), ("--out", tmp_path / "a.txt")):
         assert main([*given, option, str(path)]) == 1
-        said = capsys.readouterr()
-        assert str(path) in said.err and not said.out
+        output_text = capsys.readouterr()
+        assert str(path) in output_text.err and not output_text.out
     for options in (["--repeats", "0"], ["--rows", "-1"], ["--amplify", "nan"], ["--budget", "zzz"]):
         assert main([*given, *options]) == 1
     assert not list(tmp_path.iterdir())

@@ -82,9 +82,9 @@ def test_the_table_has_each_number_under_its_heading(one_result):
 def test_equal_pictures_are_valid_json(one_result):
     picture = one_result.rows[0].picture
     one_result.columns[0].cells[0].scores = metrics.scores(picture, picture)
-    told = json.loads(json.dumps(text.as_json(one_result), allow_nan=False))
-    (cell,) = told["models"][0]["cells"]
-    assert cell["psnr"] is None and cell["mse"] == 0 and told["models"][0]["means"]["psnr"] is None
+    reported = json.loads(json.dumps(text.as_json(one_result), allow_nan=False))
+    (cell,) = reported["models"][0]["cells"]
+    assert cell["psnr"] is None and cell["mse"] == 0 and reported["models"][0]["means"]["psnr"] is None
     assert "inf" in text.table(one_result)
 
 

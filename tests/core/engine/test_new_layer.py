@@ -37,11 +37,11 @@ class DepthwiseLayer(Layer):
         y = F.conv2d(window, self.conv.weight, self.conv.bias, padding=(pad, 2), groups=self.channels)
         return torch.add(y, x, out=y if out is None else out)
 
-    def scratch(self, rows, width, on):
-        return rows * width * self.channels * on.size
+    def scratch(self, rows, width, target):
+        return rows * width * self.channels * target.size
 
 
-STAGES = tuple(Stage(32, 1, block) for block in ("ResBlock", "DepthwiseBlock", "EfficientViTBlock", "DepthwiseBlock"))
+STAGES = tuple(Stage(64, 1, block) for block in ("ResBlock", "DepthwiseBlock", "EfficientViTBlock", "DepthwiseBlock"))
 VARIANT = Variant(
     "dc-ae-f8c32-depthwise", Architecture(32, CoderSpec(STAGES, "Conv"), CoderSpec(STAGES, "interpolate")), None
 )

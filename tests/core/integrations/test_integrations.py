@@ -80,14 +80,14 @@ def test_tiling_and_slicing_change_nothing(vae):
 
 def test_budget_and_progress(vae):
     z = torch.randn(1, 32, 8, 8)
-    plain, told = vae.decode(z).sample, []
+    plain, reported = vae.decode(z).sample, []
     assert vae.last_plan.whole
-    vae.budget, vae.progress = 1, lambda done, total: told.append((done, total))
+    vae.budget, vae.progress = 1, lambda done, total: reported.append((done, total))
     with pytest.raises(BudgetError, match="at least") as error:
         vae.decode(z)
     vae.budget = error.value.needed
     assert torch.allclose(vae.decode(z).sample, plain, atol=1e-4)
-    assert vae.last_plan.strips > 1 and told[-1] == (vae.last_plan.steps,) * 2
+    assert vae.last_plan.strips > 1 and reported[-1] == (vae.last_plan.steps,) * 2
 
 
 @pytest.mark.parametrize("name", [v for v in VARIANTS if v != DEMO])

@@ -1,4 +1,4 @@
-"""Numbers that are not finite are said, with their cause, in every dtype and however a run goes."""
+"""Numbers that are not finite raise an error with their cause, in every dtype, whole and in strips."""
 
 import pytest
 import torch
@@ -120,14 +120,14 @@ def test_numbers_in_between_that_overflow_fp32(small_state):
             ae.decode(torch.rand(1, 32, 2, 2) * 1e30, as_uint8=as_uint8)
 
 
-def test_latents_that_overflow_are_said_with_their_file(tmp_path, capsys):
+def test_latents_that_overflow_are_reported_with_their_file(tmp_path, capsys):
     for name in ("good", "large"):
         z = torch.full((1, 32, 2, 2), 3e38 if name == "large" else 0.1)
         latents.write(tmp_path / f"{name}.safetensors", z, VARIANTS[DEMO], (64, 64))
     files = [str(tmp_path / f"{name}.safetensors") for name in ("good", "large")]
     assert main(["decode", *files, "-o", str(tmp_path / "out"), "--device", "cpu", "--dtype", "fp32"]) == 1
-    said = capsys.readouterr().err
-    assert "large.safetensors: The result is not finite" in said and "good" not in said.split("dcae: ")[1]
+    error = capsys.readouterr().err
+    assert "large.safetensors: The result is not finite" in error and "good" not in error.split("dcae: ")[1]
 
 
 def test_bytes_hide_nothing():
@@ -141,8 +141,8 @@ def test_fp16_that_overflows_is_still_done_again_in_bytes(small_state, caplog):
     hot = {**small_state, "decoder.conv_in.weight": small_state["decoder.conv_in.weight"] * 3e4}
     ae, wide = (DCAE.from_state_dict(dict(hot), device="cpu", dtype=dtype) for dtype in ("fp16", "fp32"))
     z = torch.rand(1, 32, 2, 2) * 300
-    made = ae.decode(z, as_uint8=True)
+    decoded = ae.decode(z, as_uint8=True)
     assert "overflowed in fp16" in caplog.text
-    assert made.dtype == torch.uint8 and ae.dtype == torch.float16
-    assert (made.float() - wide.decode(z, as_uint8=True).float()).abs().mean() < 8
+    assert decoded.dtype == torch.uint8 and ae.dtype == torch.float16
+    assert (decoded.float() - wide.decode(z, as_uint8=True).float()).abs().mean() < 8
     assert VARIANTS[DEMO].name == ae.variant.name

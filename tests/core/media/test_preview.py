@@ -27,8 +27,8 @@ def example(ae) -> preview.Pair:
     return preview.pair(ae.variant, ae.encode, images.from_host(images.read(EXAMPLE)))
 
 
-def likeness(made: torch.Tensor, picture: torch.Tensor) -> float:
-    return psnr(images.to_host(made), images.to_host(picture))
+def likeness(x: torch.Tensor, picture: torch.Tensor) -> float:
+    return psnr(images.to_host(x), images.to_host(picture))
 
 
 def linear(channels: int, count: int) -> tuple[list[preview.Pair], torch.Tensor, torch.Tensor]:
@@ -42,36 +42,36 @@ def linear(channels: int, count: int) -> tuple[list[preview.Pair], torch.Tensor,
 
 def test_a_fit_recovers_a_linear_map():
     pairs, factors, bias = linear(channels=8, count=20)
-    made = preview.fit(pairs, ridge=0)
-    torch.testing.assert_close(made.factors, factors)
-    torch.testing.assert_close(made.bias, bias)
+    fitted = preview.fit(pairs, ridge=0)
+    torch.testing.assert_close(fitted.factors, factors)
+    torch.testing.assert_close(fitted.bias, bias)
     z, colours = pairs[3]
-    torch.testing.assert_close(made(z), colours)
+    torch.testing.assert_close(fitted(z), colours)
     assert preview.fit(pairs)(z).sub(colours).abs().max() < 0.02 * colours.abs().max()
 
 
 def test_more_channels_than_latent_pixels():
     """As f128c512 has with few photographs: a map that explains what it has seen, and has no large factors."""
     pairs, factors, _ = linear(channels=64, count=1)
-    made = preview.fit(pairs)
+    fitted = preview.fit(pairs)
     z, colours = pairs[0]
-    assert made(z).sub(colours).square().mean() < 0.01 * colours.var()
-    assert made.factors.norm() < factors.norm()
+    assert fitted(z).sub(colours).square().mean() < 0.01 * colours.var()
+    assert fitted.factors.norm() < factors.norm()
 
 
 def test_channels_that_say_nothing():
     z, colours = torch.zeros(1, 4, 3, 3), torch.full((1, 3, 3, 3), 0.25)
-    made = preview.fit([(z, colours)])
-    assert not made.factors.any()
-    torch.testing.assert_close(made(z), colours)
+    fitted = preview.fit([(z, colours)])
+    assert not fitted.factors.any()
+    torch.testing.assert_close(fitted(z), colours)
 
 
 def test_other_scales():
     pairs, *_ = linear(channels=8, count=20)
-    made, (z, _) = preview.fit(pairs), pairs[0]
+    fitted, (z, _) = preview.fit(pairs), pairs[0]
     shift, factor = torch.linspace(-1, 1, 8)[:, None, None], 0.4
     other = (z - shift) * factor
-    torch.testing.assert_close(made.after(lambda x: x / factor + shift)(other), made(z), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fitted.after(lambda x: x / factor + shift)(other), fitted(z), rtol=1e-4, atol=1e-5)
 
 
 def test_latents_that_overflowed():
@@ -100,10 +100,10 @@ def test_the_demos_preview_of_a_photograph_it_was_not_fitted_to(example):
 def test_every_entry_of_the_table():
     for space, entry in json.loads(preview.TABLE.read_text(encoding="utf-8")).items():
         variant = find(entry["variant"])
-        made = preview.find(variant)
+        fitted = preview.find(variant)
         assert variant.latent_space == space
-        assert made.factors.shape == (variant.latent_channels, 3) and made.bias.shape == (3,)
-        assert made.factors.isfinite().all() and made.factors.any()
+        assert fitted.factors.shape == (variant.latent_channels, 3) and fitted.bias.shape == (3,)
+        assert fitted.factors.isfinite().all() and fitted.factors.any()
         assert entry["fitted_to"] and not set(entry["fitted_to"]) & set(entry.get("held_out", ()))
 
 
@@ -115,10 +115,10 @@ def test_variants_that_read_each_others_latents_share_a_preview(monkeypatch):
 
 
 def test_a_fit_to_the_bundled_photograph_does_for_others(ae):
-    made = preview.fit_example(ae.variant, ae.encode)
+    fitted = preview.fit_example(ae.variant, ae.encode)
     x = images.from_host(images.from_pil(Image.fromarray(data.coffee())))
     z, colours = preview.pair(ae.variant, ae.encode, x)
-    assert likeness(made(z), colours) > 40  # 42.3; the table's 45.3
+    assert likeness(fitted(z), colours) > 40  # 42.3; the table's 45.3
 
 
 def test_few_latent_pixels_take_more_runs_in_other_colours():
@@ -129,8 +129,8 @@ def test_few_latent_pixels_take_more_runs_in_other_colours():
         given.append(x)
         return torch.randn(1, 512, x.shape[2] // 128, x.shape[3] // 128)
 
-    made = preview.fit_example(find("dc-ae-f128c512-mix-1.0"), encode)
-    assert made.factors.shape == (512, 3)
+    fitted = preview.fit_example(find("dc-ae-f128c512-mix-1.0"), encode)
+    assert fitted.factors.shape == (512, 3)
     assert len(given) == 6
     corner = torch.stack([x[0, :, 0, 0] for x in given])
     assert len(corner.unique(dim=0)) == 6 and len(corner.sort(1)[0].unique(dim=0)) == 1
@@ -156,15 +156,15 @@ def test_the_script_writes_what_find_reads(script, tmp_path, monkeypatch, capsys
         Image.fromarray(getattr(data, name)()).save(folder / f"{name}.png")
     table.write_text(json.dumps({"another": {"bias": [1]}}))
     script(DEMO, folder, EXAMPLE, "--hold-out", "chelsea", "example", "--table", table, "--device", "cpu")
-    made = json.loads(table.read_text())
-    assert list(made) == ["another", DEMO] and made["another"] == {"bias": [1]}
-    assert made[DEMO]["fitted_to"] == ["astronaut", "coffee"]
+    entries = json.loads(table.read_text())
+    assert list(entries) == ["another", DEMO] and entries["another"] == {"bias": [1]}
+    assert entries[DEMO]["fitted_to"] == ["astronaut", "coffee"]
     printed = capsys.readouterr().out
-    assert f"{made[DEMO]['psnr_held_out']:.2f} dB" in printed and "chelsea" in printed
-    assert made[DEMO]["psnr_held_out"] > 40 > 25 > made[DEMO]["psnr_held_out_of_one_colour"]
+    assert f"{entries[DEMO]['psnr_held_out']:.2f} dB" in printed and "chelsea" in printed
+    assert entries[DEMO]["psnr_held_out"] > 40 > 25 > entries[DEMO]["psnr_held_out_of_one_colour"]
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["table.json"]
 
-    monkeypatch.setattr(preview, "_table", lambda: made)
+    monkeypatch.setattr(preview, "_table", lambda: entries)
     z, colours = example
     assert likeness(preview.find(DEMO)(z), colours) > 42
 

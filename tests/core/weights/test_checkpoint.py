@@ -1,4 +1,4 @@
-"""Files from strangers: each gets a sentence that names it and says what to do; nothing half written stays."""
+"""Opening and saving: each error names the file and says what to do, and a failed save leaves no partial file."""
 
 import copy
 import json
@@ -105,7 +105,7 @@ def test_shards_are_found_from_the_folder_and_from_any_shard(tmp_path, small_sta
     index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": where}))
     for path in (tmp_path, tmp_path / names[1]):
-        state = Checkpoint(path).state(VARIANTS[DEMO])
+        state = Checkpoint(path).state(VARIANTS[DEMO].architecture)
         assert all(torch.equal(state[k], small_state[k]) for k in small_state)
     (tmp_path / names[2]).unlink()
     with pytest.raises(CheckpointError, match=names[2]):
@@ -119,7 +119,7 @@ def test_saving_and_loading_gives_the_same_weights(tmp_path, small_state, layout
     found = Checkpoint(file)
     assert found.layout == layout
     assert found.metadata["variant"] == DEMO
-    state = found.state(VARIANTS[DEMO])
+    state = found.state(VARIANTS[DEMO].architecture)
     assert all(torch.equal(state[k], small_state[k]) for k in small_state)
     assert {p.name for p in folder.iterdir()} == {file.name, "config.json"}
 

@@ -30,18 +30,18 @@ class Stop(Exception):
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
-    monkeypatch.setattr(transfer, "WAIT", 0.02)
-    monkeypatch.setattr(transfer, "TICK", 0.01)
+    monkeypatch.setattr(transfer, "RETRY_WAIT", 0.02)
+    monkeypatch.setattr(transfer, "PROGRESS_INTERVAL", 0.01)
 
 
 @pytest.fixture
 def download(tmp_path, monkeypatch):
-    """`hub.download` from a stand-in."""
+    """`hub.download` from a stand-in hub."""
 
     def run(server: StandinHub, folder: Path = tmp_path, **options) -> Path:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for module in (constants, file_download):  # where it is in older versions, and was
+        for module in (constants, file_download):  # older versions use the one in file_download
             monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         options.setdefault("progress", lambda done, total: None)
         return hub.download(NAME, folder, **options)
@@ -50,11 +50,11 @@ def download(tmp_path, monkeypatch):
 
 
 def refusal(download, server: StandinHub, **options) -> str:
-    """What a user is told, which is never a secret."""
-    with pytest.raises(DownloadError) as told:
+    """The error message of a download, which must not hold the token."""
+    with pytest.raises(DownloadError) as error:
         download(server, token="hf_secret", **options)
-    assert "hf_secret" not in str(told.value)
-    return str(told.value)
+    assert "hf_secret" not in str(error.value)
+    return str(error.value)
 
 
 def ranges(server: StandinHub) -> list[str | None]:
@@ -80,9 +80,10 @@ def test_a_server_that_sends_nothing_is_given_up_and_what_came_before_is_kept(do
             download(server, progress=raiser())
         before = kept(tmp_path)
         server.cut = 0
-        told = refusal(download, server)
-        assert "the connection failed (" in told and "What has arrived is kept: a new try goes on from there." in told
-        assert len(server.gets()) == 1 + transfer.TRIES
+        message = refusal(download, server)
+        assert "the connection failed (" in message
+        assert "What has arrived is kept, and a new try resumes from there." in message
+        assert len(server.gets()) == 1 + transfer.MAX_TRIES
         assert kept(tmp_path) == before
         server.cut = None
         assert download(server).read_bytes() == BODY
@@ -130,8 +131,8 @@ def test_a_server_that_heeds_no_range_starts_over(download, tmp_path):
 def test_a_range_that_is_not_there(download):
     with StandinHub({FILE: BODY[:100_000]}, announce=hashlib.sha256(BODY).hexdigest(), size=len(BODY)) as server:
         server.cut, server.ends = 100_000, True
-        told = refusal(download, server)
-    assert "the connection ended after 100000 of 400000 bytes, several times" in told
+        message = refusal(download, server)
+    assert "the connection ended after 100000 of 400000 bytes, several times" in message
     assert ranges(server) == [None, "bytes=100000-", None, "bytes=100000-", None]
 
 
@@ -161,38 +162,38 @@ def test_a_redirect_to_what_is_no_http_is_refused(download, tmp_path, scheme):
     secret = tmp_path / "secret"
     secret.write_bytes(BODY)
     with StandinHub({FILE: BODY}, elsewhere=f"{scheme}{secret}?") as server:
-        told = refusal(download, server, folder=tmp_path / "models")
-    if scheme == "file://" and "no such file" in told:
+        message = refusal(download, server, folder=tmp_path / "models")
+    if scheme == "file://" and "no such file" in message:
         return  # huggingface_hub before 2 asks the hub itself for that path
-    assert "neither http nor https" in told
+    assert "neither http nor https" in message
     assert len(server.gets()) == 1
     assert not list((tmp_path / "models").iterdir())
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "says"),
+    ("status", "code", "reason"),
     [
         (401, None, "no such repository, or it is private: check the name, or set HF_TOKEN"),
         (401, "BadToken", "the token was not accepted: check HF_TOKEN, or unset it"),
         (403, "GatedRepo", "its owner must grant you access first: open its page, accept the terms, and set HF_TOKEN"),
         (403, "Forbidden", "this token, or none, has no access to it"),
         (404, "Nothing", "it is not there: check HF_ENDPOINT"),
-        (429, None, "too many requests from here: it asks for 7 s of waiting, then try again; with HF_TOKEN set"),
-        (500, None, "the server has a fault (500): it asks for 7 s"),
-        (503, None, "the server has a fault (503): it asks for 7 s"),
+        (429, None, "too many requests from here: it requests a wait of 7 s, then try again; with HF_TOKEN set"),
+        (500, None, "the server has a fault (500): it requests a wait of 7 s"),
+        (503, None, "the server has a fault (503): it requests a wait of 7 s"),
         (418, None, "the server has a fault (418)"),
     ],
 )
 @pytest.mark.parametrize("when", ["asked", "fetched"])
-def test_statuses_say_what_to_do(download, tmp_path, status, code, says, when):
+def test_statuses_say_what_to_do(download, tmp_path, status, code, reason, when):
     with StandinHub({FILE: BODY}, code=code, wait="7" if status in (429, 500, 503) else None) as server:
         if when == "asked":
             server.status = status
         else:
-            server.statuses, server.wait = [status] * transfer.TRIES, server.wait and "0"
-        told = refusal(download, server)
-    assert says.replace("7 s", "0 s" if when == "fetched" else "7 s") in told
-    assert f"put it at {tmp_path / NAME}.safetensors" in told
+            server.statuses, server.wait = [status] * transfer.MAX_TRIES, server.wait and "0"
+        message = refusal(download, server)
+    assert reason.replace("7 s", "0 s" if when == "fetched" else "7 s") in message
+    assert f"put it at {tmp_path / NAME}.safetensors" in message
     assert not list(tmp_path.iterdir()), "nothing arrived"
 
 
@@ -207,7 +208,7 @@ def test_a_fault_that_passes_is_waited_for(download):
 
 def test_nobody_waits_for_an_hour(download):
     with StandinHub({FILE: BODY}, statuses=[429], wait="3600") as server:
-        assert "it asks for 3600 s of waiting" in refusal(download, server)
+        assert "it requests a wait of 3600 s" in refusal(download, server)
     assert len(server.gets()) == 1
 
 
@@ -223,7 +224,7 @@ def test_a_slow_drip_can_be_cancelled_and_is_given_up(download, tmp_path, monkey
         with pytest.raises(Stop):
             download(server, progress=cancel)
         assert seen == [1, 2, 3] and kept(tmp_path) == 3
-        monkeypatch.setattr(transfer, "PATIENCE", 0.3)
+        monkeypatch.setattr(transfer, "STALL_SECONDS", 0.3)
         start = time.monotonic()
         assert "the server is too slow" in refusal(download, server)
         assert time.monotonic() - start < 5
@@ -257,18 +258,18 @@ def test_the_token_is_in_no_message(download, monkeypatch):
 
 
 def test_threads_that_want_the_same_file_fetch_it_once(download, tmp_path):
-    made, seen = [], []
+    paths, seen = [], []
     with StandinHub({FILE: BODY}, statuses=[503], wait="1") as server:
         options = {"progress": lambda done, total: seen.append(threading.get_ident())}
-        threads = [threading.Thread(target=lambda: made.append(download(server, **options))) for _ in range(3)]
+        threads = [threading.Thread(target=lambda: paths.append(download(server, **options))) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(30)
-    assert made == [tmp_path / f"{NAME}.safetensors"] * 3
+    assert paths == [tmp_path / f"{NAME}.safetensors"] * 3
     assert len(server.gets()) == 2, "the fault, and the file"
     assert len(set(seen)) == 3, "those that wait can be cancelled too"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [made[0].name, made[0].name + ".json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [paths[0].name, paths[0].name + ".json"]
 
 
 def test_processes_that_want_the_same_file_fetch_it_once_and_go_on_where_a_killed_one_was(tmp_path):
@@ -287,22 +288,22 @@ def test_processes_that_want_the_same_file_fetch_it_once_and_go_on_where_a_kille
         first.wait()
         before = kept(folder)
         others = [start(), start()]
-        said = [other.communicate(timeout=120) for other in others]
-    assert [other.returncode for other in others] == [0, 0], said
-    assert {out.strip() for out, _ in said} == {str(folder / f"{NAME}.safetensors")}
+        outputs = [other.communicate(timeout=120) for other in others]
+    assert [other.returncode for other in others] == [0, 0], outputs
+    assert {out.strip() for out, _ in outputs} == {str(folder / f"{NAME}.safetensors")}
     assert (folder / f"{NAME}.safetensors").read_bytes() == BODY
     assert ranges(server) == [None, f"bytes={before}-"]
 
 
-def until(what) -> None:
+def until(condition) -> None:
     deadline = time.monotonic() + 60
-    while not what():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def test_a_partial_file_is_never_taken_for_a_model(download, tmp_path):
-    """Not even one that has all its bytes and lacks nothing but its name."""
+    """Not even a complete one that only lacks its final name."""
     whole = hub.bundled().read_bytes()
     for folder in (tmp_path, tmp_path / NAME, tmp_path / f"{NAME}-diffusers"):
         folder.mkdir(exist_ok=True)
@@ -321,7 +322,7 @@ def test_a_partial_file_is_never_taken_for_a_model(download, tmp_path):
 
 
 def sdnext_names():
-    """The list of SD.Next's dropdown, which needs nothing of SD.Next."""
+    """The module that lists SD.Next's choices, which imports nothing of SD.Next."""
     path = Path(__file__).parents[3] / "scripts" / "dcae_sdnext" / "names.py"
     spec = importlib.util.spec_from_file_location("dcae_sdnext_names", path)
     module = importlib.util.module_from_spec(spec)
@@ -331,17 +332,17 @@ def sdnext_names():
 
 def test_a_full_disk_is_seen_before_anything_is_fetched(download, tmp_path):
     with StandinHub({FILE: BODY}) as server, faults.small_disk(tmp_path / "disk", 200_000) as disk:
-        told = refusal(download, server, folder=disk)
-        assert "MB free, and 0 MB are missing of dc-ae-f32c32-sana-1.0: free some, or choose another folder" in told
+        message = refusal(download, server, folder=disk)
+        assert "MB free, but dc-ae-f32c32-sana-1.0 needs 0 MB more: free some space, or choose another" in message
     assert server.gets() == []
 
 
 def test_a_disk_that_fills_up_under_way_keeps_what_arrived(download, tmp_path):
     with StandinHub({FILE: BODY}) as server:
         with faults.files_of_at_most(200_000):
-            told = refusal(download, server)
-        assert "the disk is full (File too large): free some, or choose another folder" in told
-        assert "What has arrived is kept" in told and "by hand" not in told
+            message = refusal(download, server)
+        assert "the disk is full (File too large): free some space, or choose another folder" in message
+        assert "What has arrived is kept" in message and "by hand" not in message
         before = kept(tmp_path)
         assert 0 < before <= 200_000
         assert download(server).read_bytes() == BODY
@@ -352,13 +353,13 @@ def test_a_folder_that_may_not_be_written(download, tmp_path):
     (tmp_path / "models").mkdir()
     with StandinHub({FILE: BODY}) as server:
         with faults.read_only(tmp_path / "models") as folder:
-            told = refusal(download, server, folder=folder)
-            assert f"{folder} can't be written (Permission denied): make it writable, or choose another" in told
+            message = refusal(download, server, folder=folder)
+            assert f"{folder} can't be written (Permission denied): make it writable, or choose another" in message
             assert "can't be written" in refusal(download, server, folder=folder / "below")
         assert server.gets() == []
         (tmp_path / "file").touch()
         assert "can't be written (Not a directory)" in refusal(download, server, folder=tmp_path / "file" / "below")
         assert download(server, folder=folder).read_bytes() == BODY
-        with faults.read_only(folder):  # what is here and right needs no writing
+        with faults.read_only(folder):  # a complete file needs no writing
             assert download(server, folder=folder, token=False).read_bytes() == BODY
     assert len(server.gets()) == 1

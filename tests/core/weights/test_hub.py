@@ -5,10 +5,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from dcae_core import VARIANTS, DownloadError, hub
+from dcae_core import VARIANTS, DownloadError, UnknownVariant, hub
 from tests.core.standin_hub import COMMIT, StandinHub
 
 NAME = "dc-ae-f32c32-sana-1.0"
@@ -146,3 +147,33 @@ def test_the_demo_needs_no_download():
     assert hub.find("dc-ae-f32c32-demo") == hub.bundled()
     with pytest.raises(DownloadError, match="nothing to download"):
         hub.download("dc-ae-f32c32-demo")
+
+
+def test_locate_decides_between_a_path_and_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fetched, models = [], tmp_path / "models"
+    monkeypatch.setattr(hub, "download", lambda variant, folder: fetched.append((variant.name, folder)) or tmp_path)
+
+    path = tmp_path / f"{NAME}.safetensors"
+    path.touch()
+    assert hub.locate(str(path)) == (path, None)
+    assert hub.locate(path.name) == (Path(path.name), None)
+    assert hub.locate(Path(NAME)) == (Path(NAME), None), "a Path is never a name"
+    assert hub.locate("absent/x.safetensors") == (Path("absent/x.safetensors"), None)
+    Path(REPO).mkdir(parents=True)
+    assert hub.locate(REPO, models) == (Path(REPO), None), "a folder that is there, not the repository"
+
+    Path(NAME).mkdir()  # without a separator a name stays a name
+    for name in (NAME, f"{NAME}-diffusers"):
+        with pytest.raises(DownloadError, match=f"{NAME} is not in .*models nor in the Hugging Face cache"):
+            hub.locate(name, models)
+    assert fetched == []
+    assert hub.locate(NAME, models, allow_download=True) == (tmp_path, VARIANTS[NAME])
+    assert fetched.pop() == (NAME, models)
+    models.mkdir()
+    (models / path.name).touch()
+    for allowed in (False, True):
+        assert hub.locate(NAME, models, allow_download=allowed) == (models / path.name, VARIANTS[NAME])
+    with pytest.raises(UnknownVariant, match="no DC-AE variant named 'sdxl'"):
+        hub.locate("sdxl", models, allow_download=True)
+    assert fetched == []

@@ -1,5 +1,6 @@
-"""A file's variant: from keys and shapes, then from what names it, then from the caller, else an error that lists."""
+"""Recognising a file's variant from keys and shapes, the caller, hints around the file, and the latents' magnitude."""
 
+import dataclasses
 import json
 import logging
 from dataclasses import replace
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, UnknownVariant, checkpoint, find, hub
+from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, UnknownVariant, find, hub
 from dcae_core.weights import infer_variant, keys, recognise
 from dcae_core.weights.checkpoint import Checkpoint
 
@@ -17,7 +18,7 @@ IN, MIX = VARIANTS["dc-ae-f32c32-in-1.0"], VARIANTS["dc-ae-f32c32-mix-1.0"]
 
 @pytest.fixture
 def ambiguous(tmp_path):
-    """Writes a file with the keys and shapes of f32c32 `in` and `mix` and no contents to speak of; says where."""
+    """Write a file of arbitrary values with the keys and shapes of f32c32 `in` and `mix`; return its Checkpoint."""
 
     def write(name: str, layout: str = "original", metadata: dict | None = None, config: dict | None = None):
         path = tmp_path / name
@@ -43,7 +44,7 @@ def test_without_a_name_the_error_lists_the_candidates_and_their_factors(ambiguo
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"),
+    ("name", "variant"),
     [
         ("dc-ae-f32c32-in-1.0.safetensors", IN),
         ("DC-AE-f32c32-MIX-1.0.safetensors", MIX),
@@ -54,19 +55,19 @@ def test_without_a_name_the_error_lists_the_candidates_and_their_factors(ambiguo
         ("mix/dc-ae-f32c32-in-1.0.safetensors", IN),  # the nearest name counts
     ],
 )
-def test_names_tell(ambiguous, name, wanted):
-    assert ambiguous(name).choose() == wanted
+def test_a_name_decides(ambiguous, name, variant):
+    assert ambiguous(name).choose() == variant
 
 
 @pytest.mark.parametrize(
     "name", ["trained-in-2024.safetensors", "remix.safetensors", "mix/sub/f32c32.safetensors", "my mix.safetensors"]
 )
-def test_names_that_only_look_like_it_do_not(ambiguous, name):
-    with pytest.raises(CheckpointError, match="Say it"):
+def test_a_name_that_only_resembles_one_does_not(ambiguous, name):
+    with pytest.raises(CheckpointError, match="Set the variant"):
         ambiguous(name).choose()
 
 
-def test_config_and_metadata_tell(ambiguous):
+def test_config_and_metadata_decide(ambiguous):
     assert (
         ambiguous("a/x.safetensors", config={"_class_name": "AutoencoderDC", "scaling_factor": 0.4552}).choose() == MIX
     )
@@ -79,7 +80,7 @@ def test_config_and_metadata_tell(ambiguous):
 def test_a_config_counts_only_for_its_own_file(ambiguous, tmp_path):
     (tmp_path / "other.safetensors").touch()
     config = {"_class_name": "AutoencoderDC", "scaling_factor": 0.4552}
-    with pytest.raises(CheckpointError, match="Say it"):
+    with pytest.raises(CheckpointError, match="Set the variant"):
         ambiguous("vae.safetensors", config=config).choose()
     assert ambiguous("dc-ae-f32c32-in-1.0.safetensors", config=config).choose() == IN
     assert ambiguous("model.safetensors", config=config).choose() == MIX
@@ -99,8 +100,8 @@ def test_the_caller_is_not_believed_against_the_shapes(ambiguous):
 
 def test_sana_1_0_and_1_1_need_no_name_since_their_numbers_are_the_same():
     sana = [VARIANTS["dc-ae-f32c32-sana-1.0"], VARIANTS["dc-ae-f32c32-sana-1.1"]]
-    assert checkpoint.choose(sana, None, [], "x") == sana[0]
-    assert checkpoint.choose(sana, None, [("the name 'x'", sana[1])], "x") == sana[1]
+    assert recognise.choose(sana, None, [], "x") == sana[0]
+    assert recognise.choose(sana, None, [("the name 'x'", sana[1])], "x") == sana[1]
 
 
 def test_variant_names_as_people_write_them():
@@ -148,7 +149,8 @@ def test_batch_norm_counters_may_be_left_out():
     layout, fits = recognise.candidates(shapes, "x")
     assert layout == "original"
     assert variant in fits
-    state = checkpoint.complete({k: torch.empty(s, device="meta") for k, s in shapes.items()}, layout, variant)
+    state = {k: torch.empty(s, device="meta") for k, s in shapes.items()}
+    state = keys.to_diffusers(state, layout, variant.architecture)
     assert {k: tuple(t.shape) for k, t in state.items()} == keys.expected(variant.architecture, "diffusers")
 
 
@@ -156,16 +158,17 @@ def test_batch_norm_counters_may_be_left_out():
 def pair(monkeypatch):
     """An `in` and a `mix` of the bundled model's architecture, with the published factors of f32c32."""
     demo = VARIANTS[DEMO]
-    made = [replace(demo, name=f"dc-ae-f8c8-{d}-1.0", scaling_factor=f) for d, f in (("in", 0.3189), ("mix", 0.4552))]
+    factors = {"in": 0.3189, "mix": 0.4552}
+    variants = [replace(demo, name=f"dc-ae-f8c8-{d}-1.0", scaling_factor=f) for d, f in factors.items()]
     monkeypatch.delitem(VARIANTS, DEMO)
-    for one in made:
+    for one in variants:
         monkeypatch.setitem(VARIANTS, one.name, one)
-    return made
+    return variants
 
 
 def with_factor(factor: float) -> dict[str, torch.Tensor]:
     """The bundled model's weights, their latents scaled so that 1 / RMS over the bundled photographs is `factor`."""
-    state = Checkpoint(hub.bundled()).state(find(DEMO))
+    state = Checkpoint(hub.bundled()).state(find(DEMO).architecture)
     state = {key: tensor.float() for key, tensor in state.items()}
     scale = infer_variant.measured_factor(DCAE.from_state_dict(state, DEMO, "cpu", "fp32").encode) / factor
     average = torch.zeros_like(state["encoder.conv_out.weight"])  # the shortcut beside it: means of four channels
@@ -176,20 +179,20 @@ def with_factor(factor: float) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_the_last_resort_is_the_size_of_the_latents(request, tmp_path, caplog):
+def test_a_file_that_nothing_names_is_inferred_from_its_latents(request, tmp_path, caplog):
     states = {factor: with_factor(factor) for factor in (0.3189, 0.4552, 0.381, 1.0)}
     request.getfixturevalue("pair")
     for i, state in enumerate(states.values()):
         save_file(state, tmp_path / f"{i}.safetensors")
-        with pytest.raises(CheckpointError, match="Say it"):
-            Checkpoint(tmp_path / f"{i}.safetensors").choose()  # not a thing that headers tell
+        with pytest.raises(CheckpointError, match="Set the variant"):
+            Checkpoint(tmp_path / f"{i}.safetensors").choose()  # headers do not tell them apart
     with caplog.at_level(logging.WARNING):
         ae = DCAE.from_file(tmp_path / "0.safetensors", None, "cpu", "fp32")
         assert ae.variant.name == "dc-ae-f8c8-in-1.0" and ae.scaling_factor == 0.3189
         assert DCAE.from_state_dict(states[0.4552], None, "cpu", "fp32").variant.name == "dc-ae-f8c8-mix-1.0"
-    assert "nothing names it" in caplog.text and "0.3189" in caplog.text and "Sure to 99" in caplog.text
+    assert "nothing names it" in caplog.text and "0.3189" in caplog.text and "Probability: 99" in caplog.text
     for middle_or_neither in ("2", "3"):
-        with pytest.raises(CheckpointError, match=r"does not tell them apart.*Say it"):
+        with pytest.raises(CheckpointError, match=r"does not tell them apart.*Set the variant"):
             DCAE.from_file(tmp_path / f"{middle_or_neither}.safetensors", None, "cpu", "fp32")
     assert DCAE.from_file(tmp_path / "2.safetensors", "dc-ae-f8c8-mix-1.0", "cpu", "fp32").scaling_factor == 0.4552
 
@@ -198,11 +201,17 @@ def test_every_pair_is_told_apart_by_its_published_factors():
     for one in VARIANTS.values():
         fits = [v for v in VARIANTS.values() if v.architecture == one.architecture]
         if len({v.scaling_factor for v in fits}) > 1:
-            finding = infer_variant.most_probable(one.scaling_factor * 1.05, fits)
-            assert finding.variant == one and finding.sure
+            inference = infer_variant.most_probable(one.scaling_factor * 1.05, fits)
+            assert inference.variant == one and inference.conclusive
 
 
 def test_the_bundled_photographs_give_the_bundled_models_factor():
     ae = DCAE(DEMO, "cpu", "fp32")
     assert len(infer_variant.photographs()) == 7
     assert infer_variant.measured_factor(ae.encode) == pytest.approx(ae.scaling_factor, rel=0.03)
+
+
+def test_a_variant_without_a_factor_is_not_inferred():
+    unscaled = dataclasses.replace(VARIANTS[DEMO], name="dc-ae-f32c32-unscaled", scaling_factor=None)
+    with pytest.raises(CheckpointError, match=r"weights is one of .* dc-ae-f32c32-unscaled has no scaling factor"):
+        infer_variant.infer(lambda x: x, [VARIANTS[DEMO], unscaled], "weights")

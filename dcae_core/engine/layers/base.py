@@ -32,15 +32,15 @@ class Window:
 
 
 class Layer(nn.Module):
-    """`step` input rows, and columns, become `scale` output ones.
+    """A step of the network as it runs. It turns `step` input rows, and columns, into `scale` output ones.
 
-    A layer that needs neighbouring rows of its input only, `above` and `below` each `step` of them, sets `channels` (of
-    its input) and defines `run` and `scratch`; the rest is here. Others override `forward`, `windows`, `take_in` and
-    `work`. A layer that needs sums over the whole map before it can give any of the result sets `first_pass`, see
-    `attention.AttentionSums`; it then begins a sweep, and finds the sums in its stream.
+    reference: the class of `model` that the layer runs. The layer is made from such a module, which stays unchanged,
+    and the names of the rewrites to make (`rewrites.REWRITES`).
 
-    reference: the class of `model` that the layer does the work of. It is made from such a module, which stays as it
-    is, and the names of the rewrites to make (`rewrites.REWRITES`).
+    A layer that reads only neighbouring rows of its input, `above` and `below` each `step` of them, sets these,
+    `channels` (of its input), `run` and `scratch`. Other layers override `forward`, `windows`, `take_in` and `work`. A
+    layer that needs sums over the whole map first sets `first_pass` (see `attention.AttentionSums`): it then starts a
+    sweep, and its stream holds the sums.
     """
 
     reference: ClassVar[type[nn.Module] | None] = None
@@ -51,57 +51,57 @@ class Layer(nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if cls.reference is not None:
+        if "reference" in cls.__dict__:
             LAYERS[cls.reference] = cls
 
     def run(self, window: Tensor, x: Tensor, out: Tensor | None, pad: int) -> Tensor:
-        """`window`: rows of the input, with (`pad` 0) or without (`pad` rows of zeros to add) the rows `above` and
-        `below`; `x`: the same rows without them; `out`: where to write, or None for a new map."""
+        """Compute the rows of `x` [B, C, H, W] into `out`, or into a new map if that is None. window: these rows with
+        those `above` and `below` (`pad` 0), or without them (`pad` rows of zeros are to be added at each end)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """A whole map."""
+        """Compute a whole map."""
         return self.run(x, x, None, self.above)
 
     def whole_scratch(self, rows: int, width: int, target: Target) -> int:
-        """Bytes that a whole run allocates beside its maps, of a size that does not grow with them; for an input of
-        so many rows and columns."""
+        """Return the bytes that a whole run allocates beside its maps, and that don't grow with the batch, for an input
+        of so many rows and columns."""
         return 0
 
     def scratch(self, rows: int, width: int, target: Target) -> int:
-        """Most bytes of temporaries, its result left out, while it works on a strip of so many rows of input."""
+        """Return the most bytes of temporaries, without the result, for a strip of so many rows of input."""
         raise NotImplementedError
 
     def windows(self, rows: int) -> dict[str, Window]:
-        """The buffers, by name, for strips of up to `rows` rows of input. Its producer writes into that named "x"."""
+        """Return the buffers, by name, for strips of up to `rows` rows of input. The producer writes into "x"."""
         return {"x": Window(self.channels, rows + self.above + 2 * self.below + self.step - 1, self.above)}
 
     def take_in(self, stream: LayerStream, n: int, last: bool) -> int:
-        """Notes `n` rows that were written into `s.x`; `last`: there are no more. Returns how many units of `step` rows
-        can be finished in all."""
+        """Take `n` rows that were written into `stream.x`; with `last` there are no more. Return how many units of
+        `step` rows can be finished in all."""
         stream.x.add(n)
         if last:
             stream.x.pad(self.below)
         return (stream.x.end - self.below) // self.step
 
     def work(self, stream: LayerStream, start: int, stop: int, out: Tensor) -> None:
-        """Writes the units `start` to `stop` (exclusive) to `out`, and drops the rows that no other needs."""
+        """Write the units `start` to `stop` (exclusive) to `out`, and drop the rows that no other unit needs."""
         top, bottom = self.step * start, self.step * stop
         self.run(stream.x.take(top - self.above, bottom + self.below), stream.x.take(top, bottom), out, 0)
         stream.x.forget(bottom - self.above)
 
     def stream_bytes(self, rows: int, width: int, target: Target) -> tuple[int, int]:
-        """(bytes of the buffers, most bytes of temporaries) of a stream with strips of `rows` rows of input."""
+        """Return (bytes of the buffers, most bytes of temporaries) for strips of `rows` rows of input."""
         held = sum(window.channels * window.rows for window in self.windows(rows).values())
         return held * width * target.size, self.scratch(rows, width, target)
 
     def size_after(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the result."""
+        """Return the rows and columns of the result."""
         return height * self.scale // self.step, width * self.scale // self.step
 
 
 class LayerStream:
-    """A layer at work on a map [1, C, H, W] that arrives strip by strip: its buffers, as attributes, and how far it is.
+    """The state of a layer while a map [1, C, H, W] streams through it: its buffers, as attributes, and its progress.
 
     A producer writes `n` rows into `room(n)` and calls `push(n, last)`. The layer writes what can be computed from
     them into the room of `next` and pushes in turn, so that nothing is computed twice and no strips are joined.
@@ -113,7 +113,7 @@ class LayerStream:
         self.layer, self.sums, self.next = layer, sums, None  # sums: what the layer's first pass has gathered
 
     def open(self, rows: int, width: int, like: Tensor) -> tuple[int, int]:
-        """Makes the buffers for strips of up to `rows` rows; returns the most rows and the width of what comes out."""
+        """Make the buffers for strips of up to `rows` rows. Return the most rows, and the width, of the result."""
         self.units, self.done = max(1, rows // self.layer.step), 0
         for name, window in self.layer.windows(rows).items():
             setattr(self, name, Rows(window.channels, width, window.rows, above=window.above, like=like))
@@ -123,7 +123,7 @@ class LayerStream:
         return self.x.room(n)
 
     def push(self, n: int, last: bool) -> None:
-        """`n` more rows, at least one, are in the room; with `last` there are no more."""
+        """Process `n` more rows, at least one, that are in the room; with `last` there are no more."""
         ready, scale = self.layer.take_in(self, n, last), self.layer.scale
         while self.done < ready:
             stop = min(ready, self.done + self.units)

@@ -1,14 +1,14 @@
-"""What encoding a data set costs beside the encoder itself: rates, memory, kills, and the parts of the work.
+"""Measure the cost of encoding a data set beyond the encoder itself: rates, memory, kills, and the steps of the work.
 
-    python benchmarks/batch.py rate      images/s of the local engine beside a bare loop over tensors in memory
-    python benchmarks/batch.py ray       Ray's rows and the local engine's, and what Ray costs
-    python benchmarks/batch.py kills     SIGKILL at a random moment, ten times; then to the end
-    python benchmarks/batch.py memory    peak of 200 and of 2,000 pictures
-    python benchmarks/batch.py parts     reading, decoding, resizing, writing: each by itself, on one core
+    python benchmarks/batch.py rate      images/s of the local engine and of a bare loop over tensors in memory
+    python benchmarks/batch.py ray       rows of Ray and of the local engine, and the overhead of Ray
+    python benchmarks/batch.py kills     SIGKILL at a random moment, ten times; then a run to the end
+    python benchmarks/batch.py memory    peak memory of 200 and of 2,000 pictures
+    python benchmarks/batch.py parts     reading, decoding, resizing and writing, each alone on one core
 
-The data set: 2,000 pieces of real photographs (256 to 340 pixels a side, JPEG) and 40 files that are no pictures, made
-in --data. The model is the bundled one, pictures are brought to 256x256. Rates are taken in turns, and the ratio of
-each pair is printed, since a machine that does other things is slower for both.
+The data set: 2,000 crops of real photographs (256 to 340 pixels a side, JPEG) and 40 broken files, written to
+--data. The model is the bundled one, and pictures are resized to 256x256. The two rates are measured in turn, and the
+ratio of each pair is printed, since other load on the machine slows both.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dcae_core import DCAE, DEMO
 from dcae_core.batch import decode, run, shards
 from dcae_core.batch.encode import Encoder, Options
-from dcae_core.batch.prepare import Geometry, Ready, prepare
+from dcae_core.batch.prepare import Geometry, PreparedImage, prepare
 from dcae_core.batch.sources import Item
 from tests import datasets
 
@@ -46,7 +46,7 @@ SIDE, PICTURES, BAD = 256, 2000, 40
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = {one.__name__: one for one in (rate, ray, kills, memory, parts)}
+    commands = {command.__name__: command for command in (rate, ray, kills, memory, parts)}
     parser.add_argument("what", choices=commands)
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "dcae-batch-data")
     parser.add_argument("--dtype", default="fp32")
@@ -57,7 +57,7 @@ def main() -> None:
     if not (arguments.data / "bad").is_dir():
         shutil.rmtree(arguments.data, ignore_errors=True)
         datasets.pieces(arguments.data, PICTURES, (SIDE, 340))
-        datasets.bad_ones(arguments.data / "bad", BAD // 4)
+        datasets.broken_files(arguments.data / "bad", BAD // 4)
     cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
     print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {cores}, torch {torch.__version__}, {arguments.dtype}")
     with tempfile.TemporaryDirectory() as out:
@@ -65,26 +65,26 @@ def main() -> None:
 
 
 def options(arguments: argparse.Namespace, out: Path, source: Path | None = None) -> Options:
-    asked = {"device": arguments.device, "dtype": arguments.dtype}
-    return Options(str(source or arguments.data), str(out), DEMO, size=(SIDE, SIDE), part_size=256, **asked)
+    run_on = {"device": arguments.device, "dtype": arguments.dtype}
+    return Options(str(source or arguments.data), str(out), DEMO, size=(SIDE, SIDE), part_size=256, **run_on)
 
 
 def rate(arguments: argparse.Namespace, out: Path) -> None:
     ratios = []
     for i in range(arguments.pairs):
         bare = bare_loop(arguments)
-        made = run.encode(options(arguments, out / str(i)), workers=arguments.workers)
-        engine = made.images / made.seconds
+        outcome = run.encode(options(arguments, out / str(i)), workers=arguments.workers)
+        engine = outcome.images / outcome.seconds
         again = bare_loop(arguments)
         ratios.append(engine / ((bare + again) / 2))
-        busy = made.device_seconds / made.seconds
+        busy = outcome.device_seconds / outcome.seconds
         print(f"bare {bare:.1f} and {again:.1f} images/s, local engine {engine:.1f}: {ratios[-1]:.3f}; ", end="")
-        print(f"the device was busy {busy:.1%} of its {made.seconds:.1f} s", flush=True)
+        print(f"the device was busy {busy:.1%} of its {outcome.seconds:.1f} s", flush=True)
     print(f"median {statistics.median(ratios):.3f}")
 
 
 def bare_loop(arguments: argparse.Namespace, pictures: int = 800, batch: int = 8) -> float:
-    """Images/s of nothing but the encoder."""
+    """Return images/s of the encoder alone."""
     ae = DCAE(DEMO, arguments.device, arguments.dtype)
     x = torch.randint(0, 256, (batch, 3, SIDE, SIDE), dtype=torch.uint8).to(ae.device)
     for _ in range(3):
@@ -102,21 +102,25 @@ def ray(arguments: argparse.Namespace, out: Path) -> None:
 
     ray.init(log_to_driver=False)
     ready = time.perf_counter() - start
-    far = run.encode(options(arguments, out / "ray"), "ray", actors=2)
+    remote = run.encode(options(arguments, out / "ray"), "ray", actors=2)
     a, b = (rows(out / name) for name in ("local", "ray"))
     assert a.keys() == b.keys() and len(a) == PICTURES, (len(a), len(b))
     assert skipped(out / "local") == skipped(out / "ray")
-    most = max(float((a[k] - b[k]).abs().max() / a[k].abs().max()) for k in a)
+    difference = max(float((a[k] - b[k]).abs().max() / a[k].abs().max()) for k in a)
     print(f"the same {len(a)} keys, and {len(skipped(out / 'ray').splitlines())} skipped for the same reasons")
-    print(f"latents differ by at most {most:.1e} of their largest (stored in bf16: half a step is 3.9e-3)")
-    print(f"local {local.images / local.seconds:.1f} images/s; Ray, 2 actors, {far.images / far.seconds:.1f}, ", end="")
-    print(f"{far.seconds - local.seconds:.1f} s more of {local.seconds:.1f} s; starting Ray took {ready:.1f} s besides")
+    print(f"latents differ by at most {difference:.1e} of their largest (stored in bf16: half a step is 3.9e-3)")
+    rates = [outcome.images / outcome.seconds for outcome in (local, remote)]
+    print(
+        f"local {rates[0]:.1f} images/s; Ray, 2 actors, {rates[1]:.1f}, {remote.seconds - local.seconds:.1f} s more",
+        end="",
+    )
+    print(f" of {local.seconds:.1f} s; starting Ray took {ready:.1f} s besides")
 
 
 def rows(target: Path) -> dict[str, torch.Tensor]:
-    found = [(row.key, row.latents.float()) for row, _ in decode.rows_of(str(target))]
-    assert len(dict(found)) == len(found), "a source is there twice"
-    return dict(found)
+    entries = [(row.key, row.latents.float()) for row, _ in decode.read_rows(str(target))]
+    assert len(dict(entries)) == len(entries), "a source was encoded twice"
+    return dict(entries)
 
 
 def skipped(target: Path) -> str:
@@ -124,7 +128,7 @@ def skipped(target: Path) -> str:
 
 
 def kills(arguments: argparse.Namespace, out: Path) -> None:
-    some = random.Random(time.time_ns())
+    rng = random.Random(time.time_ns())
     command = [sys.executable, "-m", "dcae_core", "batch", "encode", arguments.data, out / "killed"]
     command += ["--size", str(SIDE), "--part-size", "50", "--device", arguments.device, "--dtype", arguments.dtype]
     first = 0.0  # seconds until the first part is done
@@ -134,16 +138,16 @@ def kills(arguments: argparse.Namespace, out: Path) -> None:
         while not first and process.poll() is None:
             first = time.monotonic() - start if parts_done(out / "killed") else 0.0
             time.sleep(0.02)
-        time.sleep(max(0.0, some.uniform(0.3, first + 6) - (time.monotonic() - start)))
+        time.sleep(max(0.0, rng.uniform(0.3, first + 6) - (time.monotonic() - start)))
         after, alive = time.monotonic() - start, process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
         done = parts_done(out / "killed")
         print(f"kill {i + 1} after {after:.2f} s{'' if alive else ' (it had ended)'}: {done} of 41 parts", flush=True)
     subprocess.run(command, cwd=REPO, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    made, reasons = rows(out / "killed"), skipped(out / "killed").splitlines()
-    assert len(made) == PICTURES and len(reasons) == BAD and not list((out / "killed").rglob("*.part"))
-    print(f"then to its end: {len(made)} rows, each source once; {len(reasons)} skipped; no unfinished files")
+    latents, reasons = rows(out / "killed"), skipped(out / "killed").splitlines()
+    assert len(latents) == PICTURES and len(reasons) == BAD and not list((out / "killed").rglob("*.part"))
+    print(f"then to its end: {len(latents)} rows, each source once; {len(reasons)} skipped; no unfinished files")
 
 
 def parts_done(target: Path) -> int:
@@ -151,7 +155,7 @@ def parts_done(target: Path) -> int:
 
 
 def memory(arguments: argparse.Namespace, out: Path) -> None:
-    """Each size in a process of its own; the peak of the resident memory of that one, which holds the model."""
+    """Print the peak resident memory of a separate process for each size. That process holds the model."""
     few = out / "few"
     for path in sorted(arguments.data.glob("[eo]*/*.jpg"))[: PICTURES // 10]:
         (few / path.parent.name).mkdir(parents=True, exist_ok=True)
@@ -182,7 +186,7 @@ def memory(arguments: argparse.Namespace, out: Path) -> None:
 
 
 def parts(arguments: argparse.Namespace, out: Path) -> None:
-    """A picture as data sets have them, 1000x667, and one of the data set here."""
+    """Time each step for a typical 1000x667 picture and for one of this data set."""
     torch.set_num_threads(1)
     large = datasets.EXAMPLE.read_bytes()
     small = sorted(arguments.data.glob("even/*.jpg"))[0].read_bytes()
@@ -198,11 +202,11 @@ def parts(arguments: argparse.Namespace, out: Path) -> None:
             shape = Geometry("crop", side, side, 32)
             each(f"  all of it, to {side}", lambda d=data, s=shape: prepare(Item("a", d), s, ""))
     ready = prepare(Item("a", large), Geometry("crop", SIDE, SIDE, 32), "")
-    assert isinstance(ready, Ready)
+    assert isinstance(ready, PreparedImage)
     encoder = Encoder(options(arguments, out))
-    made = encoder([ready] * 8)
+    encoded = encoder([ready] * 8)
     common = {"variant": DEMO, "dtype": "bf16", "scale": "raw", "scaling_factor": "1"}
-    each("writing Parquet, for each row", lambda: shards.write(out / "p", "parquet", made * 32, common), 256)
+    each("writing Parquet, for each row", lambda: shards.write(out / "p", "parquet", encoded * 32, common), 256)
 
 
 def each(name: str, work: Callable[[], object], pictures: int = 1, seconds: float = 1.5) -> None:

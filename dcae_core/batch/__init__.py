@@ -1,1 +1,1 @@
-"""Whole data sets: pictures to latents and back, on one machine or a cluster, resumable. See README.md here."""
+"""Encode data sets to latents and decode them, on one machine or a cluster. Jobs are resumable. See README.md."""

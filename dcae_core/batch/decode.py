@@ -1,4 +1,4 @@
-"""Decode what `encode` wrote to picture files; resumable in the same way. Reading latents is left to `shards`."""
+"""Decode the latents that `encode` wrote to picture files; resumable too. `shards` reads the latents."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from ..media import images
 from ..media.nonfinite import NonFiniteError
 from ..untrusted import parse_json, shorten
 from . import shards
-from .job import Done, Summary
-from .place import Place, plain_name
+from .job import PartResult, Summary
 from .shards import Row
 from .sources import Unreadable
+from .storage import Storage, safe_filename
 
-__all__ = ["DecodeOptions", "FileNames", "decode", "rows_of"]
+__all__ = ["DecodeOptions", "FileNames", "decode", "read_rows"]
 
-MANY = 1 << 16  # names that are kept as they come, before they are packed
-LONGEST_PATH = 800  # bytes, below the destination
-NO_FOLDERS = re.compile(r"^decoded/[^/]*\.json/|\.part/")  # what a destination keeps for itself
+PACK_AFTER = 1 << 16  # names kept in a set before they are packed into an array
+MAX_PATH_BYTES = 800  # bytes, below the destination
+RESERVED = re.compile(r"^decoded/[^/]*\.json/|\.part/")  # paths that a destination uses itself
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """Options of `dcae batch decode`. model: None takes the one that the latents name. ending: of the picture files,
-    such as "png". The others as for encode."""
+    """Options of `dcae batch decode`. model: None for the one named in the latents. ending: format of the picture
+    files, such as "png". The others are as for `encode`."""
 
     source: str
     destination: str
@@ -55,28 +55,28 @@ class DecodeOptions:
         parse_bytes(self.budget)
 
 
-def rows_of(url: str) -> Iterator[tuple[Row, dict[str, str]]]:
+def read_rows(url: str) -> Iterator[tuple[Row, dict[str, str]]]:
     """Yield (row, metadata of its file) for every finished part in a destination of `encode`, in order."""
-    place = Place(url)
-    for name in _finished(place):
-        yield from shards.read(place, name)
+    storage = Storage(url)
+    for name in _finished(storage):
+        yield from shards.read(storage, name)
 
 
-def _finished(place: Place) -> list[str]:
-    """Return the files of the parts that are done."""
-    done = {name.removesuffix(".json") for name in place.names("done")}
-    return [name for name in place.names("") if name.startswith("part-") and name.partition(".")[0] in done]
+def _finished(storage: Storage) -> list[str]:
+    """Return the files of the finished parts."""
+    done = {name.removesuffix(".json") for name in storage.names("done")}
+    return [name for name in storage.names("") if name.startswith("part-") and name.partition(".")[0] in done]
 
 
-def decode(options: DecodeOptions, on_part: Callable[[Done], None] = lambda done: None) -> Summary:
-    """Decode the parts that are not decoded yet. A picture's file is named by its key and `ending`, as cats/a.jpg.png;
-    where another has that name, it goes into a folder of its part, as part-000001/cats/a.jpg.png. decoded/ records
-    which files a part gave, in the order of its rows. on_part: called for each part that is done.
+def decode(options: DecodeOptions, on_part: Callable[[PartResult], None] = lambda done: None) -> Summary:
+    """Decode the parts that are not decoded yet. A picture's file is named by its key and `ending`, as cats/a.jpg.png.
+    If that name is taken, the file goes into a folder of its part, as part-000001/cats/a.jpg.png. decoded/ lists the
+    files of each part, in the order of its rows. on_part: called for each finished part.
 
-    Raises DCAEError: nothing to decode, a model that is not here or does not read these latents, a destination of
-    others.
+    Raises DCAEError: nothing to decode, a model that is missing or does not read these latents, or a destination
+    with the pictures of other latents.
     """
-    source, target = Place(options.source), Place(options.destination)
+    source, target = Storage(options.source), Storage(options.destination)
     names = _finished(source)
     if not names:
         raise OptionError(f"There are no finished parts of latents in {options.source}.")
@@ -100,98 +100,95 @@ def decode(options: DecodeOptions, on_part: Callable[[Done], None] = lambda done
                 _check(ae, rows, source.path(name))
             paths = files.assign(part, [row.key for row, _ in rows])
             finished = _decode_part(options, ae, part, rows, paths, target, writers)
-            target.write_text(f"decoded/{part}.json", finished.as_text(files=paths))
+            target.write_text(f"decoded/{part}.json", finished.to_json(files=paths))
             summary.add(finished)
             on_part(finished)
     return summary
 
 
-def _claim(source: Place, target: Place, ending: str) -> None:
-    """Record which latents, and which kind of files, this destination is for. Raises OptionError where it is for
+def _claim(source: Storage, target: Storage, ending: str) -> None:
+    """Record the latents and the file format that this destination is for. Raises OptionError if it already holds
     others."""
     job = source.read_bytes("job.json") if source.exists("job.json") else b""
     claim, name = [hashlib.sha256(job).hexdigest(), ending], "decoded/job.txt"
-    before = target.read_bytes(name).decode(errors="replace").split() if target.exists(name) else claim
-    if before[:1] != claim[:1]:
+    recorded = target.read_bytes(name).decode(errors="replace").split() if target.exists(name) else claim
+    if recorded[:1] != claim[:1]:
         raise OptionError(f"{target.url} holds the pictures of other latents than {source.url}: name another folder.")
-    if before != claim:
+    if recorded != claim:
         raise OptionError(
-            f"{target.url} holds these pictures as .{shorten(before[-1], 20)} files: name another folder."
+            f"{target.url} holds these pictures as .{shorten(recorded[-1], 20)} files: name another folder."
         )
     target.write_text(name, " ".join(claim) + "\n")
 
 
-def _recorded_files(target: Place, name: str) -> list[str]:
-    """Return the files that a part gave. Raises OptionError if its record is damaged: other files would overwrite
-    them."""
+def _recorded_files(target: Storage, name: str) -> list[str]:
+    """Return the files of a decoded part. Raises OptionError if its record is damaged, since other files would
+    overwrite them."""
     try:
         record = parse_json(target.read_bytes(name))
         files = record.get("files") if isinstance(record, dict) else None
-        if not isinstance(files, list) or not all(isinstance(one, str) for one in files):
-            raise ValueError("it does not name the files that were made")
+        if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+            raise ValueError("it does not list the decoded files")
         return files
     except (OSError, ValueError) as error:
-        words = f"{target.path(name)} is damaged: {shorten(error, 200)}. Remove it, and its part is done again."
-        raise OptionError(f"{words} Nothing was changed.") from error
+        message = f"{target.path(name)} is damaged: {shorten(error, 200)}. Remove it, and its part is done again."
+        raise OptionError(f"{message} Nothing was changed.") from error
 
 
 class FileNames:
-    """Assign a file name to each row, without duplicates. The same rows after the same parts get the same names. Keeps
-    8 bytes of each name."""
+    """Assign a unique file name to each row. The same rows after the same parts get the same names. packed: 64-bit
+    hashes of earlier names, sorted."""
 
     def __init__(self, ending: str):
         self.ending = ending
-        self._before = np.empty(0, np.uint64)
-        self._new: set[int] = set()
+        self.packed = np.empty(0, np.uint64)
+        self._recent: set[int] = set()
 
     def assign(self, part: str, keys: list[str]) -> list[str]:
-        """Return names for the rows of a part, in their order."""
+        """Return names for the rows of a part, in order."""
         numbers: dict[str, Iterator[int]] = {}
-        return [self._one(part, key, numbers) for key in keys]
+        return [self._name(part, key, numbers) for key in keys]
 
     def reserve(self, names: list[str]) -> None:
         """Mark names as taken."""
         for name in names:
             name = _folded(name)
-            self._new |= {_hash64(name), *(_hash64(f"{folder}/") for folder in _folders(name))}
-        if len(self._new) > MANY:
-            self._before = np.union1d(self._before, np.fromiter(self._new, np.uint64, len(self._new)))
-            self._new.clear()
+            self._recent |= {_hash64(name), *(_hash64(f"{folder}/") for folder in _folders(name))}
+        if len(self._recent) > PACK_AFTER:
+            self.packed = np.union1d(self.packed, np.fromiter(self._recent, np.uint64, len(self._recent)))
+            self._recent.clear()
 
-    def _one(self, part: str, key: str, numbers: dict[str, Iterator[int]]) -> str:
-        """Return a free name for a key. Keys come from untrusted files, and their names stay below the destination."""
-        plain = "/".join(plain_name(name) for name in key.replace("\\", "/").split("/") if name not in ("", ".", ".."))
-        plain = plain or "_"
-        flat = plain_name(plain.replace("/", "--"))
-        if len(plain.encode()) > LONGEST_PATH:
+    def _name(self, part: str, key: str, numbers: dict[str, Iterator[int]]) -> str:
+        """Reserve and return a free name for a key. Keys are untrusted; names stay below the destination."""
+        names = (name for name in key.replace("\\", "/").split("/") if name not in ("", ".", ".."))
+        plain = "/".join(map(safe_filename, names)) or "_"
+        flat = safe_filename(plain.replace("/", "--"))
+        if len(plain.encode()) > MAX_PATH_BYTES:
             plain = flat
-        counted = (f"{part}/{flat}~{n}" for n in numbers.setdefault(flat, itertools.count(2)))
-        names = (f"{name}.{self.ending}" for name in itertools.chain((plain, f"{part}/{plain}"), counted))
+        numbered = (f"{part}/{flat}~{n}" for n in numbers.setdefault(flat, itertools.count(2)))
+        names = (f"{name}.{self.ending}" for name in itertools.chain((plain, f"{part}/{plain}"), numbered))
         name = next(name for name in names if self._free(_folded(name)))
         self.reserve([name])
         return name
 
     def _free(self, name: str) -> bool:
-        if NO_FOLDERS.search(name):
-            return False
-        return not any(
-            self._is_taken(name) for name in (name, f"{name}/", *_folders(name))
-        )  # a file, a folder, in a file
+        """Whether `name` is neither reserved nor taken by a file or folder, and no file is one of its folders."""
+        return not RESERVED.search(name) and not any(map(self._is_taken, (name, f"{name}/", *_folders(name))))
 
     def _is_taken(self, name: str) -> bool:
         name = _hash64(name)
-        at = int(np.searchsorted(self._before, np.uint64(name)))
-        return name in self._new or (at < len(self._before) and int(self._before[at]) == name)
+        at = int(np.searchsorted(self.packed, np.uint64(name)))
+        return name in self._recent or (at < len(self.packed) and int(self.packed[at]) == name)
 
 
 def _folded(name: str) -> str:
-    """Return a name that is equal for names that are one file on some disks (a.png and A.png on macOS and Windows)."""
+    """Return `name` normalised, so that names of the same file on macOS or Windows (a.png and A.png) are equal."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _folders(name: str) -> list[str]:
     """Return the folders a and a/b of a/b/c."""
-    return [name[: found.start()] for found in re.finditer("/", name)]
+    return [name[: match.start()] for match in re.finditer("/", name)]
 
 
 def _hash64(name: str) -> int:
@@ -199,9 +196,9 @@ def _hash64(name: str) -> int:
 
 
 def _check(ae: DCAE, rows: list[tuple[Row, dict[str, str]]], file: str) -> None:
-    """Raise LatentError if `ae` does not read the latents of one of the rows. Their shapes alone would not show it."""
-    for row, common in rows:
-        variant = variants.find(common["variant"])
+    """Raise LatentError if `ae` does not read the latents of one of the rows. Shapes alone do not tell."""
+    for row, metadata in rows:
+        variant = variants.find(metadata["variant"])
         if variant.latent_space != ae.variant.latent_space:
             raise LatentError(
                 f"{file}: the latents of {shorten(row.key)!r} are of {variant.name}, but {ae.variant.name} is loaded "
@@ -215,12 +212,12 @@ def _decode_part(
     name: str,
     rows: list[tuple[Row, dict[str, str]]],
     files: list[str],
-    target: Place,
+    target: Storage,
     writers: ThreadPoolExecutor,
-) -> Done:
+) -> PartResult:
     by_shape: dict[tuple[int, ...], list[tuple[Row, float, str]]] = {}
-    for (row, common), file in zip(rows, files, strict=True):
-        factor = float(common["scaling_factor"]) if common["scale"] == "scaled" else 1.0
+    for (row, metadata), file in zip(rows, files, strict=True):
+        factor = float(metadata["scaling_factor"]) if metadata["scale"] == "scaled" else 1.0
         by_shape.setdefault(tuple(row.latents.shape), []).append((row, factor, file))
     seconds, jobs = 0.0, []
     for group in by_shape.values():
@@ -239,9 +236,9 @@ def _decode_part(
     for job in jobs:
         job.result()
     skipped: tuple[Unreadable, ...] = ()
-    return Done(name, len(rows), sum(row.size[0] * row.size[1] for row, _ in rows), seconds, skipped)
+    return PartResult(name, len(rows), sum(row.size[0] * row.size[1] for row, _ in rows), seconds, skipped)
 
 
-def _save(target: Place, name: str, picture: torch.Tensor) -> None:
+def _save(target: Storage, name: str, picture: torch.Tensor) -> None:
     """Write [1, 3, H, W] uint8 to a picture file."""
     target.write(name, lambda path: images.write(path, picture[0].movedim(0, -1) / 255))

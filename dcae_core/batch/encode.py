@@ -1,5 +1,5 @@
-"""Encode a part of a data set: options, batches, the model, and writing the rows. Which engine calls this is `run`'s
-choice."""
+"""Encode a part of a data set: options, batches, the model, and writing the rows. `run` chooses the engine that calls
+this."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from ..autoencoder import DCAE
 from ..engine.memory import parse_bytes
 from ..errors import OptionError
 from ..variants import Variant
+from ..weights import hub
+from ..weights.checkpoint import Checkpoint
 from . import shards
-from .job import Done, Job
-from .prepare import FITS, Geometry, Ready
+from .job import Job, PartResult
+from .prepare import FITS, Geometry, PreparedImage
 from .shards import Row
 from .sources import Part, Unreadable
 
@@ -28,8 +30,9 @@ __all__ = [
     "batches",
     "geometry",
     "in_order",
-    "job_of",
+    "open_job",
     "open_model",
+    "open_variant",
     "save_part",
 ]
 
@@ -38,10 +41,10 @@ __all__ = [
 class Options:
     """Options of `dcae batch encode`.
 
-    model: a variant's name, or a file or folder. size: (height, width) for fit "crop" and "bucket". store: "bf16" or
-    "fp16", of the latents as they are kept. scaled: times the scaling factor, as a diffusion model has them;
-    scaling_factor: another than the published one. latent_channels: of DC-AE 1.5, only so many of the first. batch:
-    pictures encoded at once. part_size: picture files in a part. device, dtype and budget: as for DCAE.
+    model: a variant's name, or a file or folder. size: (height, width) for fit "crop" and "bucket". store: dtype of the
+    stored latents, "bf16" or "fp16". scaled: store latents times the scaling factor, as diffusion models use them;
+    scaling_factor: replaces the published one. latent_channels: keep only the first ones (DC-AE 1.5). batch: pictures
+    encoded at once. part_size: picture files in a part. device, dtype and budget: as for DCAE.
     """
 
     source: str
@@ -77,7 +80,7 @@ class Options:
         if self.scaling_factor is not None and not self.scaled:
             raise OptionError("--scaling-factor is for scaled latents: add --scaled, or leave it out.")
         if min(self.batch, self.part_size, self.most_pixels) < 1:
-            raise OptionError("batch, part size and most pixels must be 1 or more.")
+            raise OptionError("batch, part size and max pixels must be 1 or more.")
         parse_bytes(self.budget)
 
 
@@ -87,8 +90,14 @@ def open_model(options: Options, device: str | None = None) -> DCAE:
     return DCAE(options.model, device, options.dtype, options.cache_dir, variant=options.variant)
 
 
-def job_of(options: Options, variant: Variant) -> Job:
-    """Return the job in the destination: a new one, or the one that is continued."""
+def open_variant(options: Options) -> Variant:
+    """Return the variant of the model that the options name, without loading weights."""
+    path, variant = hub.locate(options.model, options.cache_dir)
+    return variant or Checkpoint(path).choose(options.variant)
+
+
+def open_job(options: Options, variant: Variant) -> Job:
+    """Return the job in the destination, new or continued."""
     settings = {name: getattr(options, name) for name in ("fit", "kind", "store", "scaled", "flip", "most_pixels")}
     settings["size"] = list(options.size) if options.fit != "pad" else None
     factor = variant.factor(options.scaling_factor) if options.scaled else variant.scaling_factor
@@ -100,8 +109,9 @@ def job_of(options: Options, variant: Variant) -> Job:
 
 def geometry(options: Options, variant: Variant) -> Geometry:
     """Return how sources are resized for `variant`."""
-    height, width = options.size or (variant.spatial_ratio,) * 2
-    return Geometry(options.fit, height, width, variant.spatial_ratio, most=options.most_pixels, flip=options.flip)
+    ratio = variant.spatial_ratio
+    height, width = options.size or (ratio, ratio)
+    return Geometry(options.fit, height, width, ratio, max_pixels=options.most_pixels, flip=options.flip)
 
 
 class Batcher:
@@ -110,49 +120,49 @@ class Batcher:
 
     def __init__(self, count: int):
         self.count = count
-        self._waiting: dict[tuple[int, ...], list[Ready]] = {}
+        self._waiting: dict[tuple[int, ...], list[PreparedImage]] = {}
 
-    def add(self, one: Ready) -> list[Ready] | None:
-        """Add a picture; return a list that is full now, if any."""
-        same = self._waiting.setdefault(one.pixels.shape, [])
-        same.append(one)
-        if len(same) == self.count:
-            return self._waiting.pop(one.pixels.shape)
+    def add(self, image: PreparedImage) -> list[PreparedImage] | None:
+        """Add a picture; return a list if one is due: a full one, or the longest when too many pictures wait."""
+        group = self._waiting.setdefault(image.pixels.shape, [])
+        group.append(image)
+        if len(group) == self.count:
+            return self._waiting.pop(image.pixels.shape)
         if sum(map(len, self._waiting.values())) >= 4 * self.count:
             return self._waiting.pop(max(self._waiting, key=lambda shape: len(self._waiting[shape])))
         return None
 
-    def rest(self) -> list[list[Ready]]:
-        """Return and forget the lists that are not full."""
+    def rest(self) -> list[list[PreparedImage]]:
+        """Remove and return the lists that are not full."""
         left, self._waiting = list(self._waiting.values()), {}
         return left
 
 
-def batches(ready: Iterable[Ready], count: int) -> Iterator[list[Ready]]:
+def batches(ready: Iterable[PreparedImage], count: int) -> Iterator[list[PreparedImage]]:
     """Yield all of `ready` in batches of a Batcher."""
     batcher = Batcher(count)
-    for one in ready:
-        if full := batcher.add(one):
+    for image in ready:
+        if full := batcher.add(image):
             yield full
     yield from batcher.rest()
 
 
 class Encoder:
-    """Encode pictures to rows with a model that is loaded once. seconds: spent encoding so far."""
+    """Encode pictures to rows with a model that is loaded once. seconds: time spent encoding so far."""
 
     def __init__(self, options: Options, ae: DCAE | None = None):
         self.options, self.ae = options, ae or open_model(options)
         self.seconds = 0.0
 
-    def __call__(self, ready: list[Ready]) -> list[Row]:
+    def __call__(self, ready: list[PreparedImage]) -> list[Row]:
         """Return the rows of pictures of one size, in their order."""
         start = time.perf_counter()
-        latents = self._encode([one.pixels for one in ready])
-        flipped = self._encode([one.flipped for one in ready]) if self.options.flip else [None] * len(ready)
+        latents = self._encode([image.pixels for image in ready])
+        flipped = self._encode([image.flipped for image in ready]) if self.options.flip else [None] * len(ready)
         self.seconds += time.perf_counter() - start
         return [
-            Row(one.key, z, mirrored, one.size, one.source_size, one.crop, one.sha256)
-            for one, z, mirrored in zip(ready, latents, flipped, strict=True)
+            Row(image.key, z, mirrored, image.size, image.source_size, image.crop, image.sha256)
+            for image, z, mirrored in zip(ready, latents, flipped, strict=True)
         ]
 
     def _encode(self, pixels: list[np.ndarray]) -> Iterable[torch.Tensor]:
@@ -165,10 +175,10 @@ class Encoder:
         z = z.to(shards.DTYPES[self.options.store]).cpu()
         if not z.isfinite().all():
             raise OptionError(f"Latents of {self.ae.variant.name} are not finite in {self.options.store}: use bf16.")
-        return [one.clone(memory_format=torch.contiguous_format) for one in z]
+        return [latent.clone(memory_format=torch.contiguous_format) for latent in z]
 
 
-def save_part(job: Job, part: Part, rows: list[Row], skipped: list[Unreadable], seconds: float) -> Done:
+def save_part(job: Job, part: Part, rows: list[Row], skipped: list[Unreadable], seconds: float) -> PartResult:
     """Write the rows of a part, then record that the part is done."""
     settings = job.settings
     common = {
@@ -178,17 +188,17 @@ def save_part(job: Job, part: Part, rows: list[Row], skipped: list[Unreadable], 
         "scaling_factor": str(settings["scaling_factor"] or ""),
     }
     if rows:
-        name = part.name + shards.endings(settings["kind"])
-        job.place.write(name, lambda path: shards.write(Path(path), settings["kind"], rows, common))
+        name = part.name + shards.suffix(settings["kind"])
+        job.storage.write(name, lambda path: shards.write(Path(path), settings["kind"], rows, common))
     pixels = sum(row.size[0] * row.size[1] for row in rows)
-    done = Done(part.name, len(rows), pixels, seconds, tuple(skipped))
+    done = PartResult(part.name, len(rows), pixels, seconds, tuple(skipped))
     job.finish(done)
     return done
 
 
 def in_order(rows: list[Row], keys: list[str]) -> list[Row]:
-    """Sort rows, which come out by size, into the order of the source."""
-    places: dict[str, int] = {}
+    """Sort rows, which are encoded grouped by size, into the order of the source."""
+    positions: dict[str, int] = {}
     for i, key in enumerate(keys):
-        places.setdefault(key, i)
-    return sorted(rows, key=lambda row: places[row.key])
+        positions.setdefault(key, i)
+    return sorted(rows, key=lambda row: positions[row.key])

@@ -1,4 +1,4 @@
-"""Decode and resize one source, for encoding. Runs in worker processes: Pillow and NumPy, no torch."""
+"""Decode and resize sources for encoding. Runs in worker processes, without torch. `sources` lists and reads them."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..untrusted import open_image, shorten
 from .sources import Item, Unreadable, open_bytes
 
-__all__ = ["FITS", "Geometry", "Ready", "prepare", "prepare_all"]
+__all__ = ["FITS", "Geometry", "PreparedImage", "prepare", "prepare_all"]
 
 FITS = ("crop", "bucket", "pad")
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What pictures are brought to. fit "crop": scaled to cover `width` x `height`, and cut to it. "bucket": the same,
-    to the size of `width` x `height` pixels in all whose proportions are nearest, with sides that are multiples of
-    `ratio`, at most 1:`longest`. "pad": left as they are, and padded to multiples of `ratio` by repeating the edge.
+    """How pictures are resized. fit "crop": scale to cover `width` x `height`, and crop the centre. "bucket": the same,
+    to a size with about `width` x `height` pixels and the nearest aspect ratio, at most 1:`max_aspect`, whose sides are
+    multiples of `ratio`. "pad": keep the size, and pad to multiples of `ratio` by repeating the edge.
 
-    most: pixels of a source that are still decoded; padded it may have twice as many.
+    max_pixels: larger sources are skipped; after padding a picture may have twice as many.
     """
 
     fit: str
     height: int
     width: int
     ratio: int
-    longest: float = 3.0
-    most: int = 1 << 28
+    max_aspect: float = 3.0
+    max_pixels: int = 1 << 28
     flip: bool = False
 
     def target(self, height: int, width: int) -> tuple[int, int]:
@@ -41,14 +41,14 @@ class Geometry:
             return height, width
         if self.fit == "crop":
             return self.height, self.width
-        if width < height:  # portrait is landscape turned, to the pixel
+        if width < height:  # the transpose of landscape, so that both get the same bucket
             return self.target(width, height)[::-1]
-        wanted = math.log(min(width / height, self.longest))
+        log_aspect = math.log(min(width / height, self.max_aspect))
         area = self.height * self.width / self.ratio**2
-        rows = math.sqrt(area / math.exp(wanted))
+        rows = math.sqrt(area / math.exp(log_aspect))
         candidates = [(r, max(1, round(area / r))) for r in _around(rows)]
         candidates += [(max(1, round(area / c)), c) for c in _around(area / rows)]
-        rows, columns = min(candidates, key=lambda size: abs(math.log(size[1] / size[0]) - wanted))
+        rows, columns = min(candidates, key=lambda size: abs(math.log(size[1] / size[0]) - log_aspect))
         return rows * self.ratio, columns * self.ratio
 
 
@@ -57,10 +57,10 @@ def _around(number: float) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A picture that can be encoded. pixels: uint8 [3, H, W], with padding, and `flipped` the same mirrored (None where
-    that was not asked for); size: (height, width) without padding; source_size: (height, width) of the source, upright;
-    crop: (left, top, right, bottom), the part of it that is shown, in its pixels; sha256: of the source's bytes."""
+class PreparedImage:
+    """A picture that can be encoded. pixels: uint8 [3, H, W], with padding; flipped: the same mirrored, or None;
+    size: (height, width) without padding; source_size: (height, width) of the source, upright; crop: (left, top, right,
+    bottom), the part of the source that is kept, in its pixels; sha256: of the source's bytes."""
 
     key: str
     sha256: str
@@ -71,33 +71,33 @@ class Ready:
     crop: tuple[float, float, float, float]
 
 
-def prepare_all(items: list[Item | Unreadable], geometry: Geometry, source: str) -> list[Ready | Unreadable]:
-    """Prepare several."""
+def prepare_all(items: list[Item | Unreadable], geometry: Geometry, source: str) -> list[PreparedImage | Unreadable]:
+    """Prepare several items. Unreadable ones are returned as they are."""
     return [item if isinstance(item, Unreadable) else prepare(item, geometry, source) for item in items]
 
 
-def prepare(item: Item, geometry: Geometry, source: str) -> Ready | Unreadable:
-    """Read, decode, turn upright (EXIF), convert to RGB and resize (Lanczos). Animations give their first picture, 16
-    bits are rounded to 8, alpha is dropped. What can't be used is returned as Unreadable, with the reason."""
+def prepare(item: Item, geometry: Geometry, source: str) -> PreparedImage | Unreadable:
+    """Read, decode, turn upright (EXIF), convert to RGB and resize (Lanczos). Of an animation, use the first frame.
+    Round 16 bits to 8; drop alpha. Return Unreadable, with the reason, for a source that can't be used."""
     try:
         data = open_bytes(item.path, source) if item.data is None else item.data
         with open_image(io.BytesIO(data)) as file:
-            pixels = file.width * file.height
-            if pixels > geometry.most:
-                return Unreadable(item.key, f"huge: {file.width}x{file.height} is more than {geometry.most} pixels")
-            if geometry.fit == "pad":  # which makes thin ones many times larger; the other fits have a size to end at
+            limit = geometry.max_pixels
+            if file.width * file.height > limit:
+                return Unreadable(item.key, f"huge: {file.width}x{file.height} is more than {limit} pixels")
+            if geometry.fit == "pad":  # padding makes thin pictures many times larger; other fits have a fixed size
                 width, height = (side + -side % geometry.ratio for side in file.size)
-                if width * height > 2 * geometry.most:
-                    words = f"padded to {width}x{height}, more than twice {geometry.most} pixels"
-                    return Unreadable(item.key, f"huge: {file.width}x{file.height} is {words}")
+                if width * height > 2 * limit:
+                    padded = f"padded to {width}x{height}, more than twice {limit} pixels"
+                    return Unreadable(item.key, f"huge: {file.width}x{file.height} is {padded}")
             picture = _rgb(ImageOps.exif_transpose(file))
         sha256 = hashlib.sha256(data).hexdigest()
         return _fitted(item.key, sha256, picture, geometry)
     except UnidentifiedImageError:
-        return Unreadable(item.key, "not a picture that Pillow knows, or damaged")
+        return Unreadable(item.key, "damaged, or not in a format that Pillow reads")
     except Image.DecompressionBombError as error:
         return Unreadable(item.key, f"huge: {error}")
-    except Exception as error:  # decoders raise of every kind on damaged files, and one file must not end the job
+    except Exception as error:  # decoders raise any exception on damaged files, and one file must not end the job
         return Unreadable(item.key, f"{type(error).__name__}: {shorten(str(error).strip() or 'no details', 300)}")
 
 
@@ -106,11 +106,11 @@ def _rgb(picture: Image.Image) -> Image.Image:
         array = np.asarray(picture).astype(np.float32) / 257
         return Image.fromarray(np.rint(array).clip(0, 255).astype(np.uint8)).convert("RGB")
     if picture.mode == "F":
-        raise ValueError("pictures of floating-point numbers have no known range")
+        raise ValueError("floating-point pictures have no known range")
     return picture.convert("RGB")
 
 
-def _fitted(key: str, sha256: str, picture: Image.Image, geometry: Geometry) -> Ready:
+def _fitted(key: str, sha256: str, picture: Image.Image, geometry: Geometry) -> PreparedImage:
     columns, rows = picture.size
     height, width = geometry.target(rows, columns)
     scale = max(height / rows, width / columns)
@@ -120,7 +120,7 @@ def _fitted(key: str, sha256: str, picture: Image.Image, geometry: Geometry) -> 
         picture = picture.resize((width, height), Image.Resampling.LANCZOS, box=crop)
     array = np.asarray(picture)
     flipped = _padded(array[:, ::-1], geometry.ratio) if geometry.flip else None
-    return Ready(key, sha256, _padded(array, geometry.ratio), flipped, (height, width), (rows, columns), crop)
+    return PreparedImage(key, sha256, _padded(array, geometry.ratio), flipped, (height, width), (rows, columns), crop)
 
 
 def _padded(array: np.ndarray, ratio: int) -> np.ndarray:

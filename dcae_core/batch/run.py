@@ -1,5 +1,5 @@
-"""Run a job from start to summary: what is pending, progress, metrics. Working through the parts is left to `local` or
-`cluster`."""
+"""Run a job from start to summary: pending parts, progress, metrics. `local_engine` or `ray_engine` encodes the
+parts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OptionError
-from . import cluster, sources
-from .cluster import open_variant
-from .encode import Encoder, Options, job_of, open_model
-from .job import Done, Summary
+from . import ray_engine, sources
+from .encode import Encoder, Options, open_job, open_model, open_variant
+from .job import PartResult, Summary
 
-__all__ = ["ENGINES", "Outcome", "counted", "encode", "words"]
+__all__ = ["count_pictures", "describe", "encode"]
 
 ENGINES = ("local", "ray")
 
@@ -42,34 +41,30 @@ def encode(
     metrics: str | None = None,
     progress: Callable[[int, int | None, int], None] = lambda done, total, skipped: None,
 ) -> Outcome:
-    """Do the parts that are not done yet; return what is done in all.
+    """Encode the parts that are not finished; return totals.
 
     engine: "local", with `workers` processes that decode; or "ray", with `actors` that each take `gpus`. metrics: a
-    file that gets a JSON line for each part. progress: called with sources done, how many there are (None where only
-    opening them tells), and how many of those done were skipped. Raises DCAEError.
+    file that gets a JSON line for each part. progress: called with the number of sources done, the total (None if
+    unknown until they are opened), and the number skipped. Raises DCAEError.
     """
     if engine not in ENGINES:
         raise OptionError(f"engine {engine!r} is not known: use one of {', '.join(ENGINES)}.")
     if workers < 0 or actors < 1 or gpus < 0:
-        raise OptionError(
-            f"{workers} workers, {actors} actors and {gpus} GPUs were asked for: workers and GPUs must be 0 or more, "
-            "actors 1 or more."
-        )
+        limits = "workers and GPUs must be 0 or more, actors 1 or more"
+        raise OptionError(f"{workers} workers, {actors} actors and {gpus} GPUs were requested: {limits}.")
     if metrics:
         try:
             Path(metrics).open("a").close()
         except OSError as error:
-            raise OptionError(
-                f"The metrics can't be written to {metrics}: {error}. Name a file in a folder that is there."
-            ) from error
+            raise OptionError(f"The metrics can't be written: {error}. Name a file in an existing folder.") from error
     start = time.monotonic()
-    job = job_of(options, open_variant(options))
+    job = open_job(options, open_variant(options))
     model, ray = None, engine == "ray"
-    if job.new:  # what is wrong is said before anything is written there
+    if job.new:  # report errors before anything is written there
         sources.check(options.source)
         model = None if ray else open_model(options)
     if ray:
-        cluster.import_ray()
+        ray_engine.import_ray()
     parts, finished = job.parts(), set(job.finished())
     pending = [part for part in parts if part.name not in finished]
     before = job.summary()
@@ -77,7 +72,7 @@ def encode(
     done, skipped, images, device = before.images + len(before.skipped), len(before.skipped), 0, 0.0
     progress(done, total, skipped)
 
-    def part_done(part: Done) -> None:
+    def part_done(part: PartResult) -> None:
         nonlocal done, skipped, images, device
         done += part.images + len(part.skipped)
         skipped += len(part.skipped)
@@ -92,29 +87,30 @@ def encode(
         progress(done, total, skipped)
 
     if pending and not ray:
-        from . import local
+        from . import local_engine
 
-        local.run(options, job, pending, Encoder(options, model), workers, part_done)
+        local_engine.run(options, job, pending, Encoder(options, model), workers, part_done)
     elif pending:
-        cluster.run(options, job, pending, actors, gpus, part_done)
+        ray_engine.run(options, job, pending, actors, gpus, part_done)
     summary = job.summary()
     job.report(summary)
     return Outcome(summary, images, time.monotonic() - start, device, job.settings["variant"])
 
 
-def counted(pictures: int) -> str:
+def count_pictures(pictures: int) -> str:
+    """Return "1 picture", "2 pictures" and so on."""
     return f"{pictures} picture{'' if pictures == 1 else 's'}"
 
 
-def words(outcome: Outcome) -> str:
+def describe(outcome: Outcome) -> str:
     """Return the summary as text."""
     summary = outcome.summary
     skipped = f"{len(summary.skipped)} skipped; by {outcome.variant}"
-    lines = [f"{counted(summary.images)}, {summary.pixels / 1e6:.1f} megapixels, {skipped}"]
+    lines = [f"{count_pictures(summary.images)}, {summary.pixels / 1e6:.1f} megapixels, {skipped}"]
     if outcome.images:
         rate, device = outcome.images / outcome.seconds, outcome.images / outcome.device_seconds
         lines.append(f"this run: {outcome.images} in {outcome.seconds:.1f} s, {rate:.2f} images/s")
         lines.append(f"while encoding: {device:.2f} images/s for each device")
-    reasons = Counter(one.reason.split(":")[0] for one in summary.skipped)
+    reasons = Counter(source.reason.split(":")[0] for source in summary.skipped)
     lines += [f"  {count} x {reason}" for reason, count in reasons.most_common(8)]
     return "\n".join(lines)

@@ -1,5 +1,5 @@
-"""Write and read the latents of a part: one file (Parquet, a WebDataset tar) or a folder of safetensors. Where the
-files lie is left to `place`."""
+"""Write and read the latents of a part: one file (Parquet, a WebDataset tar) or a folder of safetensors. `storage`
+opens and replaces files."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from ..errors import LatentError
 from ..media.latents import check_shape, parse_metadata
 from ..media.nonfinite import describe_nonfinite, is_finite
 from ..untrusted import MAX_HEADER_BYTES, parse_json, shorten
-from .place import Place, plain_name
-from .sources import LONGEST_KEY
+from .sources import MAX_KEY_LENGTH
+from .storage import Storage, safe_filename
 
-__all__ = ["DTYPES", "FORMATS", "Row", "endings", "read", "write"]
+__all__ = ["DTYPES", "FORMATS", "Row", "read", "suffix", "write"]
 
 FORMATS = ("parquet", "webdataset", "safetensors")
-ENDINGS = {"parquet": ".parquet", "webdataset": ".tar", "safetensors": ""}
+SUFFIXES = {"parquet": ".parquet", "webdataset": ".tar", "safetensors": ""}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-COMMON = ("variant", "dtype", "scale", "scaling_factor")
-LEAST_ROW = 4096  # bytes that a row takes here, however small it is in its file
-BEYOND = 1 << 26  # bytes that rows may take more than 16 times their file: equal rows are kept once in Parquet
+METADATA_FIELDS = ("variant", "dtype", "scale", "scaling_factor")
+MIN_ROW_BYTES = 4096  # memory that a row takes at least, however small it is in its file
+EXTRA_BYTES = 1 << 26  # memory that rows may take beyond 16 times their file: Parquet stores equal values once
 
 
 @dataclass(frozen=True)
 class Row:
-    """One picture's latents. latents: [c, h, w] in bf16 or fp16; flipped: of the mirrored picture, or None. The rest as
-    in `prepare.Ready`."""
+    """One picture's latents. latents: [c, h, w] in bf16 or fp16; flipped: of the mirrored picture, or None. The others
+    are as in `prepare.PreparedImage`."""
 
     key: str
     latents: Tensor
@@ -47,8 +47,9 @@ class Row:
     sha256: str
 
 
-def endings(kind: str) -> str:
-    return ENDINGS[kind]
+def suffix(kind: str) -> str:
+    """Return the file name suffix of a format; empty for a folder."""
+    return SUFFIXES[kind]
 
 
 def write(path: Path, kind: str, rows: list[Row], common: dict[str, str]) -> None:
@@ -57,38 +58,38 @@ def write(path: Path, kind: str, rows: list[Row], common: dict[str, str]) -> Non
     {"parquet": _write_parquet, "webdataset": _write_tar, "safetensors": _write_folder}[kind](path, rows, common)
 
 
-def read(place: Place, name: str) -> Iterator[tuple[Row, dict[str, str]]]:
-    """Yield (row, common) of a file or folder that `write` made, each validated: sizes, shapes and numbers must be
+def read(storage: Storage, name: str) -> Iterator[tuple[Row, dict[str, str]]]:
+    """Yield (row, common) of a file or folder that `write` wrote, validated: sizes, shapes and numbers must be
     possible results of encoding. Raises LatentError, which names the file."""
     if name.endswith(".parquet"):
         pieces = [(name, _read_parquet)]
     elif name.endswith(".tar"):
         pieces = [(name, _read_tar)]
     else:
-        pieces = [(f"{name}/{file}", _read_file) for file in place.names(name)]
+        pieces = [(f"{name}/{file}", _read_file) for file in storage.names(name)]
     for path, reader in pieces:
         try:
-            room = BEYOND + 16 * place.size(path)
-            for row, metadata in reader(place, path):
-                room -= max(LEAST_ROW, sum(z.nbytes for z in (row.latents, row.flipped) if z is not None))
-                if room < 0:
+            remaining = EXTRA_BYTES + 16 * storage.size(path)
+            for row, metadata in reader(storage, path):
+                remaining -= max(MIN_ROW_BYTES, sum(z.nbytes for z in (row.latents, row.flipped) if z is not None))
+                if remaining < 0:
                     raise ValueError("its rows are far larger than the file")
-                yield row, checked(row, metadata)
-        except Exception as error:  # damaged files make their readers raise of every kind
+                yield row, _validate(row, metadata)
+        except Exception as error:  # readers raise any exception on damaged files
             kind = "" if isinstance(error, (OSError, ValueError, tarfile.TarError)) else f"{type(error).__name__}: "
             raise LatentError(
-                f"{place.path(path)} is not a readable file of latents: {kind}{shorten(error, 500)}. Encode its part "
+                f"{storage.path(path)} is not a readable file of latents: {kind}{shorten(error, 500)}. Encode its part "
                 "again."
             ) from error
 
 
-def checked(row: Row, common: Mapping[str, str]) -> dict[str, str]:
-    """Return the fields of `common` that all rows share. Raises ValueError for a row that encoding can't give."""
-    shared = {name: common.get(name) for name in COMMON}
+def _validate(row: Row, common: Mapping[str, str]) -> dict[str, str]:
+    """Return the fields of `common` that all rows share. Raises ValueError for an invalid row."""
+    shared = {name: common.get(name) for name in METADATA_FIELDS}
     if not all(isinstance(value, str) for value in shared.values()):
-        raise ValueError(f"it says {shorten(shared)}, where all of these are needed")
-    if not isinstance(row.key, str) or not 0 < len(row.key) <= LONGEST_KEY:
-        raise ValueError(f"the key {shorten(row.key)!r} is none")
+        raise ValueError(f"its metadata is {shorten(shared)}, and all of these are needed")
+    if not isinstance(row.key, str) or not 0 < len(row.key) <= MAX_KEY_LENGTH:
+        raise ValueError(f"the key {shorten(row.key)!r} is invalid")
     for name, numbers, count in (("size", row.size, 2), ("source_size", row.source_size, 2), ("crop", row.crop, 4)):
         kind = float if name == "crop" else int
         sound = len(numbers) == count and all(isinstance(n, (int, kind)) and math.isfinite(n) for n in numbers)
@@ -131,20 +132,20 @@ def _write_parquet(path: Path, rows: list[Row], common: dict[str, str]) -> None:
         "sha256": [row.sha256 for row in rows],
     }
     table = pa.table(columns, schema=_schema(common))
-    # Latents don't compress; and equal ones kept once would make a file that `read` takes for a bomb.
+    # Latents don't compress. With a dictionary, `read` would refuse a file of equal latents as far too large.
     pq.write_table(table, path, compression="NONE", use_dictionary=["dtype", "variant"])
 
 
-Found = Iterator[tuple[Row, dict[str, Any]]]  # (row, all that is said beside it)
+Records = Iterator[tuple[Row, dict[str, Any]]]  # (row, metadata)
 
 
-def _read_parquet(place: Place, name: str) -> Found:
+def _read_parquet(storage: Storage, name: str) -> Records:
     from pyarrow.parquet import ParquetFile
 
-    with place.open(name) as file:
+    with storage.open(name) as file:
         opened = ParquetFile(file)
         metadata = {k.decode(): v.decode() for k, v in (opened.schema_arrow.metadata or {}).items()}
-        for batch in opened.iter_batches(4):  # few: what a row takes is known once it is there
+        for batch in opened.iter_batches(4):  # few: the size of a row is known only once it is read
             for record in batch.to_pylist():
                 latents, flipped = (
                     _tensor(record[c], record["dtype"], record["shape"]) for c in ("latents", "latents_flipped")
@@ -162,7 +163,7 @@ def _tensor(data: bytes | None, dtype: str, shape: list[int]) -> Tensor | None:
 
 
 def _to_safetensors(row: Row, common: dict[str, str]) -> bytes:
-    """Return one picture as `dcae_core.latents` reads it, with more metadata."""
+    """Return a row in the format of `media.latents`, with additional metadata."""
     tensors = {"latents": row.latents[None]}
     if row.flipped is not None:
         tensors["latents_flipped"] = row.flipped[None]
@@ -173,7 +174,7 @@ def _to_safetensors(row: Row, common: dict[str, str]) -> bytes:
     )
 
 
-def _of_safetensors(data: bytes) -> tuple[Row, dict[str, Any]]:
+def _from_safetensors(data: bytes) -> tuple[Row, dict[str, Any]]:
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"its header claims {length} bytes")
@@ -192,12 +193,12 @@ def _of_safetensors(data: bytes) -> tuple[Row, dict[str, Any]]:
     return row, metadata
 
 
-def _names(rows: list[Row]) -> list[str]:
-    """Yield a unique file name for each row: its key, without characters that mean something else in file names."""
+def _file_names(rows: list[Row]) -> Iterator[str]:
+    """Yield a unique file name for each row: its key, without characters that are special in file names."""
     taken: set[str] = set()
     for row in rows:
         plain = row.key.replace("/", "--").replace("\\", "--").replace(".", "_").replace(":", "_")
-        plain = plain_name(plain)
+        plain = safe_filename(plain)
         name, n = plain, 1
         while name in taken:
             n += 1
@@ -208,7 +209,7 @@ def _names(rows: list[Row]) -> list[str]:
 
 def _write_tar(path: Path, rows: list[Row], common: dict[str, str]) -> None:
     with tarfile.open(path, "w") as archive:
-        for name, row in zip(_names(rows), rows, strict=True):
+        for name, row in zip(_file_names(rows), rows, strict=True):
             _add(archive, f"{name}.safetensors", _to_safetensors(row, common))
             fields = {"key": row.key, "size": row.size, "crop": row.crop, "sha256": row.sha256, **common}
             _add(archive, f"{name}.json", json.dumps(fields).encode())
@@ -220,22 +221,22 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(member, io.BytesIO(data))
 
 
-def _read_tar(place: Place, name: str) -> Found:
-    # "r|" and not "r|*": what is compressed may hide any size, as may holes.
-    with place.open(name) as file, tarfile.open(fileobj=file, mode="r|") as archive:
+def _read_tar(storage: Storage, name: str) -> Records:
+    # "r|" and not "r|*": compressed archives can expand to any size, as can sparse members.
+    with storage.open(name) as file, tarfile.open(fileobj=file, mode="r|") as archive:
         for member in archive:
             if member.name.endswith(".safetensors"):
                 if not member.isreg() or member.issparse():
-                    raise ValueError(f"{shorten(member.name)!r} in it is no file")
-                yield _of_safetensors(archive.extractfile(member).read())
+                    raise ValueError(f"{shorten(member.name)!r} in it is not a regular file")
+                yield _from_safetensors(archive.extractfile(member).read())
 
 
 def _write_folder(path: Path, rows: list[Row], common: dict[str, str]) -> None:
     path.mkdir()
-    for name, row in zip(_names(rows), rows, strict=True):
+    for name, row in zip(_file_names(rows), rows, strict=True):
         (path / f"{name}.safetensors").write_bytes(_to_safetensors(row, common))
 
 
-def _read_file(place: Place, path: str) -> Found:
-    with place.open(path) as opened:
-        yield _of_safetensors(opened.read())
+def _read_file(storage: Storage, path: str) -> Records:
+    with storage.open(path) as file:
+        yield _from_safetensors(file.read())

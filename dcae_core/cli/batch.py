@@ -84,7 +84,7 @@ def encode(arguments: argparse.Namespace) -> None:
     )
     engine = (arguments.engine, arguments.workers, arguments.actors, arguments.gpus)
     outcome = run.encode(options, *engine, metrics=arguments.metrics, progress=_bar())
-    print(run.words(outcome))
+    print(run.describe(outcome))
 
 
 def _bar() -> Callable[[int, int | None, int], None]:
@@ -109,7 +109,7 @@ def decode(arguments: argparse.Namespace) -> None:
 
     from ..batch.decode import DecodeOptions
     from ..batch.decode import decode as work
-    from ..batch.run import counted
+    from ..batch.run import count_pictures
 
     options = DecodeOptions(
         source=arguments.source,
@@ -127,4 +127,4 @@ def decode(arguments: argparse.Namespace) -> None:
     if not summary.images:
         print(f"0 pictures: all that is in {arguments.source} is in {arguments.dest}.")
         return
-    print(f"{counted(summary.images)}, {summary.pixels / 1e6:.1f} megapixels")
+    print(f"{count_pictures(summary.images)}, {summary.pixels / 1e6:.1f} megapixels")

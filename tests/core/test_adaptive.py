@@ -7,7 +7,7 @@ from diffusers import AutoencoderDC
 from safetensors import safe_open
 
 from dcae_core import DCAE, DEMO, VARIANTS, LatentError, latents
-from dcae_core.batch.encode import Options, job_of
+from dcae_core.batch.encode import Options, open_job
 from dcae_core.cli import main
 from dcae_core.compare.codecs import from_dcae
 from dcae_core.errors import OptionError
@@ -123,7 +123,7 @@ def test_no_scaling_factor_is_invented(tmp_path, capsys):
     assert UNSCALED.diffusers_config()["scaling_factor"] is None
     assert from_dcae(ae).scaling_factor is None
     with pytest.raises(OptionError, match=says):
-        job_of(Options("pictures", str(tmp_path / "job"), UNSCALED.name, scaled=True), UNSCALED)
+        open_job(Options("pictures", str(tmp_path / "job"), UNSCALED.name, scaled=True), UNSCALED)
     with pytest.raises(OptionError, match=says):
         latents.write(tmp_path / "z.safetensors", z, UNSCALED, (64, 64), scaled=True)
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from dcae_core import DCAE, VARIANTS, CheckpointError, DownloadError, find, hub, images, latents, names, plan
 from dcae_core.architecture import Architecture, CoderSpec, Stage
-from dcae_core.batch.decode import rows_of
+from dcae_core.batch.decode import read_rows
 from dcae_core.cli import main
 from dcae_core.compare import codecs
 from dcae_core.errors import OptionError
@@ -169,7 +169,7 @@ def test_a_whole_data_set(variant, files, tmp_path, capsys):
     channels = variant.adaptive[0] if variant.adaptive else variant.latent_channels
     command += ["--scaled", "--scaling-factor", "0.25", "--latent-channels", str(channels)]
     assert main(command) == 0
-    ((row, common),) = rows_of(str(target))
+    ((row, common),) = read_rows(str(target))
     ae = DCAE.from_file(files["original"], device="cpu", dtype="fp32")
     wanted = ae.encode(images.from_host(photograph[:, 80:144, 400:464]), latent_channels=channels)
     assert common["scaling_factor"] == "0.25" and row.latents.shape[0] == channels

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from dcae_core import DCAE, DEMO, VARIANTS, CheckpointError, DCAEError, ImageError, LatentError, images, latents
 from dcae_core.batch import decode as decoding
 from dcae_core.batch import shards, sources
-from dcae_core.batch.encode import Options, job_of, save_part
+from dcae_core.batch.encode import Options, open_job, save_part
 from dcae_core.batch.job import Job
-from dcae_core.batch.place import Place
 from dcae_core.batch.prepare import Geometry, prepare
 from dcae_core.batch.shards import Row
 from dcae_core.batch.sources import Item, Part, Unreadable
+from dcae_core.batch.storage import Storage
 from dcae_core.cli import main
 from dcae_core.untrusted import MAX_HEADER_BYTES, MAX_JSON_BYTES, file_in_folder
 from dcae_core.weights.checkpoint import Checkpoint, is_dcae
@@ -223,14 +223,14 @@ COMMON = {"variant": DEMO, "dtype": "fp16", "scale": "raw", "scaling_factor": "1
     ],
 )
 def test_rows_that_encoding_does_not_give(tmp_path, kind, changes, common):
-    name = f"part-000000{shards.endings(kind)}"
+    name = f"part-000000{shards.suffix(kind)}"
     shards.write(tmp_path / name, kind, [row(**changes)], {**COMMON, **common})
-    refused(LatentError, "part-000000.*Encode its part again", lambda: list(shards.read(Place(tmp_path), name)))
+    refused(LatentError, "part-000000.*Encode its part again", lambda: list(shards.read(Storage(tmp_path), name)))
 
 
 def test_parts_that_are_damaged_or_no_files(tmp_path):
     def read(name: str) -> list:
-        return list(shards.read(Place(tmp_path), name))
+        return list(shards.read(Storage(tmp_path), name))
 
     os.mkfifo(tmp_path / "part-000000.parquet")
     (tmp_path / "part-000001").mkdir()
@@ -247,11 +247,11 @@ def test_parts_that_are_damaged_or_no_files(tmp_path):
 
 
 def test_rows_that_are_far_larger_than_their_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "BEYOND", 1 << 20)
+    monkeypatch.setattr(shards, "EXTRA_BYTES", 1 << 20)
     shards.write(tmp_path / "a.parquet", "parquet", [row()] * 5000, COMMON)
     pq.write_table(pq.read_table(tmp_path / "a.parquet"), tmp_path / "a.parquet")
     assert (tmp_path / "a.parquet").stat().st_size < 1 << 20, "Parquet keeps equal rows once"
-    refused(LatentError, "a.parquet.*far larger", lambda: list(shards.read(Place(tmp_path), "a.parquet")))
+    refused(LatentError, "a.parquet.*far larger", lambda: list(shards.read(Storage(tmp_path), "a.parquet")))
 
 
 def part(folder: Path, number: int, variant: str, **changes) -> None:
@@ -345,7 +345,7 @@ def job(tmp_path: Path):
         (tmp_path / "in" / f"{i}.png").write_bytes(saved("L", "PNG"))
     folders = str(tmp_path / "in"), str(tmp_path / "out")
     options = Options(*folders, DEMO, size=(64, 64), kind="safetensors", store="fp16", part_size=2)
-    made = job_of(options, VARIANTS[DEMO])
+    made = open_job(options, VARIANTS[DEMO])
     save_part(made, made.parts()[0], [row(key="0.png"), row(key="1.png")], [], 0.5)
     return options
 
@@ -361,7 +361,7 @@ def test_a_job_whose_files_are_damaged_says_which_and_changes_nothing(tmp_path, 
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
     def go_on() -> None:
-        again = job_of(options, VARIANTS[DEMO])
+        again = open_job(options, VARIANTS[DEMO])
         again.parts()
         again.summary()
 
@@ -373,10 +373,10 @@ def test_what_the_message_of_a_damaged_part_advises_works(tmp_path):
     options = job(tmp_path)
     done = tmp_path / "out" / "done" / "part-000000.json"
     done.write_text("{")
-    message = refused(DCAEError, "Remove it, and its part is done again", job_of(options, VARIANTS[DEMO]).summary)
+    message = refused(DCAEError, "Remove it, and its part is done again", open_job(options, VARIANTS[DEMO]).summary)
     assert str(done) in message
     done.unlink()
-    again = job_of(options, VARIANTS[DEMO])
+    again = open_job(options, VARIANTS[DEMO])
     assert again.finished() == [] and len(again.parts()) == 2
 
 
@@ -384,25 +384,25 @@ def test_a_listing_that_is_lost_does_not_cost_what_is_done(tmp_path):
     """New parts would take the numbers, and so the files, of those that are done."""
     options = job(tmp_path)
     (tmp_path / "in" / "4.png").write_bytes(saved("L", "PNG"))
-    assert len(job_of(options, VARIANTS[DEMO]).parts()) == 3
+    assert len(open_job(options, VARIANTS[DEMO]).parts()) == 3
     listings = tmp_path / "out" / "parts"
     kept = (listings / "000000.jsonl").read_text()
     (listings / "000000.jsonl").unlink()
-    refused(DCAEError, "a listing is missing", job_of(options, VARIANTS[DEMO]).parts)
+    refused(DCAEError, "a listing is missing", open_job(options, VARIANTS[DEMO]).parts)
     shutil.rmtree(listings)
-    refused(DCAEError, "part-000000 is done, but not listed", job_of(options, VARIANTS[DEMO]).parts)
+    refused(DCAEError, "part-000000 is done, but not listed", open_job(options, VARIANTS[DEMO]).parts)
     listings.mkdir()
     (listings / "000000.jsonl").write_text(kept[:-5])
-    refused(DCAEError, "000000.jsonl is damaged", job_of(options, VARIANTS[DEMO]).parts)
+    refused(DCAEError, "000000.jsonl is damaged", open_job(options, VARIANTS[DEMO]).parts)
     (listings / "000000.jsonl").write_text(kept.replace("1.png", "0.png"))
-    refused(DCAEError, "0.png is listed twice", job_of(options, VARIANTS[DEMO]).parts)
+    refused(DCAEError, "0.png is listed twice", open_job(options, VARIANTS[DEMO]).parts)
     for field in ("paths", "keys", "number", "group", "kind"):
         for other in (3, 1.5, True, None, [3], {}):
             wrong = json.dumps(json.loads(kept.splitlines()[0]) | {field: other})
             (listings / "000000.jsonl").write_text(wrong + "\n")
-            refused(DCAEError, "is damaged", job_of(options, VARIANTS[DEMO]).parts)
+            refused(DCAEError, "is damaged", open_job(options, VARIANTS[DEMO]).parts)
     (listings / "000000.jsonl").write_text(kept.replace('"group": 0', '"group": 7'))  # else each would be done again
-    refused(DCAEError, "000000.jsonl is damaged", job_of(options, VARIANTS[DEMO]).parts)
+    refused(DCAEError, "000000.jsonl is damaged", open_job(options, VARIANTS[DEMO]).parts)
 
 
 def test_a_listing_does_not_lead_out_of_its_source(tmp_path, monkeypatch):
@@ -412,9 +412,9 @@ def test_a_listing_does_not_lead_out_of_its_source(tmp_path, monkeypatch):
     kept = listing.read_text()
     for path in (tmp_path / "secret.png", tmp_path / "in" / ".." / "secret.png", "secret.png", f"{tmp_path}/in"):
         listing.write_text(kept.replace(f"{tmp_path}/in/3.png", str(path)))
-        refused(DCAEError, "is not in .*Put it back", job_of(options, VARIANTS[DEMO]).parts)
+        refused(DCAEError, "is not in .*Put it back", open_job(options, VARIANTS[DEMO]).parts)
     listing.write_text(kept.replace('"2.png"', '""'))
-    refused(DCAEError, "000000.jsonl is damaged", job_of(options, VARIANTS[DEMO]).parts)
+    refused(DCAEError, "000000.jsonl is damaged", open_job(options, VARIANTS[DEMO]).parts)
     import fsspec
 
     fsspec.filesystem("memory").pipe({"/set/in/a.png": b"", "/set/in/b/c.png": b"", "/secret.png": b""})

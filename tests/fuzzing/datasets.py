@@ -15,10 +15,10 @@ import torch
 from dcae_core import DEMO, VARIANTS
 from dcae_core.batch import shards, sources
 from dcae_core.batch.decode import DecodeOptions, decode
-from dcae_core.batch.place import Place
-from dcae_core.batch.prepare import Geometry, Ready, prepare_all
+from dcae_core.batch.prepare import Geometry, PreparedImage, prepare_all
 from dcae_core.batch.shards import Row
 from dcae_core.batch.sources import Unreadable
+from dcae_core.batch.storage import Storage
 
 from .examine import Broken, Target, attempt
 from .latents import METADATA, ODD_FACTORS, ODD_SIZES, good
@@ -43,9 +43,9 @@ def rows(count: int) -> list[Row]:
 
 
 def make_shards(chance: Random, folder: Path) -> Path:
-    """A destination of `dcae batch encode` with one part that is not right."""
+    """Write a destination of `dcae batch encode` with one mutated part."""
     kind = chance.choice(shards.FORMATS)
-    path = folder / f"part-000000{shards.endings(kind)}"
+    path = folder / f"part-000000{shards.suffix(kind)}"
     (folder / "done").mkdir()
     (folder / "done" / "part-000000.json").write_text("{}")
     common = {key: value for key, value in COMMON.items() if chance.random() < 0.95}
@@ -74,7 +74,7 @@ def make_shards(chance: Random, folder: Path) -> Path:
 
 
 def write_table(chance: Random, path: Path, cells: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
-    """Equal rows, which Parquet keeps once; now and then very many."""
+    """Write equal rows, which Parquet stores once; sometimes very many."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -90,20 +90,20 @@ def write_table(chance: Random, path: Path, cells: dict[str, Any], metadata: dic
 def write_tar(chance: Random, path: Path, files: list[tuple[str, bytes]]) -> None:
     mode, kind = chance.choice(("w", "w", "w", "w:gz")), chance.choice((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT))
     kinds = (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE)
-    with tarfile.open(path, mode, format=kind) as made:
+    with tarfile.open(path, mode, format=kind) as archive:
         for name, data in files:
             info = tarfile.TarInfo(chance.choice((name, name, f"../../{name}", f"/{name}")))
             info.size = len(data)
             if chance.random() < 0.15:
                 info.type, info.size, info.linkname = chance.choice(kinds), 0, chance.choice(("/etc/passwd", name))
-            elif chance.random() < 0.1:  # a file of a terabyte, all hole
+            elif chance.random() < 0.1:  # a sparse file of a terabyte without data
                 sparse = {"major": "0", "minor": "1", "map": f"0,{len(data)}", "size": str(1 << 40)}
                 info.pax_headers = {f"GNU.sparse.{name}": value for name, value in sparse.items()}
-            made.addfile(info, io.BytesIO(data) if info.size else None)
+            archive.addfile(info, io.BytesIO(data) if info.size else None)
 
 
 def member(chance: Random) -> bytes:
-    """A row as safetensors."""
+    """Return a row as safetensors, with mutated metadata."""
     metadata = {**METADATA, **COMMON, "key": "k.jpg", "sha256": "0" * 64}
     metadata |= {"source_size": "[50, 60]", "crop": "[0, 0, 60, 50]"}
     for _ in range(chance.choice((0, 1, 1, 3))):
@@ -122,20 +122,20 @@ def member(chance: Random) -> bytes:
 
 
 def open_shards(path: Path, chance: Random) -> None:
-    place = Place(path)
-    (name,) = (name for name in place.names("") if name.startswith("part-"))
-    found = attempt(path, lambda: list(shards.read(place, name)))
-    for row, common in found or []:
+    storage = Storage(path)
+    (name,) = (name for name in storage.names("") if name.startswith("part-"))
+    result = attempt(path, lambda: list(shards.read(storage, name)))
+    for row, common in result or []:
         factor = float(common["scaling_factor"]) if common["scale"] == "scaled" else 1.0
         good(row.latents[None].float() / factor, row.size, VARIANTS[common["variant"]])
-    if chance.randrange(20) == 17 and len(found or []) < 10:
+    if chance.randrange(20) == 17 and len(result or []) < 10:
         attempt(path, decode, DecodeOptions(str(path), str(path / "back"), DEMO, device="cpu"))
-        if extra := {one.name for one in path.iterdir()} - {name, "done", "back"}:
+        if extra := {entry.name for entry in path.iterdir()} - {name, "done", "back"}:
             raise Broken(f"{extra} was written")
 
 
 def make_sources(chance: Random, folder: Path) -> Path:
-    """A folder with a tar or a Parquet file of pictures, and some picture files."""
+    """Write a folder with a tar or a Parquet file of pictures, and sometimes a picture file."""
     files = [(f"{i}.png", seed("png", "RGB", None, (8, 8))) for i in range(3)]
     kind = chance.choice(("tar", "parquet"))
     path = folder / f"a.{kind}"
@@ -157,14 +157,14 @@ def make_sources(chance: Random, folder: Path) -> Path:
 
 
 def open_sources(path: Path, chance: Random) -> None:
-    shape = Geometry("crop", 64, 64, 32, most=1 << 22)
+    shape = Geometry("crop", 64, 64, 32, max_pixels=1 << 22)
     for part in attempt(path, lambda: list(sources.parts(str(path), 2))) or []:
         for item in islice(sources.items(part, str(path)), 10):
-            (made,) = prepare_all([item], shape, str(path))
-            if isinstance(made, Unreadable) and not made.reason:
+            (result,) = prepare_all([item], shape, str(path))
+            if isinstance(result, Unreadable) and not result.reason:
                 raise Broken("without a reason")
-            if not isinstance(made, (Ready, Unreadable)):
-                raise Broken(f"{made!r}")
+            if not isinstance(result, (PreparedImage, Unreadable)):
+                raise Broken(f"{result!r}")
 
 
 SHARDS = Target(make_shards, open_shards, megabytes=400.0)

@@ -1,4 +1,4 @@
-"""A job's own files, damaged: nothing that is there may be lost, and nothing may be done twice."""
+"""Damaged state files of a job: no existing file may be lost, and no source may be encoded twice."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import Image
 
 from dcae_core import DEMO, VARIANTS
 from dcae_core.batch import sources
-from dcae_core.batch.decode import rows_of
-from dcae_core.batch.encode import Options, job_of, save_part
+from dcae_core.batch.decode import read_rows
+from dcae_core.batch.encode import Options, open_job, save_part
 from dcae_core.batch.job import Job
 from dcae_core.batch.sources import Unreadable
 
@@ -36,16 +36,16 @@ def make(chance: Random, folder: Path) -> Path:
     (folder / "in").mkdir()
     for i in range(6):
         (folder / "in" / f"{i}.png").write_bytes(PNG.getvalue())
-    job = job_of(options(folder), VARIANTS[DEMO])
+    job = open_job(options(folder), VARIANTS[DEMO])
     for part in job.parts()[: chance.choice((0, 2, 3))]:
         save_part(job, part, rows(2), [Unreadable("x", "y")], 0.5)
     files = [path for path in (folder / "out").rglob("*.json*") if path.is_file()]
     for _ in range(chance.choice((0, 1, 1, 2))):
         path = files.pop(chance.randrange(len(files)))
-        what = chance.randrange(6)
-        if what == 0:
+        mutation = chance.randrange(6)
+        if mutation == 0:
             path.write_bytes(scrambled(chance, path.read_bytes()))
-        elif what == 1:
+        elif mutation == 1:
             path.unlink()
             if chance.random() < 0.7:
                 special(chance, path)
@@ -59,38 +59,38 @@ def make(chance: Random, folder: Path) -> Path:
     return folder
 
 
-def open_job(path: Path, chance: Random) -> None:
+def check_job(path: Path, chance: Random) -> None:
     before = snapshot(path)
-    job = attempt(path, job_of, options(path), VARIANTS[DEMO])
+    job = attempt(path, open_job, options(path), VARIANTS[DEMO])
     if job is not None:
         attempt(path, work, job)
-    attempt(path, lambda: list(rows_of(str(path / "out"))))
+    attempt(path, lambda: list(read_rows(str(path / "out"))))
     after = snapshot(path)
     if lost := [name for name, data in before.items() if after.get(name) != data]:
         raise Broken(f"{lost} changed")
 
 
 def work(job: Job) -> None:
-    """What a run does but for the encoding, and what it relies on."""
+    """Do what a run does without encoding, and check its assumptions."""
     parts, finished = job.parts(), job.finished()
     names = [part.name for part in parts]
     if len(set(names)) != len(names):
-        raise Broken(f"parts of one name: {names}")
+        raise Broken(f"parts with equal names: {names}")
     if not set(finished) <= set(names):
         raise Broken(f"{set(finished) - set(names)} is done but not listed")
     listed = [path for part in parts for path in part.paths]
     if len(listed) != len(set(listed)) or not set(listed) >= {f"{job.source}/{i}.png" for i in range(6)}:
         raise Broken(f"sources {listed}")
-    made = job.summary()
-    if made.images < 0 or made.pixels < 0 or not made.device_seconds >= 0:
-        raise Broken(f"{made}")
+    summary = job.summary()
+    if summary.images < 0 or summary.pixels < 0 or not summary.device_seconds >= 0:
+        raise Broken(f"{summary}")
     for part in parts:
         list(sources.items(part, job.source))
 
 
 def snapshot(path: Path) -> dict[str, bytes]:
-    files = (one for one in path.rglob("*") if one.is_file() and not one.is_symlink())
-    return {str(one): one.read_bytes() for one in files}
+    files = (file for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+    return {str(file): file.read_bytes() for file in files}
 
 
-JOBS = Target(make, open_job, megabytes=100.0)
+JOBS = Target(make, check_job, megabytes=100.0)

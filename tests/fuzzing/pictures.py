@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dcae_core import images
-from dcae_core.batch.prepare import FITS, Geometry, Ready, prepare
+from dcae_core.batch.prepare import FITS, Geometry, PreparedImage, prepare
 from dcae_core.batch.sources import Item, Unreadable
 
 from .examine import Broken, Target, attempt
@@ -124,7 +124,7 @@ def open_picture(path: Path, chance: Random) -> None:
             warnings.simplefilter("ignore")
             picture = attempt(path, images.read, path)
             fit = chance.choice(FITS)
-            shape = Geometry(fit, 64, 96, 32, most=1 << 22, flip=chance.random() < 0.2)
+            shape = Geometry(fit, 64, 96, 32, max_pixels=1 << 22, flip=chance.random() < 0.2)
             result = prepare(Item(path.name, path=str(path)), shape, str(path.parent))
     finally:
         Image.MAX_IMAGE_PIXELS = limit
@@ -137,7 +137,9 @@ def open_picture(path: Path, chance: Random) -> None:
         if not result.reason or len(result.reason) > 500:
             raise Broken(f"the reason {result.reason[:600]!r}")
     elif (
-        not isinstance(result, Ready) or result.pixels.dtype != np.uint8 or any(n % 32 for n in result.pixels.shape[1:])
+        not isinstance(result, PreparedImage)
+        or result.pixels.dtype != np.uint8
+        or any(n % 32 for n in result.pixels.shape[1:])
     ):
         raise Broken(f"prepared: {result!r}"[:500])
     elif not result.pixels.size or min(result.size) < 1:

@@ -1,4 +1,4 @@
-"""Whole data sets to latents and back."""
+"""Encode data sets to latents and decode them: sizes, formats, resuming, kills and engines."""
 
 import json
 import os
@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dcae_core import DCAE, DEMO, DCAEError, images
-from dcae_core.batch import local
-from dcae_core.batch.encode import Batcher, Encoder, Options, job_of, open_model
-from dcae_core.batch.prepare import Geometry, Ready, prepare
+from dcae_core.batch import local_engine
+from dcae_core.batch.encode import Batcher, Encoder, Options, open_job, open_model
+from dcae_core.batch.prepare import Geometry, PreparedImage, prepare
 from dcae_core.batch.sources import Item, Unreadable
 from dcae_core.cli import main
 from dcae_core.compare.metrics import psnr
@@ -31,13 +31,13 @@ from tests.datasets import FP32, done, encoded, rows, skipped
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """40 pieces of photographs, 9 odd ones, 8 bad ones, and a file that is no picture by its name."""
-    made = tmp_path_factory.mktemp("pictures")
-    datasets.pieces(made, 40, (60, 130))
-    datasets.odd_ones(made / "odd ones")
-    datasets.bad_ones(made / "bad", 2)
-    (made / "readme.txt").write_text("not a picture")
-    return made
+    """40 crops of photographs, 9 unusual and 8 broken pictures, and a text file."""
+    pictures = tmp_path_factory.mktemp("pictures")
+    datasets.pieces(pictures, 40, (60, 130))
+    datasets.unusual_files(pictures / "odd ones")
+    datasets.broken_files(pictures / "bad", 2)
+    (pictures / "readme.txt").write_text("not a picture")
+    return pictures
 
 
 def same(a: dict, b: dict) -> bool:
@@ -45,14 +45,14 @@ def same(a: dict, b: dict) -> bool:
 
 
 def same_row(a, b) -> bool:
-    alike = (a.latents - b.latents).abs().max() < 2e-3 * a.latents.abs().max()  # batches differ, and so does rounding
+    alike = (a.latents - b.latents).abs().max() < 2e-3 * a.latents.abs().max()  # rounding depends on the batch
     return bool(alike) and (a.size, a.source_size, a.crop, a.sha256) == (b.size, b.source_size, b.crop, b.sha256)
 
 
 def test_every_source_is_a_row_or_has_a_reason(folder, tmp_path):
-    made, reasons = encoded(folder, tmp_path / "out"), skipped(tmp_path / "out")
+    encoded_rows, reasons = encoded(folder, tmp_path / "out"), skipped(tmp_path / "out")
     sources = {p.relative_to(folder).as_posix() for p in folder.rglob("*.*") if p.suffix != ".txt"}
-    assert made.keys() | reasons.keys() == sources and not made.keys() & reasons.keys()
+    assert encoded_rows.keys() | reasons.keys() == sources and not encoded_rows.keys() & reasons.keys()
     assert reasons.keys() == {key for key in sources if key.startswith("bad/")}
     assert all(reasons.values())
     assert "truncated" in reasons["bad/truncated0.jpg"]
@@ -60,11 +60,11 @@ def test_every_source_is_a_row_or_has_a_reason(folder, tmp_path):
 
 def test_a_row_is_what_the_core_encodes(folder, tmp_path):
     ae = DCAE(DEMO, "cpu", "fp32")
-    made = encoded(folder, tmp_path / "out", fit="pad", flip=True)
+    encoded_rows = encoded(folder, tmp_path / "out", fit="pad", flip=True)
     for key in ("even/00000.jpg", "odd/00001.jpg", "odd ones/turned.jpg", "odd ones/dot.png"):
         picture = images.read(folder / key)
         wanted = ae.encode(images.from_host(picture))[0]
-        row = made[key]
+        row = encoded_rows[key]
         assert row.size == row.source_size == tuple(picture.shape[1:3])
         assert (row.latents - wanted).abs().max() < 2e-3 * wanted.abs().max()
         mirrored = ae.encode(images.from_host(picture.flip(2)))[0]
@@ -85,27 +85,27 @@ def test_fits(folder, tmp_path):
 
 
 @pytest.mark.parametrize("enough", [True, False], ids=["budget for two", "budget for one"])
-def test_cores_encode_side_by_side_where_the_budget_lets_them(folder, tmp_path, monkeypatch, enough):
-    """Each on its own: 4 pictures at once are 2 for each of 2 threads. Else with all threads, one run after another."""
+def test_cores_encode_in_parallel_if_the_budget_allows(folder, tmp_path, monkeypatch, enough):
+    """A batch of 4 is 2 pictures for each of 2 threads. With a smaller budget, sequential runs use all threads."""
     budget = DCAE(DEMO, "cpu", "fp32").plan("encode", 64, 64, 2).peak_bytes * (2 if enough else 1)
-    before, seen, now = torch.get_num_threads(), [], []
-    whole = DCAE.encode
+    before, seen, running = torch.get_num_threads(), [], []
+    original = DCAE.encode
 
-    def watched(ae, x, *args, **kwargs):
-        now.append(x)
-        seen.append((torch.get_num_threads(), len(now), len(x)))
+    def recording_encode(ae, x, *args, **kwargs):
+        running.append(x)
+        seen.append((torch.get_num_threads(), len(running), len(x)))
         try:
-            return whole(ae, x, *args, **kwargs)
+            return original(ae, x, *args, **kwargs)
         finally:
-            now.pop()
+            running.pop()
 
     wanted = encoded(folder, tmp_path / "wanted")
-    monkeypatch.setattr(DCAE, "encode", watched)
+    monkeypatch.setattr(DCAE, "encode", recording_encode)
     try:
         torch.set_num_threads(2)
         assert same(wanted, encoded(folder, tmp_path / "out", batch=4, budget=str(budget)))
         with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(torch.get_num_threads).result() == 2, "threads that come later have all cores"
+            assert pool.submit(torch.get_num_threads).result() == 2, "threads started later use all cores"
     finally:
         torch.set_num_threads(before)
     of_two = [(threads, at_once) for threads, at_once, pictures in seen if pictures == 2]
@@ -114,10 +114,10 @@ def test_cores_encode_side_by_side_where_the_budget_lets_them(folder, tmp_path, 
     assert max(at_once for _, at_once in of_two) == (2 if enough else 1)
 
 
-def test_fp16_that_overflows_is_not_encoded_side_by_side():
-    """It is done again with the same weights in fp32, which another run must not meet."""
+def test_fp16_is_not_encoded_in_parallel():
+    """A run that overflows converts the shared weights to fp32, which would affect parallel runs."""
     options = Options("in", "out", DEMO, device="cpu", dtype="fp16")
-    assert local._Device(Encoder(options)).parallel == 1
+    assert local_engine.Device(Encoder(options)).parallel == 1
 
 
 @given(
@@ -132,7 +132,7 @@ def test_buckets(rows, columns, side, ratio):
     assert height * width <= 1.6 * side * side
     assert Geometry("bucket", side, side, ratio).target(columns, rows) == (width, height)
     wanted = min(max(np.log(columns / rows), -np.log(3)), np.log(3))
-    assert abs(np.log(width / height) - wanted) <= np.log(3) / 2 + 1e-9, "half of the step from 1:1 to 3:1 at most"
+    assert abs(np.log(width / height) - wanted) <= np.log(3) / 2 + 1e-9, "at most half of the step from 1:1 to 3:1"
 
 
 def test_sources_and_formats_give_the_same_rows(folder, tmp_path):
@@ -143,7 +143,7 @@ def test_sources_and_formats_give_the_same_rows(folder, tmp_path):
     assert same(encoded(tmp_path / "tars", tmp_path / "from-tar", kind="webdataset"), wanted)
     from_parquet = encoded(tmp_path / "a.parquet", tmp_path / "from-parquet", kind="safetensors")
     assert same(from_parquet, wanted)
-    assert "readme.txt" in skipped(tmp_path / "from-parquet"), "a row that is no picture is said"
+    assert "readme.txt" in skipped(tmp_path / "from-parquet"), "a row without a picture is reported"
     globbed = encoded(f"{folder}/odd/*.jpg", tmp_path / "globbed")
     assert globbed.keys() == {key.removeprefix("odd/") for key in wanted if key.startswith("odd/")}
 
@@ -154,10 +154,10 @@ def test_a_damaged_tar_gives_what_comes_before_the_damage(folder, tmp_path):
     datasets.as_tar(folder / "odd", tmp_path / "tars" / "b.tar")
     whole = (tmp_path / "tars" / "a.tar").read_bytes()
     (tmp_path / "tars" / "a.tar").write_bytes(whole[: len(whole) // 2])
-    made, reasons = encoded(tmp_path / "tars", tmp_path / "out"), skipped(tmp_path / "out")
-    assert 5 < sum(key.startswith("0") for key in made) < 40
+    encoded_rows, reasons = encoded(tmp_path / "tars", tmp_path / "out"), skipped(tmp_path / "out")
+    assert 5 < sum(key.startswith("0") for key in encoded_rows) < 40
     assert any("a.tar" in key for key in reasons)
-    assert sum(int(key[:5]) % 2 for key in made) == 20, "all of b.tar"
+    assert sum(int(key[:5]) % 2 for key in encoded_rows) == 20, "all of b.tar"
 
 
 def test_resuming_does_what_is_new_and_nothing_else(tmp_path):
@@ -177,10 +177,10 @@ def test_resuming_does_what_is_new_and_nothing_else(tmp_path):
         encoded(source, tmp_path / "mine")
 
 
-def test_killed_at_any_moment_nothing_is_lost_and_nothing_is_there_twice(tmp_path):
-    source, target, some = tmp_path / "in", tmp_path / "out", random.Random(0)
+def test_killed_at_any_moment_nothing_is_lost_or_duplicated(tmp_path):
+    source, target, rng = tmp_path / "in", tmp_path / "out", random.Random(0)
     datasets.pieces(source, 240, (60, 80))
-    bad = datasets.bad_ones(source / "bad", 2)
+    bad = datasets.broken_files(source / "bad", 2)
     command = [sys.executable, "-m", "dcae_core", "batch", "encode", source, target, "--size", "64"]
     command += ["--part-size", "4", "--workers", "1", "--device", "cpu", "--dtype", "fp32"]
     progress, before_all = [], set(psutil.pids())
@@ -189,17 +189,17 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_is_there_twice(tmp_pat
         before, deadline = len(done(target)), time.monotonic() + 60
         while len(done(target)) <= before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        time.sleep(some.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
         progress.append(len(done(target)))
     assert progress == sorted(progress) and progress[0] > 0 and progress[0] < 64
     assert subprocess.run(command, capture_output=True).returncode == 0
-    made = rows(target)
-    assert len(made) == 240 and skipped(target).keys() == {f"bad/{name}" for name in bad}
+    encoded_rows = rows(target)
+    assert len(encoded_rows) == 240 and skipped(target).keys() == {f"bad/{name}" for name in bad}
     assert not list(target.rglob("*.part"))
     deadline = time.monotonic() + 30
-    while left := [p.pid for p in psutil.process_iter() if p.pid not in before_all and "forkserver" in output_text(p)]:
+    while left := [p.pid for p in psutil.process_iter() if p.pid not in before_all and "forkserver" in command_line(p)]:
         assert time.monotonic() < deadline, f"processes {left} outlived those that were killed"
         time.sleep(0.2)
 
@@ -207,16 +207,16 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_is_there_twice(tmp_pat
 def test_a_worker_that_dies_costs_nothing(folder, tmp_path):
     options = Options(str(folder), str(tmp_path / "out"), DEMO, size=(64, 64), part_size=4, batch=2, **FP32)
     ae = open_model(options)
-    job = job_of(options, ae.variant)
+    job = open_job(options, ae.variant)
     killed = []
 
-    def reported(part) -> None:
+    def kill_workers(part) -> None:
         if not killed:
             killed.extend(children())
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
-    local.run(options, job, job.parts(), Encoder(options, ae), 1, reported)
+    local_engine.run(options, job, job.parts(), Encoder(options, ae), 1, kill_workers)
     job.report(job.summary())
     assert killed
     sources = {p.relative_to(folder).as_posix() for p in folder.rglob("*.*") if p.suffix != ".txt"}
@@ -224,12 +224,12 @@ def test_a_worker_that_dies_costs_nothing(folder, tmp_path):
 
 
 def children() -> list[int]:
-    """Processes that decode: children of the fork server, which is a child of this one."""
-    servers = [p for p in psutil.Process().children() if "forkserver" in output_text(p)]
+    """Return worker processes: children of the fork server, which is a child of this process."""
+    servers = [p for p in psutil.Process().children() if "forkserver" in command_line(p)]
     return [child.pid for server in servers for child in server.children()]
 
 
-def output_text(process: psutil.Process) -> str:
+def command_line(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
@@ -239,19 +239,20 @@ def output_text(process: psutil.Process) -> str:
 def test_batches_of_one_size_and_few_at_a_time():
     batcher, seen = Batcher(4), []
     for i in range(100):
-        one = Ready(str(i), "", np.zeros((3, 32, 32 * (i % 7 + 1)), np.uint8), None, (32, 32), (32, 32), (0, 0, 1, 1))
-        seen += [full] if (full := batcher.add(one)) else []
-        assert sum(map(len, batcher._waiting.values())) < 16
+        pixels = np.zeros((3, 32, 32 * (i % 7 + 1)), np.uint8)
+        image = PreparedImage(str(i), "", pixels, None, (32, 32), (32, 32), (0, 0, 1, 1))
+        seen += [full] if (full := batcher.add(image)) else []
+        assert i + 1 - sum(map(len, seen)) < 16
     seen += batcher.rest()
-    assert sorted(int(one.key) for batch in seen for one in batch) == list(range(100))
-    assert all(len({one.pixels.shape for one in batch}) == 1 and len(batch) <= 4 for batch in seen)
+    assert sorted(int(image.key) for batch in seen for image in batch) == list(range(100))
+    assert all(len({image.pixels.shape for image in batch}) == 1 and len(batch) <= 4 for batch in seen)
 
 
 def test_a_huge_picture_is_skipped_unread(tmp_path):
     Image.new("L", (4000, 3000)).save(tmp_path / "huge.png")
-    shape = Geometry("crop", 64, 64, 32, most=1 << 20)
-    made = prepare(Item("huge.png", path=str(tmp_path / "huge.png")), shape, str(tmp_path))
-    assert isinstance(made, Unreadable) and made.reason.startswith("huge: 4000x3000")
+    shape = Geometry("crop", 64, 64, 32, max_pixels=1 << 20)
+    result = prepare(Item("huge.png", path=str(tmp_path / "huge.png")), shape, str(tmp_path))
+    assert isinstance(result, Unreadable) and result.reason.startswith("huge: 4000x3000")
 
 
 def test_there_and_back(folder, tmp_path, capsys):
@@ -274,17 +275,17 @@ def test_there_and_back(folder, tmp_path, capsys):
     assert "holds the pictures of other latents" in capsys.readouterr().err
 
 
-def test_what_is_wrong_is_said_before_anything_is_written(folder, tmp_path, monkeypatch, capsys):
-    """So that the command that is put right finds its destination free."""
+def test_errors_are_reported_before_anything_is_written(folder, tmp_path, monkeypatch, capsys):
+    """So the corrected command finds its destination empty."""
     out = tmp_path / "out"
     (tmp_path / "empty").mkdir()
     command = ["batch", "encode", str(folder), str(out), "--size", "64", "--device", "cpu"]
-    for wrong, says in (
+    for wrong, message in (
         (["batch", "encode", str(tmp_path / "nope"), str(out)], "There is no file or folder"),
         (["batch", "encode", str(tmp_path / "empty"), str(out)], "There are no pictures"),
         ([*command, "--model", "dc-ae-f32c32-sana-1.1"], "dcae download"),
     ):
-        assert main(wrong) == 1 and says in capsys.readouterr().err
+        assert main(wrong) == 1 and message in capsys.readouterr().err
     for module, engine in (("pyarrow", "local"), ("ray", "ray")):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, module, None)
@@ -308,7 +309,7 @@ def test_decoding_again_and_to_other_files(folder, tmp_path, capsys):
 
 
 def test_ray_gives_the_same_rows(folder, tmp_path):
-    pytest.importorskip("ray", reason="Ray is not installed: the engine of a cluster was not run")
+    pytest.importorskip("ray", reason="Ray is not installed: the Ray engine was not tested")
     wanted = encoded(folder, tmp_path / "local")
     script = (
         "import sys; from dcae_core.batch import run; from dcae_core.batch.encode import Options\n"

@@ -1,4 +1,4 @@
-"""Data sets: keys and names, options, and what is written beside or left behind."""
+"""Data sets: keys and file names, options, concurrent writes and leftover files."""
 
 import io
 import json
@@ -19,18 +19,18 @@ from PIL import Image
 from dcae_core import DEMO, VARIANTS, DCAEError
 from dcae_core.batch import decode as decoding
 from dcae_core.batch import shards, sources
-from dcae_core.batch.encode import Encoder, Options, geometry, job_of, open_model, save_part
+from dcae_core.batch.encode import Encoder, Options, geometry, open_job, open_model, save_part
 from dcae_core.batch.job import Summary
-from dcae_core.batch.place import Place, machine_id
-from dcae_core.batch.prepare import Geometry, Ready, prepare
+from dcae_core.batch.prepare import Geometry, PreparedImage, prepare
 from dcae_core.batch.shards import Row
 from dcae_core.batch.sources import Item, Unreadable
+from dcae_core.batch.storage import Storage, machine_id
 from dcae_core.cli import main
 from tests import datasets
 from tests.datasets import FP32, done, encoded, rows, skipped
 
 
-def test_keys_of_strangers_stay_in_the_folder(tmp_path):
+def test_untrusted_keys_stay_in_the_folder(tmp_path):
     (tmp_path / "in").mkdir()
     datasets.pieces(tmp_path / "pieces", 2, (40, 50))
     with tarfile.open(tmp_path / "in" / "a.tar", "w") as archive:
@@ -65,50 +65,50 @@ def tar(path: Path, members: dict[str, bytes]) -> None:
 
 
 def parquet(path: Path, keys: list | None, count: int = 0) -> None:
-    """Pictures of 1x1, 2x2, ..., by `keys`, or without a column of keys."""
+    """Write pictures of 1x1, 2x2, ..., with `keys`, or without a column of keys."""
     pictures = [dot(i + 1) for i in range(count or len(keys))]
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"image": pictures, **({} if keys is None else {"key": keys})}), path)
 
 
 def decoded(source: Path, target: Path, **options) -> list[str]:
-    """Names of pictures in `target`."""
+    """Decode; return the names of pictures in `target`."""
     decoding.decode(decoding.DecodeOptions(str(source), str(target), **{"device": "cpu", "dtype": "fp32", **options}))
-    assert not list(target.glob("*.part")), "half made"
+    assert not list(target.glob("*.part")), "unfinished files"
     return sorted(p.relative_to(target).as_posix() for p in target.rglob("*.png") if p.is_file())
 
 
-def test_equal_keys_of_a_part_are_files_of_their_own(tmp_path):
+def test_equal_keys_of_a_part_get_separate_files(tmp_path):
     keys = ["7", "7", "7", "a/../b", "a/b", "a\nb", "a_b", "x", "x.png.part/y", "x.png/y", "X"]
     keys += ["decoded/part-000000.json/z", "y.png/q", "y", "n" * 200, "/".join(["\U0001f600" * 35] * 28)]
     parquet(tmp_path / "a.parquet", keys)
-    assert len(list(decoding.rows_of(str(latents(tmp_path / "a.parquet", tmp_path / "out", fit="pad"))))) == len(keys)
+    assert len(list(decoding.read_rows(str(latents(tmp_path / "a.parquet", tmp_path / "out", fit="pad"))))) == len(keys)
     back = tmp_path / ("back" * 40)  # a path is up to 4096 bytes long
-    made = decoded(tmp_path / "out", back)
-    assert len({name.casefold() for name in made}) == len(keys)
-    assert {"7.png", "part-000000/7.png", "part-000000/7~2.png", "x.png", "y.png/q.png"} < set(made)
-    named = json.loads((back / "decoded" / "part-000000.json").read_text())["files"]
-    sides = [Image.open(back / name).size[0] for name in named]
-    assert sides == list(range(1, len(keys) + 1)), "each row is in the file that is named for it"
+    names = decoded(tmp_path / "out", back)
+    assert len({name.casefold() for name in names}) == len(keys)
+    assert {"7.png", "part-000000/7.png", "part-000000/7~2.png", "x.png", "y.png/q.png"} < set(names)
+    files = json.loads((back / "decoded" / "part-000000.json").read_text())["files"]
+    sides = [Image.open(back / name).size[0] for name in files]
+    assert sides == list(range(1, len(keys) + 1)), "`files` names the file of each row"
 
 
 def latents(source: Path, target: Path, **options) -> Path:
-    """Encodes in this process, where keys may be equal."""
+    """Encode in this process, where keys may be equal."""
     options = Options(str(source), str(target), DEMO, **{"size": (32, 32), **FP32, **options})
     ae = open_model(options)
-    job = job_of(options, ae.variant)
+    job = open_job(options, ae.variant)
     encoder, shape = Encoder(options, ae), geometry(options, ae.variant)
     for part in job.parts():
         if part.name not in job.finished():
             ready = [prepare(item, shape, job.source) for item in sources.items(part, job.source)]
-            skipped = [one for one in ready if isinstance(one, Unreadable)]
-            rows = [row for one in ready if isinstance(one, Ready) for row in encoder([one])]
+            skipped = [item for item in ready if isinstance(item, Unreadable)]
+            rows = [row for item in ready if isinstance(item, PreparedImage) for row in encoder([item])]
             save_part(job, part, rows, skipped, 0.0)
     job.report(job.summary())
     return target
 
 
-def test_equal_keys_of_parts_are_files_of_their_own_whenever_it_is_stopped(tmp_path):
+def test_equal_keys_of_parts_get_the_same_files_after_a_stop(tmp_path):
     for i, name in enumerate("abc"):
         tar(tmp_path / "in" / f"{name}.tar", {"0001.png": dot(i + 1), f"{name}.png": dot(10)})
     latents(tmp_path / "in", tmp_path / "out", fit="pad")
@@ -130,13 +130,13 @@ def test_equal_keys_of_parts_are_files_of_their_own_whenever_it_is_stopped(tmp_p
 
 
 def test_many_names(monkeypatch):
-    monkeypatch.setattr(decoding, "MANY", 1000)
+    monkeypatch.setattr(decoding, "PACK_AFTER", 1000)
     names = decoding.FileNames("png")
-    made = [name for i in range(3) for name in names.of(f"part-{i:06d}", ["None"] * 3000)]
-    assert len(set(made)) == 9000 and len(names._before) > 8000, "kept as numbers"
+    assigned = [name for i in range(3) for name in names.assign(f"part-{i:06d}", ["None"] * 3000)]
+    assert len(set(assigned)) == 9000 and len(names.packed) > 8000, "stored as hashes"
 
 
-def test_keys_that_no_format_holds(tmp_path):
+def test_keys_that_formats_cannot_store(tmp_path):
     parquet(tmp_path / "in" / "a.parquet", ["", None, "k" * 2000, "k" * 2001])
     parquet(tmp_path / "in" / "b" / "n.parquet", None, 1)
     parquet(tmp_path / "in" / "c" / "n.parquet", None, 1)
@@ -146,11 +146,11 @@ def test_keys_that_no_format_holds(tmp_path):
     with open(os.fsencode(tmp_path / "in") + b"/bad\xe9.png", "wb") as file:
         file.write(b"no picture")
     for kind in ("parquet", "webdataset", "safetensors"):
-        made = [row.key for row, _ in decoding.rows_of(str(latents(tmp_path / "in", tmp_path / kind, kind=kind)))]
-        short = sorted(key for key in made if len(key) < 100)
-        given = ["a.parquet:0:0", "a.parquet:0:1", "b/n.parquet:0:0", "c/n.parquet:0:0", "caf%E9.png", "caf%E9.png"]
-        assert short == given
-        assert len(set(made) - set(short)) == 2 and skipped(tmp_path / kind).keys() == {"bad%E9.png"}
+        keys = [row.key for row, _ in decoding.read_rows(str(latents(tmp_path / "in", tmp_path / kind, kind=kind)))]
+        short = sorted(key for key in keys if len(key) < 100)
+        expected = ["a.parquet:0:0", "a.parquet:0:1", "b/n.parquet:0:0", "c/n.parquet:0:0", "caf%E9.png", "caf%E9.png"]
+        assert short == expected
+        assert len(set(keys) - set(short)) == 2 and skipped(tmp_path / kind).keys() == {"bad%E9.png"}
     assert (tmp_path / "parquet" / "skipped.jsonl").read_bytes().isascii()
     assert len(decoded(tmp_path / "parquet", tmp_path / "back")) == 8
 
@@ -164,10 +164,10 @@ def test_reasons_are_written_in_ascii(tmp_path):
 def latents_job(folder: Path):
     (folder / "in").mkdir()
     options = Options(str(folder / "in"), str(folder / "out"), DEMO, **FP32)
-    return job_of(options, VARIANTS[DEMO])
+    return open_job(options, VARIANTS[DEMO])
 
 
-def test_options_that_can_not_be(tmp_path, capsys):
+def test_invalid_options(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(dot())
     encode = ["batch", "encode", str(tmp_path / "in"), str(tmp_path / "out"), "--device", "cpu", "--workers", "1"]
@@ -193,49 +193,49 @@ def test_blank_pages_read_back(tmp_path):
     row = Row("k", z, z, (1440, 1472), (1440, 1472), (0.0, 0.0, 1472.0, 1440.0), "0" * 64)
     common = {"variant": DEMO, "dtype": "fp16", "scale": "raw", "scaling_factor": ""}
     shards.write(tmp_path / "a.parquet", "parquet", [row] * 512, common)
-    assert sum(one.latents.shape == z.shape for one, _ in shards.read(Place(tmp_path), "a.parquet")) == 512
+    assert sum(row.latents.shape == z.shape for row, _ in shards.read(Storage(tmp_path), "a.parquet")) == 512
 
 
 def test_a_thin_picture_that_padding_makes_huge_is_skipped_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr("dcae_core.batch.prepare._rgb", lambda picture: pytest.fail("it was decoded"))
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", lambda picture: pytest.fail("it was decoded"))
     for size in ((1, 1 << 17), (1 << 17, 1)):
-        shape = Geometry("pad", 64, 64, 32, most=1 << 17)
-        made = prepare(Item("thin.png", saved(Image.new("L", size))), shape, str(tmp_path))
-        assert isinstance(made, Unreadable) and made.reason.startswith(f"huge: {size[0]}x{size[1]} is padded to")
+        shape = Geometry("pad", 64, 64, 32, max_pixels=1 << 17)
+        result = prepare(Item("thin.png", saved(Image.new("L", size))), shape, str(tmp_path))
+        assert isinstance(result, Unreadable) and result.reason.startswith(f"huge: {size[0]}x{size[1]} is padded to")
 
 
-def test_two_that_write_the_same_do_not_mix(tmp_path):
-    place, both = Place(tmp_path), threading.Barrier(2)
+def test_concurrent_writes_of_one_name_do_not_mix(tmp_path):
+    storage, both = Storage(tmp_path), threading.Barrier(2)
 
     def make(path: Path, text: str) -> None:
         with path.open("w") as file:
             file.write(text[:1000])
             file.flush()
             both.wait(10)
-            assert place.names("") == ["a"]
+            assert storage.names("") == ["a"]
             file.write(text[1000:])
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda text: place.write("a/b.txt", lambda path: make(path, text)), ("x" * 2000, "y" * 2000)))
-    assert len(set((tmp_path / "a" / "b.txt").read_text())) == 1 and place.names("") == ["a"]
+        list(pool.map(lambda text: storage.write("a/b.txt", lambda path: make(path, text)), ("x" * 2000, "y" * 2000)))
+    assert len(set((tmp_path / "a" / "b.txt").read_text())) == 1 and storage.names("") == ["a"]
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_killed_processes_left_goes_and_nothing_else(tmp_path):
-    place, killed = Place(tmp_path), subprocess.Popen([sys.executable, "-c", ""])
+def test_only_leftovers_of_killed_processes_are_removed(tmp_path):
+    storage, killed = Storage(tmp_path), subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
     here = machine_id()
-    left = [f"{here}-{killed.pid}-abc.part", f"00000000-{os.getpid()}-old.part", "part-000000.parquet.part"]
+    leftovers = [f"{here}-{killed.pid}-abc.part", f"00000000-{os.getpid()}-old.part", "part-000000.parquet.part"]
     kept = [f"{here}-{os.getpid()}-abc.part", f"00000000-{killed.pid}-new.part", "mine.part"]
-    for name in left + kept:
+    for name in leftovers + kept:
         (tmp_path / name / "sub").mkdir(parents=True)
-    for name in left[1:] + kept[2:]:
+    for name in leftovers[1:] + kept[2:]:
         os.utime(tmp_path / name, (0, 0))
-    place.tidy()
-    assert {path.name for path in tmp_path.iterdir()} == set(kept) and place.names("") == []
+    storage.tidy()
+    assert {path.name for path in tmp_path.iterdir()} == set(kept) and storage.names("") == []
 
 
-def test_a_destination_in_its_source_is_no_source(tmp_path):
+def test_a_destination_in_its_source_is_excluded(tmp_path):
     parquet(tmp_path / "in" / "br[1]" / "a.parquet", ["a"])
     source, target = tmp_path / "in" / "br[1]", tmp_path / "in" / "br[1]" / "out"
     for _ in range(2):
@@ -243,5 +243,5 @@ def test_a_destination_in_its_source_is_no_source(tmp_path):
     assert rows(target).keys() == {"a"} and len(done(target)) == 1
     (tmp_path / "link").symlink_to(source)
     for other in (source / ".." / source.name, tmp_path / "link", f"file://{source}", f"{tmp_path}/in/**"):
-        assert len(list(sources.parts(str(other), 10, besides=Place(target)))) == 1
-    assert len(list(sources.parts(str(source), 10, besides=Place("memory://out")))) == 2
+        assert len(list(sources.parts(str(other), 10, exclude=Storage(target)))) == 1
+    assert len(list(sources.parts(str(source), 10, exclude=Storage("memory://out")))) == 2

@@ -1,5 +1,5 @@
 """Run a job on a cluster with Ray Data. Tasks read and decode parts, actors hold the model, tasks write. Ray limits how
-far each runs ahead of the next. The work itself is the code that `local` uses too."""
+far each stage runs ahead of the next. The work on a part is in `encode`, and pending parts in `job`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from ..errors import OptionError
 from . import sources
-from .encode import Encoder, Options, batches, geometry, in_order, job_of, open_model, save_part
-from .job import Done, Job
-from .prepare import Ready, prepare_all
+from .encode import Encoder, Options, batches, geometry, in_order, open_job, open_model, open_variant, save_part
+from .job import Job, PartResult
+from .prepare import PreparedImage, prepare_all
 from .sources import Part, Unreadable
 
-__all__ = ["import_ray", "open_variant", "run"]
+__all__ = ["import_ray", "run"]
 
 Row = dict[str, Any]
 
@@ -26,24 +26,23 @@ def run(
     pending: list[Part],
     actors: int = 1,
     gpus: float = 0,
-    on_part: Callable[[Done], None] = lambda done: None,
+    on_part: Callable[[PartResult], None] = lambda done: None,
 ) -> None:
-    """Do the pending parts on the Ray of $RAY_ADDRESS, or on one that is started here. on_part: called for each part
-    that is done.
+    """Encode the pending parts on the Ray cluster at $RAY_ADDRESS, or on one started on this machine.
 
-    actors: with a model each; gpus: that each of them takes. Source, destination and model must be reachable
-    from every machine. Raises OptionError without Ray.
+    actors: how many processes hold a model; gpus: GPUs for each. on_part: called for each finished part. Source,
+    destination and model must be reachable from every machine. Raises OptionError if Ray is not installed.
     """
     ray = import_ray()
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    # The actors together leave half of the cores to the tasks, which would else never start.
+    # The actors leave half of the cores to the tasks. Otherwise the tasks would never start.
     cpus = min(1.0, 0.45 * ray.cluster_resources().get("CPU", 1) / actors)
     shape = geometry(options, open_variant(options))
     rows = ray.data.from_items([{"part": pickle.dumps(part)} for part in pending], override_num_blocks=len(pending))
-    # Half a core, since it often waits; and with the actors' own share Ray would put both into one step.
+    # Half a core: loading often waits for I/O. With the actors' share Ray would fuse both into one stage.
     rows = rows.map(_Load(options.source, shape), num_cpus=0.5)
     pool = {"compute": ray.data.ActorPoolStrategy(size=actors), "num_gpus": gpus or None, "num_cpus": cpus}
     rows = rows.map(_Encode, fn_constructor_args=(options,), **pool)
@@ -53,22 +52,13 @@ def run(
 
 
 def import_ray():
-    """Return the module `ray`. Raises OptionError where it is not installed."""
+    """Return the module `ray`. Raises OptionError if it is not installed."""
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise OptionError(f"The engine 'ray' needs Ray ({error}): pip install 'ray[data]'") from error
     return ray
-
-
-def open_variant(options: Options):
-    """Return the variant of the model that the options name, without loading weights."""
-    from ..weights import hub
-    from ..weights.checkpoint import Checkpoint
-
-    path, variant = hub.locate(options.model, options.cache_dir)
-    return variant or Checkpoint(path).choose(options.variant)
 
 
 class _Load:
@@ -79,9 +69,9 @@ class _Load:
 
     def __call__(self, row: Row) -> Row:
         part = pickle.loads(row["part"])
-        found = list(sources.items(part, self.source))
-        prepared = prepare_all(found, self.shape, self.source)
-        return {"part": row["part"], "found": pickle.dumps(([item.key for item in found], prepared))}
+        items = list(sources.items(part, self.source))
+        prepared = prepare_all(items, self.shape, self.source)
+        return {"part": row["part"], "prepared": pickle.dumps(([item.key for item in items], prepared))}
 
 
 class _Encode:
@@ -91,9 +81,9 @@ class _Encode:
         self.encoder, self.batch = Encoder(options, open_model(options)), options.batch
 
     def __call__(self, row: Row) -> Row:
-        keys, prepared = pickle.loads(row["found"])
+        keys, prepared = pickle.loads(row["prepared"])
         before = self.encoder.seconds
-        ready = (item for item in prepared if isinstance(item, Ready))
+        ready = (item for item in prepared if isinstance(item, PreparedImage))
         rows = [item for batch in batches(ready, self.batch) for item in self.encoder(batch)]
         skipped = [item for item in prepared if isinstance(item, Unreadable)]
         seconds = self.encoder.seconds - before
@@ -109,5 +99,5 @@ class _Save:
     def __call__(self, row: Row) -> Row:
         part: Part = pickle.loads(row["part"])
         rows, skipped, seconds = pickle.loads(row["rows"])
-        job = job_of(self.options, open_variant(self.options))
+        job = open_job(self.options, open_variant(self.options))
         return {"done": pickle.dumps(save_part(job, part, rows, skipped, seconds))}

@@ -1,4 +1,5 @@
-"""Folders on this machine or anywhere that fsspec reaches, with atomic writes. What lies in them is left to others."""
+"""Folders on this machine or in any storage that fsspec supports, with atomic writes. `shards` and `sources` know the
+file formats."""
 
 from __future__ import annotations
 
@@ -17,14 +18,14 @@ from typing import BinaryIO
 from ..errors import DCAEError, OptionError
 from ..untrusted import is_file
 
-__all__ = ["Place", "import_fsspec", "machine_id", "plain_name"]
+__all__ = ["Storage", "import_fsspec", "machine_id", "safe_filename"]
 
-ASIDE = re.compile(r"([0-9a-f]{8})-(\d{1,10})-\w+\.part")  # where files are made: machine, process
-LEFT = re.compile(r"part-\d+(\.\w+)?\.part")  # as earlier versions named it
-OLD = 24 * 3600  # seconds after which nobody is at it any more
+TEMPORARY = re.compile(r"([0-9a-f]{8})-(\d{1,10})-\w+\.part")  # folders of unfinished files: machine, process
+LEGACY = re.compile(r"part-\d+(\.\w+)?\.part")  # as earlier versions named them
+STALE_SECONDS = 24 * 3600  # age after which a temporary folder is abandoned
 
 
-class Place:
+class Storage:
     """A folder, by a path or an address such as s3://bucket/folder. Raises OptionError if the address can't be
     opened."""
 
@@ -43,21 +44,25 @@ class Place:
     def names(self, folder: str) -> list[str]:
         """Return the names in `folder`, without unfinished files."""
         try:
-            found = self.fs.ls(self.path(folder), detail=False, refresh=True)
+            paths = self.fs.ls(self.path(folder), detail=False, refresh=True)
         except FileNotFoundError:
             return []
-        except TypeError:  # some have nothing to refresh
-            found = self.fs.ls(self.path(folder), detail=False)
-        return sorted(name for one in found if not (name := one.rstrip("/").rsplit("/", 1)[-1]).endswith(".part"))
+        except TypeError:  # some file systems have no `refresh`
+            paths = self.fs.ls(self.path(folder), detail=False)
+        return sorted(name for path in paths if not (name := path.rstrip("/").rsplit("/", 1)[-1]).endswith(".part"))
 
     def exists(self, name: str) -> bool:
         return self.fs.exists(self.path(name))
 
     def open(self, name: str) -> BinaryIO:
-        """Open a file for reading. Raises OSError, also for a pipe or device, which would keep its reader waiting."""
-        if self.local and not is_file(self.path(name)):
-            raise OSError(f"{name} is no file")
-        return self.fs.open(self.path(name), "rb")
+        """Open a file for reading. Raises OSError, also for a pipe or device, which could block the reader."""
+        return self.open_path(self.path(name))
+
+    def open_path(self, path: str) -> BinaryIO:
+        """Open a file for reading by a path of `fs`. Raises OSError as `open`."""
+        if self.local and not is_file(path):
+            raise OSError(f"{path} is not a file")
+        return self.fs.open(path, "rb")
 
     def size(self, name: str) -> int:
         return self.fs.size(self.path(name)) or 0
@@ -69,25 +74,25 @@ class Place:
     def write_text(self, name: str, text: str) -> None:
         self.write(name, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def write(self, name: str, make: Callable[[Path], object]) -> None:
-        """Let `make` write a file, or a folder of files, at the path it is given, then rename that to `name`, replacing
-        what had it."""
+    def write(self, name: str, write_to: Callable[[Path], object]) -> None:
+        """Call `write_to` with a temporary path, for a file or folder, then rename that to `name`. Replaces an existing
+        one. Raises DCAEError."""
         try:
-            with self._aside(name) as part:
-                make(part)
-                self._settle(part, name)
+            with self._temporary_path(name) as part:
+                write_to(part)
+                self._publish(part, name)
         except OSError as error:
             raise DCAEError(f"{self.path(name)} can't be written: {error}") from error
 
     @contextlib.contextmanager
-    def _aside(self, name: str) -> Iterator[Path]:
-        """Yield a temporary path for `name`, with the same last part, in a folder of its own: other processes may write
-        the same."""
-        place: dict[str, str] = {"prefix": "dcae-"}
+    def _temporary_path(self, name: str) -> Iterator[Path]:
+        """Yield a temporary path for `name`, with the same last component, in a new folder: other processes may write
+        the same name."""
+        options: dict[str, str] = {"prefix": "dcae-"}
         if self.local:
             Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
-            place = {"prefix": f"{machine_id()}-{os.getpid()}-", "suffix": ".part", "dir": self.root}
-        with tempfile.TemporaryDirectory(**place) as folder:
+            options = {"prefix": f"{machine_id()}-{os.getpid()}-", "suffix": ".part", "dir": self.root}
+        with tempfile.TemporaryDirectory(**options) as folder:
             yield Path(folder, name.rsplit("/", 1)[-1])
 
     def tidy(self) -> None:
@@ -95,17 +100,17 @@ class Place:
         if not self.local or not os.path.isdir(self.root):
             return
         with os.scandir(self.root) as entries:
-            leftovers = [entry for entry in entries if ASIDE.fullmatch(entry.name) or LEFT.fullmatch(entry.name)]
+            leftovers = [entry for entry in entries if TEMPORARY.fullmatch(entry.name) or LEGACY.fullmatch(entry.name)]
         for entry in leftovers:
-            match = ASIDE.fullmatch(entry.name)
+            match = TEMPORARY.fullmatch(entry.name)
             with contextlib.suppress(OSError):
                 ended = match is not None and match[1] == machine_id() and not _is_running(int(match[2]))
-                if ended or time.time() - entry.stat(follow_symlinks=False).st_mtime > OLD:
+                if ended or time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SECONDS:
                     _remove(Path(entry.path))
 
-    def _settle(self, part: Path, name: str) -> None:
+    def _publish(self, part: Path, name: str) -> None:
         target = self.path(name)
-        if not self.local:  # object stores show a file once it is there as a whole
+        if not self.local:  # object stores show only complete files
             if part.is_dir():
                 self.fs.put(f"{part}/", f"{target}/", recursive=True)
             else:
@@ -119,8 +124,9 @@ class Place:
         os.replace(part, target)
 
 
-def plain_name(text: str) -> str:
-    """Return an untrusted name as one that every disk accepts: printable and short. Different names stay different."""
+def safe_filename(text: str) -> str:
+    """Return a file name for untrusted text that every file system accepts: printable and short. Long names stay
+    distinct by a hash."""
     printable = "".join(c if c.isprintable() and (c != ":" or os.name != "nt") else "_" for c in text)
     if len(printable.encode()) <= 150:
         return printable
@@ -128,15 +134,15 @@ def plain_name(text: str) -> str:
 
 
 def machine_id() -> str:
-    """Return a short name of the machine (or container) whose process ids these are."""
+    """Return an identifier of the machine or container that process ids belong to."""
     space = ""
-    with contextlib.suppress(OSError):  # only Linux has them
+    with contextlib.suppress(OSError):  # only Linux has process id namespaces
         space = os.readlink("/proc/self/ns/pid")
     return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
 
 
 def _is_running(process: int) -> bool:
-    if os.name == "nt":  # where os.kill would end it
+    if os.name == "nt":  # os.kill would end the process
         return True
     try:
         os.kill(process, 0)
@@ -155,10 +161,11 @@ def _remove(path: Path) -> None:
 
 
 def import_fsspec():
+    """Return the module `fsspec`. Raises OptionError without fsspec or pyarrow."""
     try:
         import fsspec
         import fsspec.core
-        import pyarrow.parquet  # noqa: F401  said here, and not once the first part is encoded
+        import pyarrow.parquet  # noqa: F401  fail now, not after the first part is encoded
     except ImportError as error:
-        raise OptionError(f"Whole data sets need fsspec and pyarrow ({error}): pip install fsspec pyarrow") from error
+        raise OptionError(f"Data sets need fsspec and pyarrow ({error}): pip install fsspec pyarrow") from error
     return fsspec

@@ -1,5 +1,5 @@
-"""Run a job on one machine: worker processes read and decode, a thread writes, and the device encodes all the time.
-What is done with a part is in `encode`, and what is pending in `job`."""
+"""Run a job on one machine: worker processes read and decode, one thread writes, and the device encodes meanwhile. The
+work on a part is in `encode`, and pending parts in `job`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..engine.memory import free_bytes, parse_bytes
 from ..errors import BudgetError, OptionError
 from . import sources
 from .encode import Batcher, Encoder, Options, geometry, in_order, save_part
-from .job import Done, Job
-from .prepare import Geometry, Ready, prepare_all
+from .job import Job, PartResult
+from .prepare import Geometry, PreparedImage, prepare_all
 from .shards import Row
 from .sources import Item, Part, Unreadable
 
-__all__ = ["run"]
+__all__ = ["Device", "run"]
 
 CHUNK = 4  # sources that a worker gets at a time
 
@@ -36,20 +36,20 @@ def run(
     pending: list[Part],
     encoder: Encoder,
     workers: int = 0,
-    on_part: Callable[[Done], None] = lambda done: None,
+    on_part: Callable[[PartResult], None] = lambda done: None,
 ) -> None:
-    """Do the pending parts. workers: processes; 0 is one for each core, at most 16. on_part: called for each part that
-    is done."""
-    shape, device = geometry(options, encoder.ae.variant), _Device(encoder)
+    """Encode the pending parts. workers: number of processes; 0 is one for each core, at most 16. on_part: called for
+    each finished part."""
+    shape, device = geometry(options, encoder.ae.variant), Device(encoder)
     batcher = Batcher(device.batch)
     encoding, keys, skipped = [], [], []
     written: deque[Future] = deque()
     workers = workers or min(16, os.cpu_count() or 1)
     with _Workers(workers, shape, job.source) as pool, device, ThreadPoolExecutor(1) as writer:
         for (part, chunk, last), results in pool.map(_chunks(pending, job.source)):
-            keys += [one.key for one in chunk]
-            skipped += [one for one in results if isinstance(one, Unreadable)]
-            full = [batch for one in results if isinstance(one, Ready) and (batch := batcher.add(one))]
+            keys += [item.key for item in chunk]
+            skipped += [item for item in results if isinstance(item, Unreadable)]
+            full = [batch for item in results if isinstance(item, PreparedImage) and (batch := batcher.add(item))]
             encoding += map(device.submit, full + (batcher.rest() if last else []))
             if not last:
                 continue
@@ -63,56 +63,56 @@ def run(
 
 def _save(
     job: Job, part: Part, encoding: list[Future], keys: list[str], skipped: list[Unreadable], parallel: int
-) -> Done:
+) -> PartResult:
     """Wait for the batches of a part, and write its rows."""
     results = [future.result() for future in encoding]
     rows = in_order([row for rows, _ in results for row in rows], keys)
     return save_part(job, part, rows, skipped, sum(seconds for _, seconds in results) / parallel)
 
 
-class _Device:
-    """Encode in threads, with few batches waiting. On a CPU `parallel` of them run at the same time, each on cores of
-    its own: cores that share a batch all wait when one of them is given to a process that decodes. batch: pictures in
-    each; together those of `Options.batch`."""
+class Device:
+    """Encode in threads, with few batches waiting. On a CPU `parallel` threads encode at the same time, on separate
+    cores: cores that share a batch all wait when a decoding process takes one of them. batch: pictures in a batch;
+    `parallel` batches together hold up to `Options.batch`."""
 
     def __init__(self, encoder: Encoder):
         self.encoder, self.parallel = encoder, 1
-        self.threads, most = torch.get_num_threads(), encoder.options.batch
-        # In fp16 what overflows is done again with the weights in fp32, and they are the same weights.
+        self.threads, max_batch = torch.get_num_threads(), encoder.options.batch
+        # An fp16 run that overflows is repeated with the weights in fp32. All threads share these weights.
         if encoder.ae.device.type == "cpu" and encoder.ae.dtype != torch.float16:
-            self.parallel = max(n for n in range(1, min(self.threads, most) + 1) if self.threads % n == 0)
-        self.batch = max(1, most // self.parallel)
+            self.parallel = max(n for n in range(1, min(self.threads, max_batch) + 1) if self.threads % n == 0)
+        self.batch = max(1, max_batch // self.parallel)
         bound = parse_bytes(encoder.options.budget) or free_bytes(encoder.ae.device)
-        self.share = bound and bound // self.parallel  # bytes; None where the system does not tell what is free
+        self.share = bound and bound // self.parallel  # bytes; None if the system does not report free memory
         self.per_thread = threading.local()
         self.waiting: deque[Future] = deque()
 
-    def __enter__(self) -> _Device:
+    def __enter__(self) -> Device:
         self.pool = ThreadPoolExecutor(self.parallel, initializer=self._start)
         return self
 
     def __exit__(self, *error) -> None:
         self.pool.shutdown(cancel_futures=error[0] is not None)
-        torch.set_num_threads(self.threads)  # also of threads that are still to come
+        torch.set_num_threads(self.threads)  # also for threads started later
 
     def _start(self) -> None:
         torch.set_num_threads(self.threads // self.parallel)
         self.per_thread.encoder = Encoder(self.encoder.options, copy.copy(self.encoder.ae))
 
-    def submit(self, batch: list[Ready]) -> Future:
+    def submit(self, batch: list[PreparedImage]) -> Future:
         """Return a future of (rows, seconds of one thread)."""
         concurrent = self._fits_concurrently(batch)
         while len(self.waiting) > (self.parallel if concurrent else 0):
             self.waiting.popleft().result()
         if concurrent:
             future = self.pool.submit(lambda: _timed(self.per_thread.encoder, batch))
-        else:  # here, with all cores and the whole budget
+        else:  # in this thread, with all cores and the whole budget
             rows, seconds = _timed(self.encoder, batch)
             (future := Future()).set_result((rows, seconds * self.parallel))
         self.waiting.append(future)
         return future
 
-    def _fits_concurrently(self, batch: list[Ready]) -> bool:
+    def _fits_concurrently(self, batch: list[PreparedImage]) -> bool:
         """Whether `parallel` such batches fit into the budget at the same time, each as a whole run."""
         if self.parallel == 1:
             return True
@@ -125,7 +125,7 @@ class _Device:
         return plan.whole and plan.together == len(batch)
 
 
-def _timed(encoder: Encoder, batch: list[Ready]) -> tuple[list[Row], float]:
+def _timed(encoder: Encoder, batch: list[PreparedImage]) -> tuple[list[Row], float]:
     before = encoder.seconds
     return encoder(batch), encoder.seconds - before
 
@@ -142,7 +142,7 @@ def _chunks(pending: list[Part], source: str) -> Iterator[tuple[Part, list[Item 
 
 
 class _Workers:
-    """Processes that prepare sources. If one dies, only the source that it worked on is lost."""
+    """Processes that prepare sources. If one dies, only the source it worked on is lost."""
 
     def __init__(self, count: int, shape: Geometry, source: str):
         self.count, self.arguments = count, (shape, source)
@@ -153,17 +153,17 @@ class _Workers:
             self.pool.submit(os.getpid).result()
         except BrokenProcessPool as error:
             raise OptionError(
-                "The processes that decode can't start; what they said is above. A script that calls this must do so "
-                "under if __name__ == '__main__':, since each of them imports it."
+                "The processes that decode can't start; their output is above. A script must call this under "
+                "if __name__ == '__main__':, since each process imports the script."
             ) from error
         return self
 
     def __exit__(self, *error) -> None:
-        # Waits after an error too, for what was begun: Python 3.11 may fail at its exit where the pool ends meanwhile.
+        # Wait for started work even after an error: Python 3.11 may fail at exit while the pool is still shutting down.
         self.pool.shutdown(cancel_futures=True)
 
     def _new(self, count: int | None = None) -> ProcessPoolExecutor:
-        # Not forked from here: threads and devices of this process would come along.
+        # Not "fork", which would copy the threads and devices of this process.
         kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         context = multiprocessing.get_context(kind)
         if kind == "forkserver":
@@ -197,7 +197,7 @@ class _Workers:
             failed.set_exception(error)
             return failed
 
-    def _alone(self, item: Item | Unreadable) -> Ready | Unreadable:
+    def _alone(self, item: Item | Unreadable) -> PreparedImage | Unreadable:
         with self._new(1) as pool:
             try:
                 return pool.submit(prepare_all, [item], *self.arguments).result()[0]

@@ -109,11 +109,9 @@ def ray(arguments: argparse.Namespace, out: Path) -> None:
     difference = max(float((a[k] - b[k]).abs().max() / a[k].abs().max()) for k in a)
     print(f"the same {len(a)} keys, and {len(skipped(out / 'ray').splitlines())} skipped for the same reasons")
     print(f"latents differ by at most {difference:.1e} of their largest (stored in bf16: half a step is 3.9e-3)")
-    rates = [outcome.images / outcome.seconds for outcome in (local, remote)]
+    rates = [f"{outcome.images / outcome.seconds:.1f}" for outcome in (local, remote)]
     extra = f"{remote.seconds - local.seconds:.1f} s more of {local.seconds:.1f} s"
-    print(
-        f"local {rates[0]:.1f} images/s; Ray, 2 actors, {rates[1]:.1f}, {extra}; starting Ray took {ready:.1f} s besides"
-    )
+    print(f"local {rates[0]} images/s; Ray, 2 actors, {rates[1]}, {extra}; starting Ray took {ready:.1f} s besides")
 
 
 def rows(target: Path) -> dict[str, torch.Tensor]:

@@ -83,7 +83,7 @@ def budgets(arguments):
         for direction in plan.DIRECTIONS:
             for side in sides:
                 made = smallest(ae.variant, direction, side, side, ae.dtype)
-                whole = plan.make(ae.variant, direction, side, side, 1, None, ae.dtype).peak_bytes
+                whole = plan.make(ae.variant.architecture, direction, side, side, 1, None, ae.dtype).peak_bytes
                 # Counting takes minutes at the larger sizes.
                 count = f"{counted(ae, made) / GIB:8.3f}" if side == 4096 else f"{'-':>8}"
                 yield f"{name:28} {direction:9} {side:6} {made.peak_bytes / GIB:9.3f} {count} {whole / GIB:7.1f}"
@@ -98,9 +98,9 @@ def counts(arguments):
         direction, f = chance.choice(plan.DIRECTIONS), variant.spatial_ratio
         height, width = f * chance.randint(1, 1600 // f), f * chance.randint(1, 2400 // f)
         low = smallest(variant, direction, height, width, ae.dtype).peak_bytes
-        high = plan.make(variant, direction, height, width, 1, None, ae.dtype).peak_bytes
+        high = plan.make(variant.architecture, direction, height, width, 1, None, ae.dtype).peak_bytes
         budget = int(low * max(1.0, 1.1 * high / low) ** chance.random())
-        made = plan.make(variant, direction, height, width, 1, budget, ae.dtype)
+        made = plan.make(variant.architecture, direction, height, width, 1, budget, ae.dtype)
         count = counted(ae, made)
         ratios.append(count / made.peak_bytes)
         over += count > budget
@@ -131,9 +131,9 @@ def picture(height: int, width: int, device: str) -> torch.Tensor:
 
 def quarter(variant, direction: str, height: int, width: int, dtype: torch.dtype) -> plan.Plan:
     """A plan whose strips are at most a quarter of the picture."""
-    budget = plan.make(variant, direction, height, width, 1, None, dtype, whole=False).peak_bytes
+    budget = plan.make(variant.architecture, direction, height, width, 1, None, dtype, whole=False).peak_bytes
     while True:
-        made = plan.make(variant, direction, height, width, 1, budget, dtype, whole=False)
+        made = plan.make(variant.architecture, direction, height, width, 1, budget, dtype, whole=False)
         if made.strips >= 4:
             return made
         budget = int(budget * 0.95)

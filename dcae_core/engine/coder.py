@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import model
+from ..errors import OptionError
 from .layers import LAYERS, Layer
 from .layers.conv import Conv3x3Layer
 from .layers.norm_act import NormActLayer
@@ -89,9 +90,11 @@ def _makers(coder: model.Encoder | model.Decoder, rewrites: Collection[str]) -> 
 
 
 def _in_order(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that a layer is for; others are sequences of such."""
-    if type(module) in LAYERS:
-        yield module
-    else:
+    """Yield the modules that a layer is for. Raises OptionError for one that no layer runs."""
+    if isinstance(module, (nn.Sequential, model.EfficientViTBlock)):
         for child in module.children():
             yield from _in_order(child)
+    elif type(module) in LAYERS:
+        yield module
+    else:
+        raise OptionError(f"No layer of the engine runs {type(module).__name__}: add one to engine/layers.")

@@ -163,6 +163,7 @@ def _meta_coder(architecture: Architecture, direction: str) -> InferenceCoder:
     return whole.encoder if direction == "encode" else whole.decoder
 
 
+@cache
 def _weight_count(architecture: Architecture, direction: str) -> int:
     return sum(p.numel() for p in _meta_coder(architecture, direction).parameters())
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from dcae_core import DCAE, VARIANTS, Variant, model, plan
 from dcae_core.architecture import Architecture, CoderSpec, Stage
 from dcae_core.engine.layers import LAYERS, Layer
+from dcae_core.errors import OptionError
 from dcae_core.model import Autoencoder
 from tests.core.helpers import counted, least, randomised, relative_error, streamed
 
@@ -74,3 +75,9 @@ def test_its_memory_is_planned(direction, dtype):
     for budget in (None, low, 2 * low):
         made = plan.make(VARIANT.architecture, direction, 264, 72, 1, budget, ae.dtype)
         assert 0.85 * made.peak_bytes <= counted(ae, made) <= made.peak_bytes <= (budget or made.peak_bytes)
+
+
+def test_a_block_without_a_layer_is_not_left_out(monkeypatch):
+    monkeypatch.delitem(LAYERS, DepthwiseBlock)
+    with pytest.raises(OptionError, match="No layer of the engine runs DepthwiseBlock"):
+        DCAE.empty(VARIANT, device="meta")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 
 from comfy_api.v0_0_2 import io
+from torch import Tensor
+from torch.nn import functional
 
+from ..dcae_core import images
 from ..dcae_core.media.sizes import MODES, Fit
-from .latents import channels_input, check_variant, remember, true_size
+from .latents import channels_input, check_variant, picture_area, remember
 from .schema import aliases
 from .vae import require
 from .web import describe_run
@@ -49,17 +52,35 @@ class DCAEEncode(io.ComfyNode):
                 ),
                 budget_input(),
                 channels_input(),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where a sampler is to paint: white. It is padded or cropped as the pictures are, which "
+                    "Set Latent Noise Mask does not do.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="Raw latents (not scaled).")],
         )
 
     @classmethod
-    def execute(cls, pixels, vae, size_mode: str, budget_gib: float = 0.0, latent_channels: int = 0) -> io.NodeOutput:
+    def execute(
+        cls, pixels, vae, size_mode: str, budget_gib: float = 0.0, latent_channels: int = 0, mask=None
+    ) -> io.NodeOutput:
         vae = require(vae)
         fit = Fit(pixels.shape[1], pixels.shape[2], vae.dcae.spatial_ratio, size_mode)
         start = time.perf_counter()
         latents = vae.encode(pixels, fit, int(budget_gib * 2**30), channels=latent_channels or None)
-        return io.NodeOutput(remember({"samples": latents}, fit.true, vae.dcae.variant), ui=run_summary(vae, start))
+        latent = {"samples": latents} if mask is None else {"samples": latents, "noise_mask": fit_mask(mask, fit)}
+        return io.NodeOutput(remember(latent, fit.true, vae.dcae.variant), ui=run_summary(vae, start))
+
+
+def fit_mask(mask: Tensor, fit: Fit) -> Tensor:
+    """Return a MASK [B, H, W] or [H, W] as [B, 1, height, width] of the padded picture. A mask of another size is
+    stretched over the picture first, as ComfyUI's samplers do."""
+    mask = mask.reshape(-1, 1, *mask.shape[-2:])
+    if mask.shape[-2:] != (fit.height, fit.width):
+        mask = functional.interpolate(mask, (fit.height, fit.width), mode="bilinear")
+    return images.fit(mask, fit)
 
 
 class DCAEDecode(io.ComfyNode):
@@ -75,18 +96,32 @@ class DCAEDecode(io.ComfyNode):
                 io.Latent.Input("samples", tooltip="Raw latents, from DC-AE Encode, a sampler or a file."),
                 io.Vae.Input("vae", tooltip="From the DC-AE Loader; the DC-AE that the latents were made with."),
                 budget_input(),
+                *(
+                    io.Int.Input(
+                        name,
+                        default=0,
+                        min=0,
+                        max=65536,
+                        optional=True,
+                        tooltip="Of the picture before padding, in pixels; 0 is what the latent remembers. For latents "
+                        "that other packs' nodes made anew.",
+                    )
+                    for name in ("width", "height")
+                ),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             outputs=[io.Image.Output(display_name="image")],
         )
 
     @classmethod
-    def execute(cls, samples, vae, budget_gib: float = 0.0) -> io.NodeOutput:
+    def execute(cls, samples, vae, budget_gib: float = 0.0, width: int = 0, height: int = 0) -> io.NodeOutput:
         vae = require(vae)
         check_variant(samples, vae.dcae.variant)
-        height, width = true_size(samples, vae.dcae.spatial_ratio)
+        vae.dcae.check_latent(samples["samples"])
+        rows, columns = picture_area(samples, vae.dcae.spatial_ratio, cls.hidden, width=width, height=height)
         start = time.perf_counter()
         picture = vae.decode(samples["samples"], budget=int(budget_gib * 2**30))
-        return io.NodeOutput(picture[:, :height, :width], ui=run_summary(vae, start))
+        return io.NodeOutput(picture[:, rows, columns], ui=run_summary(vae, start))
 
 
 def run_summary(vae, start: float) -> dict[str, list[str]]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 
 import comfy.model_management as management
 import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 
+from nodes import NODE_CLASS_MAPPINGS
+
 from ..dcae_core import VARIANTS, DCAEError, LatentError, Variant, find, names
 from ..dcae_core.media.latents import read
 from ..dcae_core.media.sizes import Fit
 from ..dcae_core.untrusted import file_in_folder
+from .geometry import true_area, ways
 from .schema import aliases
 from .vae import DCAEVAE, require
 
@@ -22,8 +27,8 @@ __all__ = [
     "DCAEScaleLatent",
     "channels_input",
     "check_variant",
+    "picture_area",
     "remember",
-    "true_size",
 ]
 
 SIZE = "dcae_size"  # a LATENT's key for the (height, width) of its picture before padding
@@ -32,7 +37,7 @@ FROM_VAE = "from vae"
 
 
 def remember(latent: dict, size: tuple[int, int] | None, variant: Variant | None = None) -> dict:
-    """Return `latent` with entries for the true (height, width) of its picture, see `true_size`, and its variant, see
+    """Return `latent` with entries for the true (height, width) of its picture, see `picture_area`, and its variant, see
     `check_variant`."""
     entries = {SIZE: size, VARIANT: variant and variant.name}
     return {**latent, **{name: value for name, value in entries.items() if value is not None}}
@@ -47,13 +52,33 @@ def check_variant(latent: dict, variant: Variant) -> None:
         )
 
 
-def true_size(latent: dict, ratio: int) -> tuple[int, int]:
-    """Return (height, width) to cut the decoded picture to: the size in the latent's entry if it still fits the
-    latent."""
-    rows, columns = latent["samples"].shape[-2:]
-    if SIZE in latent and Fit(*latent[SIZE], ratio).latent == (rows, columns):
-        return latent[SIZE]
-    return rows * ratio, columns * ratio
+def picture_area(latent: dict, ratio: int, hidden: io.HiddenHolder | None, **given: int) -> tuple[slice, slice]:
+    """Return the rows and columns of the decoded picture that are not padding, for the node whose `hidden` has its id
+    and the prompt. given: `height` and `width` of `geometry.true_area`."""
+    found = None
+    if hidden is not None and hidden.dynprompt is not None:
+        node = hidden.dynprompt.get_node
+        kinds = functools.partial(carries_latent, node)
+        found = ways(str(hidden.unique_id), node, kinds, ("DCAE_Encode", "DCAE_EmptyLatent", "DCAE_LoadLatent"))
+    return true_area(latent["samples"].shape[-2:], ratio, latent.get(SIZE), found, **given)
+
+
+def carries_latent(node: Callable[[str], dict], consumer: dict, name: str) -> bool:
+    """Whether the input `name` of a node of the prompt may be linked to a latent, by the types on both ends."""
+    if not isinstance(consumer["inputs"][name], list):
+        return False
+    source, slot = consumer["inputs"][name]
+    inputs = NODE_CLASS_MAPPINGS[consumer["class_type"]].INPUT_TYPES()
+    outputs = NODE_CLASS_MAPPINGS[node(str(source))["class_type"]].RETURN_TYPES
+    declared = [part[name][0] for part in inputs.values() if name in part]
+    return all(may_be_latent(kind) for kind in (*declared, *outputs[slot : slot + 1]))
+
+
+def may_be_latent(kind: object) -> bool:
+    # Some packs have a str for any type, which equals all others.
+    return isinstance(kind, str) and (
+        kind == "LATENT" or kind.startswith(("*", "COMFY_")) or "LATENT" in kind.split(",")
+    )
 
 
 def chosen_variant(vae: DCAEVAE | None, variant: str) -> Variant:

@@ -14,6 +14,8 @@ from ..dcae_core import plan as planning
 from ..dcae_core.engine.devices import best_dtype
 from ..dcae_core.engine.memory import free_bytes
 from ..dcae_core.media.sizes import Fit
+from ..dcae_core.weights.checkpoint import Checkpoint
+from .first_stage import FirstStageModel
 
 __all__ = ["DCAEVAE", "auto_dtype", "node_progress", "require"]
 
@@ -35,9 +37,9 @@ class DCAEVAE(comfy.sd.VAE):
         # The smallest VAE its constructor knows, so that it sets every attribute that this release of ComfyUI wants.
         super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=dcae.dtype)
         self.dcae = dcae
-        self.first_stage_model = dcae.model
+        self.first_stage_model = FirstStageModel(dcae)
         self.patcher = comfy.model_patcher.ModelPatcher(
-            dcae.model, load_device=self.device, offload_device=management.vae_offload_device()
+            self.first_stage_model, load_device=self.device, offload_device=management.vae_offload_device()
         )
         self.vae_dtype = dcae.dtype
         self.latent_channels = dcae.latent_channels
@@ -90,6 +92,10 @@ class DCAEVAE(comfy.sd.VAE):
         a tile of this size would take."""
         side = (tile_x or 16) * self.dcae.spatial_ratio
         return self.decode(samples, budget=self._tile_bytes("decode", side), strict=False)
+
+    def get_sd(self) -> dict[str, Tensor]:
+        """Return the tensors of the file that was loaded, as they are in it. Those that run are rewritten from them."""
+        return Checkpoint(self.dcae.path).tensors()
 
     def _best_plan(
         self,

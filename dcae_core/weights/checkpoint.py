@@ -93,13 +93,18 @@ class Checkpoint:
     def state(self, architecture: Architecture) -> dict[str, Tensor]:
         """Return the tensors for `model`: diffusers layout, no prefix, memory-mapped on the CPU. `architecture` is that
         of one of `fits`. Raises CheckpointError, also for weights that are not finite."""
+        state = self.tensors()
+        finite.check_weights(state, str(self.path))
+        return keys.to_diffusers(state, self.layout, architecture)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors as they are in the file, in its layout, without the prefix and what else is beside it."""
         state = {}
         for key, (file, handle) in self._sources.items():
             if key.startswith(self.prefix):
                 with _reading(file):
                     state[key.removeprefix(self.prefix)] = handle.get_tensor(key)
-        finite.check_weights(state, str(self.path))
-        return keys.to_diffusers(state, self.layout, architecture)
+        return state
 
 
 def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant, layout: str = "diffusers") -> Path:

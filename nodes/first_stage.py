@@ -1,4 +1,4 @@
-"""What other packs find at `vae.first_stage_model`: the weights, and encode and decode as ComfyUI's own models have them.
+"""What other packs find at `vae.first_stage_model`: the weights, encode and decode, as ComfyUI's own models have them.
 Runs of the VAE don't pass through it, so that what is put into it changes no pixels."""
 
 from __future__ import annotations
@@ -72,5 +72,5 @@ class Coder(_Fixed):
             return super().__getattr__(name)
         except AttributeError:
             raise AttributeError(
-                f"This VAE is a DC-AE, which has no {name!r}: the node was made for the VAE of Stable Diffusion. {INSTEAD}"
+                f"This VAE is a DC-AE, which has no {name!r}: the node is for the VAE of Stable Diffusion. {INSTEAD}"
             ) from None

@@ -37,8 +37,8 @@ FROM_VAE = "from vae"
 
 
 def remember(latent: dict, size: tuple[int, int] | None, variant: Variant | None = None) -> dict:
-    """Return `latent` with entries for the true (height, width) of its picture, see `picture_area`, and its variant, see
-    `check_variant`."""
+    """Return `latent` with entries for the true (height, width) of its picture, see `picture_area`, and its variant,
+    see `check_variant`."""
     entries = {SIZE: size, VARIANT: variant and variant.name}
     return {**latent, **{name: value for name, value in entries.items() if value is not None}}
 
@@ -75,10 +75,8 @@ def carries_latent(node: Callable[[str], dict], consumer: dict, name: str) -> bo
 
 
 def may_be_latent(kind: object) -> bool:
-    # Some packs have a str for any type, which equals all others.
-    return isinstance(kind, str) and (
-        kind == "LATENT" or kind.startswith(("*", "COMFY_")) or "LATENT" in kind.split(",")
-    )
+    """Whether a type of ComfyUI is LATENT, one of several with it, or any."""
+    return isinstance(kind, str) and (kind.startswith(("*", "COMFY_")) or "LATENT" in kind.split(","))
 
 
 def chosen_variant(vae: DCAEVAE | None, variant: str) -> Variant:

@@ -15,6 +15,7 @@ PADDED = (1, 2)  # of a picture's sides top, right, bottom, left (0 to 3): where
 TURNS = {"90": 1, "180": 2, "270": 3}  # clockwise, by the first word of LatentRotate's choices
 # Nodes of two latents whose result has the place and size of one of them, and the name of that input.
 BASE = {"LatentComposite": "samples_to", "LatentCompositeMasked": "destination"}
+ELSEWHERE = ("LatentUpscale", "LatentCrop", "LatentCut", "LatentConcat")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Way:
             return replace(self, sides=flipped)
         if kind == "LatentUpscaleBy" or (kind == "LatentUpscale" and inputs.get("crop") == "disabled"):
             return replace(self, scaled=True)
-        return replace(self, known=self.known and kind not in ("LatentUpscale", "LatentCrop"))
+        return replace(self, known=self.known and kind not in ELSEWHERE)
 
 
 def ways(

@@ -1,9 +1,11 @@
-"""The size before padding, through ComfyUI's latent nodes: the picture of DC-AE Decode is that part of the whole decoded
-one where the photograph lies."""
+"""The size before padding, through ComfyUI's latent nodes: the picture of DC-AE Decode is that part of the whole
+decoded one where the photograph lies."""
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from dcae_core import DEMO
 
 from .prompts import loader, message, node, photograph, save
 
@@ -76,19 +78,7 @@ CHAINS = {  # the last node before DC-AE Decode (or several), and the rows and c
         WHOLE,
     ),
     "with a mask": ([node("SetLatentNoiseMask", samples=FIRST, mask=["1", 1])], STRAIGHT),
-    "through our own": (
-        [
-            node(
-                "DCAE_ScaleLatent",
-                samples=FIRST,
-                direction="raw to scaled",
-                variant="from vae",
-                vae=["2", 0],
-                factor=1.0,
-            )
-        ],
-        STRAIGHT,
-    ),
+    "through our own": ([node("DCAE_ScaleLatent", samples=FIRST, direction="raw to scaled", variant=DEMO)], STRAIGHT),
     "made anew": ([node("VAEEncode", pixels=["1", 0], vae=["2", 0])], WHOLE),
 }
 

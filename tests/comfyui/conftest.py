@@ -22,7 +22,7 @@ def hub() -> Iterator[StandinHub]:
 
 @pytest.fixture(scope="session")
 def comfyui(tmp_path_factory: pytest.TempPathFactory, hub: StandinHub) -> Iterator[Server]:
-    """A started ComfyUI with this pack and a stand-in for Sana in it, and with previews while it samples; one for all
+    """A started ComfyUI with this pack and the stand-ins beside, and with previews while it samples; one for all
     tests: leave its queue empty behind you."""
     env = default_env()
     if not python_of(env).exists() or not (comfyui_of(env) / "main.py").is_file():
@@ -30,7 +30,7 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory, hub: StandinHub) -> Iterat
         pytest.fail(f"{lacking} This makes it: python3 tools/run.py test", pytrace=False)
     with Server(
         env=env,
-        others=[Path(__file__).parent / "standin_sana"],
+        others=[Path(__file__).parent / name for name in ("standin_sana", "standin_packs")],
         args=["--preview-method", "latent2rgb", *FP32],
         environ={"HF_HOME": str(tmp_path_factory.mktemp("hf-home")), "HF_ENDPOINT": hub.url},
     ) as server:

@@ -48,7 +48,8 @@ def exported(name: str) -> set[str]:
 def absolute(module: str, node: ast.ImportFrom) -> str:
     """The module that `from ... import` names, as if from the repository's root."""
     if not node.level:
-        return f"scripts.{node.module}" if node.module.startswith("dcae_sdnext") else node.module
+        inside = {"dcae_sdnext": f"scripts.{node.module}", "nodes": "ComfyUI's, since ours are imported relatively"}
+        return inside.get(node.module.split(".")[0], node.module)
     parts = module.split(".")
     is_package = MODULES[module].name == "__init__.py"
     parts = parts[: len(parts) - node.level + is_package]

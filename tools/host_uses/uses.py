@@ -17,7 +17,7 @@ from pathlib import Path
 from .known import NOT_NODES, OURS, UNSEEN
 
 COMFYUI = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview")
-COMFYUI += ("node_helpers", "server")
+COMFYUI += ("node_helpers", "nodes", "server")
 ROOTS = {**dict.fromkeys(COMFYUI, "ComfyUI"), "modules": "SD.Next"}
 ROOTS |= {"diffusers": "libraries", "accelerate": "libraries"}
 # Methods of objects that are no host's (dict, torch.nn.Module): a name ends before them.

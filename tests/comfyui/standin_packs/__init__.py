@@ -1,0 +1,60 @@
+"""Custom nodes for tests alone: they do to a VAE and to a LATENT what nodes of other packs do, which are not here."""
+
+import comfy.sampler_helpers
+import torch
+
+
+class ReachesIntoVAE:
+    """Compiles both halves of a VAE in place, twice; puts a forward of its own into them; asks for a layer."""
+
+    CATEGORY, FUNCTION = "tests", "reach"
+    RETURN_TYPES = ("VAE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"vae": ("VAE",), "layer": ("STRING", {"default": ""})}}
+
+    def reach(self, vae, layer):
+        model = vae.first_stage_model
+        for name in ("encoder", "decoder"):
+            for mode in ("default", "reduce-overhead"):
+                setattr(model, name, torch.compile(getattr(model, name), mode=mode))
+            half = getattr(model, name)
+            half.original_forward = half.forward
+            half.forward = lambda x: torch.zeros(())
+            if layer:
+                getattr(half, layer)
+        return (vae,)
+
+
+class DecodesByFirstStage:
+    """Calls the model itself, not the VAE."""
+
+    CATEGORY, FUNCTION = "tests", "decode"
+    RETURN_TYPES = ("IMAGE", "LATENT")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"vae": ("VAE",), "samples": ("LATENT",)}}
+
+    def decode(self, vae, samples):
+        picture = vae.first_stage_model.decode(samples["samples"].to(vae.vae_dtype).to(vae.device))
+        picture = vae.process_output(picture.float()).movedim(1, -1)
+        return picture, {"samples": vae.first_stage_model.encode(vae.process_input(picture.movedim(-1, 1)))}
+
+
+class SamplerMask:
+    """The mask that ComfyUI's samplers make of a LATENT's."""
+
+    CATEGORY, FUNCTION = "tests", "show"
+    RETURN_TYPES = ("MASK",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"samples": ("LATENT",)}}
+
+    def show(self, samples):
+        return (comfy.sampler_helpers.prepare_mask(samples["noise_mask"], samples["samples"].shape, "cpu")[:, 0],)
+
+
+NODE_CLASS_MAPPINGS = {one.__name__: one for one in (ReachesIntoVAE, DecodesByFirstStage, SamplerMask)}

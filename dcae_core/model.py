@@ -12,7 +12,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .architecture import HEAD_DIM, Architecture, CoderSpec, Stage
+from .architecture import Architecture, CoderSpec, Stage
 from .errors import OptionError
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
     "duplicate",
 ]
 
-ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
+ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu, "mish": F.mish}
 ATTENTION_EPS = 1e-15
 RMS_EPS = 1e-5
 
@@ -79,12 +79,13 @@ class ResBlock(nn.Module):
 
 
 class MultiscaleProjection(nn.Module):
-    """Queries, keys and values that have seen their neighbourhood: depthwise, then mixed 32 channels at a time."""
+    """Queries, keys and values that have seen their neighbourhood: depthwise, then mixed `head_dim` channels at a
+    time."""
 
-    def __init__(self, channels: int, kernel: int):
+    def __init__(self, channels: int, kernel: int, head_dim: int):
         super().__init__()
         self.proj_in = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
-        self.proj_out = nn.Conv2d(channels, channels, 1, groups=channels // HEAD_DIM, bias=False)
+        self.proj_out = nn.Conv2d(channels, channels, 1, groups=channels // head_dim, bias=False)
 
     def forward(self, qkv: Tensor) -> Tensor:
         return self.proj_out(self.proj_in(qkv))
@@ -95,23 +96,26 @@ class LinearAttention(nn.Module):
 
     def __init__(self, stage: Stage):
         super().__init__()
-        inner = stage.width // HEAD_DIM * HEAD_DIM
+        self.head_dim = stage.head_dim
+        inner = stage.width // stage.head_dim * stage.head_dim
         self.to_q = Pointwise(stage.width, inner, bias=False)
         self.to_k = Pointwise(stage.width, inner, bias=False)
         self.to_v = Pointwise(stage.width, inner, bias=False)
-        self.to_qkv_multiscale = nn.ModuleList(MultiscaleProjection(3 * inner, k) for k in stage.qkv_multiscales)
+        self.to_qkv_multiscale = nn.ModuleList(
+            MultiscaleProjection(3 * inner, kernel, stage.head_dim) for kernel in stage.qkv_multiscales
+        )
         self.to_out = Pointwise(inner * (1 + len(stage.qkv_multiscales)), stage.width, bias=False)
         self.norm_out = norm(stage.norm, stage.width)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = torch.cat([self.to_q(x), self.to_k(x), self.to_v(x)], dim=1)
         qkv = torch.cat([qkv, *(branch(qkv) for branch in self.to_qkv_multiscale)], dim=1)
-        # A head is 96 neighbouring channels of all of this: 32 of q, 32 of k, 32 of v. (The names to_q, to_k, to_v
+        # A head is 3 * d neighbouring channels of all of this: d of q, d of k, d of v. (The names to_q, to_k, to_v
         # are diffusers' and only cut the original's single weight in thirds.)
-        q, k, v = rearrange(qkv.float(), "b (head three d) h w -> three b head d (h w)", three=3, d=HEAD_DIM)
+        q, k, v = rearrange(qkv.float(), "b (head three d) h w -> three b head d (h w)", three=3, d=self.head_dim)
         q, k = q.relu(), k.relu()
         v = F.pad(v, (0, 0, 0, 1), value=1.0)  # a channel of ones carries the sum of k along
-        out = (v @ k.mT) @ q  # [B, head, 33, N]
+        out = (v @ k.mT) @ q  # [B, head, d + 1, N]
         out = out[:, :, :-1] / (out[:, :, -1:] + ATTENTION_EPS)
         out = rearrange(out, "b head d (h w) -> b (head d) h w", h=x.shape[-2])
         return x + self.norm_out(self.to_out(out.to(x.dtype)))

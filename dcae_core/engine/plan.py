@@ -4,6 +4,7 @@ themselves; running a plan is `execute`'s."""
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -126,11 +127,12 @@ def make(
         return Plan(*run, True, together, (), (), ends + layers.peak(together), weight_bytes)
     at = (height, width) if direction == "encode" else (height // ratio, width // ratio)
     sources, rows, peaks, least = [], [], [], 0
-    before = 0  # bytes of the map that the sweep reads, where it is not the input itself
+    before = (0,)  # shape of the map that the sweep reads, where it is not the input itself
     for sweep in _sweeps(architecture, direction, channels):
         after_size = sweep.size_after(*at)
-        after = 0 if sweep.gathers is None else sweep.gathers.channels * after_size[0] * after_size[1] * target.size
-        resident = ends + before + (0 if before == after and before else after)
+        after = (0,) if sweep.gathers is None else (sweep.gathers.channels, *after_size)
+        maps = {before, after}  # one, where a sweep writes over what it reads
+        resident = ends + sum(math.prod(shape) for shape in maps) * target.size
 
         def peak(rows: int, sweep=sweep, width=at[1], resident=resident) -> int:
             streamed = sweep.stream_bytes(rows, width, target)

@@ -10,11 +10,10 @@ from collections.abc import Collection
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import model
-from ...architecture import HEAD_DIM
 from ..ops.fused import add_norm, norm_bytes
 from ..rows import Rows
 from ..target import Target
@@ -24,7 +23,7 @@ __all__ = ["AttentionLayer", "AttentionSums"]
 
 
 class AttentionSums:
-    """The first pass: `sums` is [1, heads, 33, 32] in fp32, once all rows were added."""
+    """The first pass: `sums` is [1, heads, d + 1, d] in fp32 for heads of d channels, once all rows were added."""
 
     def __init__(self, attention: AttentionLayer):
         self.attention, self.lag = attention, attention.reach
@@ -32,7 +31,7 @@ class AttentionSums:
     def open(self, rows: int, width: int, like: Tensor) -> None:
         """Makes the buffers for strips of up to `rows` rows."""
         one = self.attention
-        self.done, self.sums = 0, torch.zeros(1, one.heads, HEAD_DIM + 1, HEAD_DIM, device=like.device)
+        self.done, self.sums = 0, torch.zeros(1, one.heads, one.head_dim + 1, one.head_dim, device=like.device)
         self.kv = Rows(2 * one.inner, width, rows + 3 * self.lag, above=self.lag, like=like)
 
     def add(self, x: Tensor, last: bool) -> None:
@@ -44,11 +43,11 @@ class AttentionSums:
             self.kv.pad(lag)
         ready = self.kv.end - lag
         if ready > self.done:
-            heads = one.inner // HEAD_DIM
-            self.sums[:, :heads] += sum_up(*self.kv.take(self.done, ready).chunk(2, dim=1))
-            if lag:
-                more = one.branch(self.kv.take(self.done - lag, ready + lag), slice(one.inner, None), 0)
-                self.sums[:, heads:] += sum_up(*more.chunk(2, dim=1))
+            parts = self.sums.chunk(1 + len(one.depths), dim=1)
+            add_sums(parts[0], self.kv.take(self.done, ready), one.head_dim)
+            for i, part in enumerate(parts[1:]):
+                window = self.kv.take(self.done - lag, ready + lag)
+                add_sums(part, one.branch(i, window, slice(one.inner, None), 0), one.head_dim)
             self.done = ready
             self.kv.forget(ready - lag)
 
@@ -57,50 +56,56 @@ class AttentionSums:
         inner, n = self.attention.inner, rows + self.lag
         summing = inner * (8 if target.size < 4 else 4)
         branching = max(4 * inner * target.size, 2 * inner * target.size + summing) if self.lag else 0
-        product = inner * HEAD_DIM * 4
+        product = inner * self.attention.head_dim * 4
         held = 2 * inner * (rows + 3 * self.lag) * width * target.size + self.attention.sums_bytes
         return held, n * width * max(2 * inner * target.size, summing, branching) + 2 * product
 
 
 class AttentionLayer(Layer):
-    """Queries, keys and values come of one product; inner = heads * 32 of each. With a multi-scale branch, the queries
-    of a row wait for the `reach` rows below that the branch sees."""
+    """Queries, keys and values come of one product, `inner` channels of each. With multi-scale branches, the queries of
+    a row wait for the `reach` rows below that the widest sees; the kernels of the others are padded to its size."""
 
     reference = model.LinearAttention
     first_pass = AttentionSums
 
     def __init__(self, attention: model.LinearAttention, rewrites: Collection[str]):
         super().__init__()
-        qkv, depth, mix = joined(attention)
-        self.qkv = frozen(qkv[:, :, None, None])
-        self.depth, self.mix = (None if w is None else frozen(w) for w in (depth, mix))
+        self.head_dim, branches = attention.head_dim, attention.to_qkv_multiscale
+        qkv = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
+        self.qkv = frozen(by_kind(qkv, self.head_dim)[:, :, None, None])
+        self.reach = max((branch.proj_in.weight.shape[-1] // 2 for branch in branches), default=0)
+        self.depths, self.mixes = nn.ParameterList(), nn.ParameterList()
+        for branch in branches:
+            depth = by_kind(branch.proj_in.weight, self.head_dim)
+            self.depths.append(frozen(F.pad(depth, [self.reach - depth.shape[-1] // 2] * 4)))
+            self.mixes.append(frozen(by_kind(branch.proj_out.weight, self.head_dim)))
         self.to_out = frozen(attention.to_out.weight[:, :, None, None])
         self.norm = attention.norm_out
         self.channels, self.inner = qkv.shape[1], qkv.shape[0] // 3
-        self.reach = 0 if depth is None else depth.shape[-1] // 2
-        self.heads = self.inner // HEAD_DIM * (1 if depth is None else 2)
+        self.heads = self.inner // self.head_dim * (1 + len(branches))
 
     @property
     def sums_bytes(self) -> int:
-        return self.heads * (HEAD_DIM + 1) * HEAD_DIM * 4
+        return self.heads * (self.head_dim + 1) * self.head_dim * 4
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = F.conv2d(x, self.qkv)
         q, k, v = qkv.chunk(3, dim=1)
-        sums = sum_up(k, v)
-        if self.reach:
-            more, k, v = self.branch(qkv, slice(None), self.reach).chunk(3, dim=1)
-            q, sums = torch.cat([q, more], dim=1), torch.cat([sums, sum_up(k, v)], dim=1)
+        sums = [sum_up(k, v, self.head_dim)]
+        for i in range(len(self.depths)):
+            more, k, v = self.branch(i, qkv, slice(None), self.reach).chunk(3, dim=1)
+            q = torch.cat([q, more], dim=1)
+            sums.append(sum_up(k, v, self.head_dim))
             del more
         del qkv, k, v
-        y = F.conv2d(attend(q, sums), self.to_out)
+        y = F.conv2d(attend(q, torch.cat(sums, dim=1)), self.to_out)
         return add_norm(self.norm, y, x, y)
 
-    def branch(self, qkv: Tensor, rows: slice, pad: int) -> Tensor:
-        """The multi-scale branch: depthwise, then 32 channels at a time; of some of the rows of the q, k, v weight."""
-        depth, mix = self.depth[rows], self.mix[rows]
+    def branch(self, i: int, qkv: Tensor, rows: slice, pad: int) -> Tensor:
+        """A multi-scale branch: depthwise, then `head_dim` channels at a time; of some rows of the q, k, v weight."""
+        depth, mix = self.depths[i][rows], self.mixes[i][rows]
         y = F.conv2d(qkv, depth, padding=(pad, self.reach), groups=depth.shape[0])
-        return F.conv2d(y, mix, groups=mix.shape[0] // HEAD_DIM)
+        return F.conv2d(y, mix, groups=mix.shape[0] // self.head_dim)
 
     def windows(self, rows: int) -> dict[str, Window]:
         queries = Window(self.inner, rows + 3 * self.reach, above=self.reach)
@@ -116,8 +121,8 @@ class AttentionLayer(Layer):
 
     def work(self, stream: LayerStream, start: int, stop: int, out: Tensor) -> None:
         q = stream.q.take(start, stop)
-        if self.reach:
-            more = self.branch(stream.q.take(start - self.reach, stop + self.reach), slice(self.inner), 0)
+        for i in range(len(self.depths)):
+            more = self.branch(i, stream.q.take(start - self.reach, stop + self.reach), slice(self.inner), 0)
             q = torch.cat([q, more], dim=1)
             del more
         attended = attend(q, stream.sums)
@@ -133,44 +138,39 @@ class AttentionLayer(Layer):
         return held + self.sums_bytes, temporaries
 
     def scratch(self, rows: int, width: int, target: Target) -> int:
-        size, channels = target.size, self.heads * HEAD_DIM
-        joined = channels * size if self.reach else 0
+        size, d, channels = target.size, self.head_dim, self.heads * self.head_dim
+        joined = channels * size if self.depths else 0
         # The sums meet the queries: those in fp32 (and, just before, in their own type), then the quotient's parts.
-        meeting = max(channels * (size + 4), channels * 4 + channels * 33 // 32 * 4, channels * (33 * 4 // 32 + 4) + 8)
+        meeting = max(channels * (size + 4), 4 * channels + 4 * self.heads * (d + 2))
         leaving = channels * (4 + 2 * size if size < 4 else 8)
         ending = channels * size + self.channels * norm_bytes(self.norm, target)
         return rows * width * max(joined + meeting, joined + leaving, ending)
 
 
-def joined(attention: model.LinearAttention) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """One weight [3 * inner, C] for queries, keys and values, in that order; and in the same order the two weights of
-    the multi-scale branch, where there is one. In `model` they take turns, 32 rows each."""
-    whole = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
-    if len(attention.to_qkv_multiscale) == 0:
-        return by_kind(whole), None, None
-    (branch,) = attention.to_qkv_multiscale
-    return by_kind(whole), by_kind(branch.proj_in.weight), by_kind(branch.proj_out.weight)
+def by_kind(weight: Tensor, d: int) -> Tensor:
+    """Rows that belong to queries, keys and values by turns of d -> all of the queries', the keys', the values'."""
+    return weight.unflatten(0, (-1, 3, d)).transpose(0, 1).flatten(0, 2)
 
 
-def by_kind(weight: Tensor) -> Tensor:
-    """Rows that belong to queries, keys and values by turns of 32 -> all of the queries', the keys', the values'."""
-    return weight.unflatten(0, (-1, 3, HEAD_DIM)).transpose(0, 1).flatten(0, 2)
+def by_head(x: Tensor, d: int) -> Tensor:
+    """[B, heads * d, H, W] -> [B, heads, N, d]; a view, if x is channels-last."""
+    return rearrange(x, "b (head d) h w -> b head (h w) d", d=d)
 
 
-def by_head(x: Tensor) -> Tensor:
-    """[B, heads * 32, H, W] -> [B, heads, N, 32]; a view, if x is channels-last."""
-    return rearrange(x, "b (head d) h w -> b head (h w) d", d=HEAD_DIM)
-
-
-def sum_up(k: Tensor, v: Tensor) -> Tensor:
-    """The sum over all pixels of v k^T and of k, in fp32: [B, heads, 33, 32]."""
-    k, v = by_head(k).relu().float(), by_head(v).float()
+def sum_up(k: Tensor, v: Tensor, d: int) -> Tensor:
+    """The sum over all pixels of v k^T and of k, in fp32: [B, heads, d + 1, d]."""
+    k, v = by_head(k, d).relu().float(), by_head(v, d).float()
     return torch.cat([v.mT @ k, k.sum(2, keepdim=True)], dim=2)
+
+
+def add_sums(sums: Tensor, kv: Tensor, d: int) -> None:
+    """Add to `sums` those of keys and values, which `kv` holds one after the other."""
+    sums += sum_up(*kv.chunk(2, dim=1), d)
 
 
 def attend(q: Tensor, sums: Tensor) -> Tensor:
     """Each pixel's query against the sums."""
-    out = by_head(q).relu().float() @ sums.mT  # [B, heads, N, 33]
+    out = by_head(q, sums.shape[-1]).relu().float() @ sums.mT  # [B, heads, N, d + 1]
     out = out[..., :-1] / (out[..., -1:] + model.ATTENTION_EPS)
     out = out.to(q.dtype)
     return rearrange(out, "b head (h w) d -> b h w (head d)", h=q.shape[2]).movedim(-1, 1)

@@ -70,8 +70,7 @@ class DownBlockLayer(Layer):
     def scratch(self, rows: int, width: int, target: Target) -> int:
         rows = max(2, rows)
         y = rows // 2 * width // 2 * self.outputs * target.size
-        averages = self.shortcut and 4 * self.channels > self.outputs
-        return y + max(y if averages else 0, self.whole_scratch(rows, width, target))
+        return y + max(y if self.shortcut else 0, self.whole_scratch(rows, width, target))
 
 
 def fold_shortcut(weight: Tensor) -> Tensor:

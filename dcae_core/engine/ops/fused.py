@@ -79,8 +79,8 @@ def add_norm(norm: nn.Module, y: Tensor, x: Tensor, out: Tensor) -> Tensor:
 
 
 def act_norm(norm: nn.Module, act: str, x: Tensor, out: Tensor) -> Tensor:
-    """out = act(norm(x)), act "relu" or "silu"; `out` may be `x`."""
-    if kernels := kernels_for(x, out):
+    """out = act(norm(x)), act one of ACTIVATIONS; `out` may be `x`."""
+    if (kernels := kernels_for(x, out)) and act in kernels.ACTS:
         return kernels.add_norm(norm, x, None, out, act)
     return ACTIVATIONS[act](normalise(norm, x if x is out else x.clone()), out)
 
@@ -103,7 +103,15 @@ def silu_into(y: Tensor, out: Tensor) -> Tensor:
     return torch.ops.aten.silu.out(y, out=out)
 
 
-ACTIVATIONS = {"relu": relu_into, "silu": silu_into}
+def gelu_into(y: Tensor, out: Tensor) -> Tensor:
+    return torch.ops.aten.gelu.out(y, out=out)
+
+
+def mish_into(y: Tensor, out: Tensor) -> Tensor:
+    return torch.ops.aten.mish.out(y, out=out)
+
+
+ACTIVATIONS = {"relu": relu_into, "silu": silu_into, "gelu": gelu_into, "mish": mish_into}
 
 
 def kernels_for(*maps: Tensor):

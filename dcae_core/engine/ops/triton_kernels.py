@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from ...model import RMS_EPS
 
-__all__ = ["add_norm", "depth_gate"]
+__all__ = ["ACTS", "add_norm", "depth_gate"]
+
+ACTS = ("", "relu", "silu")  # that a kernel applies; "": none
 
 ELEMENTS = 4096  # of a map that one program holds; measured nowhere yet, a common choice
 
@@ -77,12 +79,12 @@ def _depth_gate(x, out, weight, bias, top, height, rows, width, C, P: tl.constex
 
 
 def add_norm(norm, y: Tensor, x: Tensor | None, out: Tensor, act: str = "") -> Tensor:
-    """out = x + norm(y), or act(norm(y)) with `x` None; `norm` an RMSNorm, act "relu", "silu" or ""."""
+    """out = x + norm(y), or act(norm(y)) with `x` None; `norm` an RMSNorm, act one of ACTS."""
     channels, pixels = y.shape[1], y.numel() // y.shape[1]
     block = triton.next_power_of_2(channels)
     each = max(1, ELEMENTS // block)
     arguments = (y, y if x is None else x, out, norm.weight, norm.bias, pixels, channels, RMS_EPS)
-    kind = {"ADD": x is not None, "ACT": ("", "relu", "silu").index(act)}
+    kind = {"ADD": x is not None, "ACT": ACTS.index(act)}
     with torch.cuda.device_of(y):  # Triton launches on the current device
         _rms[(triton.cdiv(pixels, each),)](*arguments, **kind, P=each, B=block)
     return out

@@ -62,7 +62,9 @@ class DownBlockLayer(Layer):
             return rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
         if group == 2:
             return reduce(x, "b c (h p) (w q) -> b (c p) h w", "mean", p=2, q=2)
-        return reduce(x, "b (c g) (h p) (w q) -> b c h w", "mean", p=2, q=2, g=group // 4)
+        if group % 4 == 0:
+            return reduce(x, "b (c g) (h p) (w q) -> b c h w", "mean", p=2, q=2, g=group // 4)
+        return model.average(F.pixel_unshuffle(x, 2), self.outputs)  # groups that no published network has
 
     def whole_scratch(self, rows: int, width: int, target: Target) -> int:
         return conv3_scratch(self.conv.weight, rows, width, target) if self.unshuffle else 0
@@ -70,7 +72,11 @@ class DownBlockLayer(Layer):
     def scratch(self, rows: int, width: int, target: Target) -> int:
         rows = max(2, rows)
         y = rows // 2 * width // 2 * self.outputs * target.size
-        return y + max(y if self.shortcut else 0, self.whole_scratch(rows, width, target))
+        mean = y if self.shortcut else 0
+        group = 4 * self.channels // self.outputs
+        if self.shortcut and group > 2 and group % 4:
+            mean += rows * width * self.channels * target.size
+        return y + max(mean, self.whole_scratch(rows, width, target))
 
 
 def fold_shortcut(weight: Tensor) -> Tensor:

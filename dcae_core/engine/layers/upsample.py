@@ -80,8 +80,11 @@ class UpBlockLayer(Layer):
         if not self.shortcut:
             return None
         times = 4 * self.outputs // self.channels
-        if times > 4:
+        if times > 4 and times % 4 == 0:
             return lambda p, q: model.duplicate(x, self.outputs)
+        if 4 % times:  # as in no published network
+            first = 4 * torch.arange(self.outputs, device=x.device)
+            return lambda p, q: x[:, (first + 2 * p + q) // times]
         parts = rearrange(x, "b (c s) h w -> b s c h w", s=4 // times)
         return lambda p, q: parts[:, (2 * p + q) // times]
 
@@ -95,7 +98,7 @@ class UpBlockLayer(Layer):
         if len(self.weights) == 2:
             return 2 * rows * (width + 1) * self.outputs * target.size
         pixel = rows * width * self.outputs * target.size
-        copy = pixel if self.shortcut and self.outputs > self.channels else 0
+        copy = pixel if self.shortcut and 4 % (4 * self.outputs // self.channels) else 0
         enlarged = 4 * width * (rows + 2) * self.channels * target.size if self.enlarge else 0
         return 4 * pixel + max(copy, enlarged + self.whole_scratch(rows, width, target))
 

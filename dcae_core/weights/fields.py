@@ -11,13 +11,8 @@ __all__ = ["NOT_TOLD", "fields_of"]
 
 Shape = tuple[int, ...]
 # Tensors tell the head dimension only with multi-scale branches, the shortcuts only in the original layout.
-NOT_TOLD = (
-    "attention_head_dim",
-    "encoder_out_shortcut",
-    "decoder_in_shortcut",
-    "decoder_act_fns",
-    "decoder_conv_act_fn",
-)
+NOT_TOLD = ("attention_head_dim", "encoder_out_shortcut", "decoder_in_shortcut")
+NOT_TOLD += ("decoder_act_fns", "decoder_conv_act_fn")
 
 # Of the weights that matter here: diffusers' name for the original one.
 NAMES = (

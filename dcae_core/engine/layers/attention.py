@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import model
-from ..ops.fused import add_norm, norm_bytes
+from ..ops.fused import add_norm, norm_scratch
 from ..rows import Rows
 from ..target import Target
 from .base import Layer, LayerStream, Window, frozen
@@ -143,8 +143,9 @@ class AttentionLayer(Layer):
         # The sums meet the queries: those in fp32 (and, just before, in their own type), then the quotient's parts.
         meeting = max(channels * (size + 4), 4 * channels + 4 * self.heads * (d + 2))
         leaving = channels * (4 + 2 * size if size < 4 else 8)
-        ending = channels * size + self.channels * norm_bytes(self.norm, target)
-        return rows * width * max(joined + meeting, joined + leaving, ending)
+        pixels = rows * width
+        ending = pixels * channels * size + norm_scratch(self.norm, self.channels, pixels, target)
+        return max(pixels * (joined + meeting), pixels * (joined + leaving), ending)
 
 
 def by_kind(weight: Tensor, d: int) -> Tensor:

@@ -68,7 +68,8 @@ def norm_bytes(norm: nn.Module, target: Target) -> int:
 
 def norm_scratch(norm: nn.Module, channels: int, pixels: int, target: Target) -> int:
     """Bytes that `normalise` holds at most for so many pixels, its argument included."""
-    return pixels * (channels * norm_bytes(norm, target) + 8)
+    folded = 32 * channels if isinstance(norm, nn.BatchNorm2d) else 0  # its numbers for each channel, in fp32
+    return pixels * (channels * norm_bytes(norm, target) + 8) + folded
 
 
 def add_norm(norm: nn.Module, y: Tensor, x: Tensor, out: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class AttentionSums:
         inner, n = self.attention.inner, rows + self.lag
         summing = inner * (8 if target.size < 4 else 4)
         branching = max(4 * inner * target.size, 2 * inner * target.size + summing) if self.lag else 0
-        product = inner * self.attention.head_dim * 4
+        product = inner * (self.attention.head_dim + 1) * 4
         held = 2 * inner * (rows + 3 * self.lag) * width * target.size + self.attention.sums_bytes
         return held, n * width * max(2 * inner * target.size, summing, branching) + 2 * product
 

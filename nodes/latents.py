@@ -235,8 +235,8 @@ class DCAEScaleLatent(io.ComfyNode):
         z = samples["samples"]
         if not chosen.accepts(z.shape[1]):
             raise LatentError(
-                f"The latent has {counted(z.shape[1], 'channel')}, but {chosen.name} has {chosen.latent_channels}: its scaling "
-                "factor does not apply. Choose the variant that the latent was made with."
+                f"The latent has {counted(z.shape[1], 'channel')}, but {chosen.name} has {chosen.latent_channels}: its "
+                "scaling factor does not apply. Choose the variant that the latent was made with."
             )
         check_variant(samples, chosen)
         factor = chosen.factor(factor or None)

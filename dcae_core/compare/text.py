@@ -66,8 +66,8 @@ def _aligned(rows: list[list[str]]) -> list[list[str]]:
 
 
 def _plain(text: str) -> str:
-    """One line that Markdown does not take apart."""
-    return " ".join(text.replace("|", "/").replace("<", "‹").replace(">", "›").split())
+    """One line without what Markdown takes for a cell's end or for HTML."""
+    return " ".join(text.replace("|", "/").replace("<", "(").replace(">", ")").split())
 
 
 def means(comparison: Comparison) -> list[list[str]]:

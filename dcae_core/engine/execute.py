@@ -91,8 +91,8 @@ def run_with_retries(
         plan = smaller
     elsewhere = "" if device.type == "cpu" else ", or run it on the CPU"
     raise BudgetError(
-        f"Memory ran out {counted(tries, 'time')} on {device}, the last time in: {plan}. Close other programs, or use a "
-        f"smaller picture{elsewhere}."
+        f"Memory ran out {counted(tries, 'time')} on {device}, the last time in: {plan}. Close other programs, or use "
+        f"a smaller picture{elsewhere}."
     )
 
 

@@ -6,6 +6,8 @@ import base64
 import time
 from pathlib import Path
 
+SIZES = "1000x667 (padded to 1024x672)"  # of the round trip
+
 
 def wait_for_idle(page, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
@@ -32,7 +34,7 @@ def load(page) -> float:
     page.goto(page.server.url)
     page.wait_for_function("window.app?.graph?._nodes.length", timeout=120_000)  # what ComfyUI opens, after all else
     open_round_trip(page)
-    wait(page, "Decode", lambda text: "1024x672" in text)
+    wait(page, "Decode", lambda text: SIZES in text)
     profile = profiler.send("Profiler.stop")["profile"]
     profiler.detach()
     nodes = {node["id"]: node for node in profile["nodes"]}

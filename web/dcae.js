@@ -56,23 +56,24 @@ app.registerExtension({
 // after the next change. ComfyUI has no event with a prompt's id before it runs, and keeps errors by node alone.
 function watchQueue() {
   const { queuePrompt } = api;
-  api.queuePrompt = async function () {
+  api.queuePrompt = function () {
     const queries = new WeakMap();
     everyNode(app.graph, (node) => queries.set(node, planQuery(node)));
-    const refused = (errors) => {
+    const refuse = (errors) => {
       for (const [id, { errors: [error] = [] }] of Object.entries(errors ?? {})) {
         if (error) showResult(find(id), error.details || error.message, "error", queries);
       }
     };
-    try {
-      const answer = await queuePrompt.apply(this, arguments);
-      rememberQueries(answer.prompt_id, queries);
-      refused(answer.node_errors);
-      return answer;
-    } catch (error) {
-      refused(error.response?.node_errors);
-      throw error;
-    }
+    const answer = queuePrompt.apply(this, arguments);
+    // Beside the caller, not between: ComfyUI blames the scripts that it finds in an error's trace.
+    answer.then(
+      (made) => {
+        rememberQueries(made.prompt_id, queries);
+        refuse(made.node_errors);
+      },
+      (error) => refuse(error.response?.node_errors),
+    );
+    return answer;
   };
 }
 

@@ -1,6 +1,6 @@
 """Make the documentation's pictures from real runs: `python tools/pictures.py [NAME...]`.
 
-    workflow    the template round_trip after a run, in ComfyUI's newest page
+    workflow    the template Round trip after a run, in ComfyUI's newest page
     nodes       each node alone, as it looks after a run
     compare     DC-AE Compare with its slider
     thumbnails  what the template browser shows (its cards are square; a badge covers their top left)
@@ -48,10 +48,10 @@ SETTINGS = {
 VIEW = {"width": 1800, "height": 1200}
 CORNER = 130, 130  # where the page's own bars end
 TEMPLATE_OF = {
-    "Loader": "round_trip",
-    "Encode": "4k_in_a_small_budget",
-    "Decode": "4k_in_a_small_budget",
-    "Compare": "compare",
+    "Loader": "Round trip",
+    "Encode": "4K in half a GiB",
+    "Decode": "4K in half a GiB",
+    "Compare": "Compare autoencoders",
 }
 NODE_WIDTH, MARGIN = 334, 8
 CARD = 560
@@ -184,12 +184,12 @@ def save(picture: Image.Image, path: Path, limit: int, width: int | None = None)
 
 
 def workflow(studio: Studio) -> None:
-    studio.run("round_trip")
+    studio.run("Round trip")
     save(studio.shoot(), DOCS / "workflow.jpg", 250_000, 1400)
 
 
 def compare(studio: Studio) -> None:
-    studio.run("compare")
+    studio.run("Compare autoencoders")
     save(studio.shoot(["DCAE_Compare"], links=False), DOCS / "compare.jpg", 250_000, 1200)
 
 
@@ -217,12 +217,12 @@ def nodes(studio: Studio) -> None:
 
 def thumbnails(studio: Studio) -> None:
     cards = {
-        "round_trip": card_round_trip,
-        "4k_in_a_small_budget": card_4k,
-        "batch": card_batch,
-        "inpaint_encode": card_inpaint,
-        "compare": card_compare,
-        "sana_text_to_image": card_sana,
+        "Round trip": card_round_trip,
+        "4K in half a GiB": card_4k,
+        "Several pictures at once": card_batch,
+        "Encode for inpainting": card_inpaint,
+        "Compare autoencoders": card_compare,
+        "Sana text to image": card_sana,
     }
     missing = {path.stem for path in TEMPLATES.glob("*.json")} ^ cards.keys()
     if missing:
@@ -263,7 +263,7 @@ def bird_head(picture: Image.Image) -> Image.Image:
 
 
 def card_round_trip(studio: Studio) -> Image.Image:
-    (result,) = studio.saved("round_trip")
+    (result,) = studio.saved("Round trip")
     card = split(bird_head(original()), bird_head(result))
     label(card, "original", (CARD // 4, CARD - 36), "mm")
     label(card, "result", (CARD * 3 // 4, CARD - 36), "mm")
@@ -272,7 +272,7 @@ def card_round_trip(studio: Studio) -> Image.Image:
 
 def card_4k(studio: Studio) -> Image.Image:
     """Return the result with lines where the decoder's strips meet, and the node's size, strips and peak."""
-    (result,) = studio.saved("4k_in_a_small_budget")
+    (result,) = studio.saved("4K in half a GiB")
     size, strips, peak = decoded(studio)
     card = square(result, 0.4)
     pen = ImageDraw.Draw(card, "RGBA")
@@ -286,14 +286,14 @@ def card_4k(studio: Studio) -> Image.Image:
 
 def decoded(studio: Studio) -> list[str]:
     """Return size, strips and peak from the line on DC-AE Decode in the 4K template."""
-    graph = json.loads((TEMPLATES / "api" / "4k_in_a_small_budget.json").read_text(encoding="utf-8"))
+    graph = json.loads((TEMPLATES / "api" / "4K in half a GiB.json").read_text(encoding="utf-8"))
     (node,) = [id_ for id_, node in graph.items() if node["class_type"] == "DCAE_Decode"]
-    return studio.outputs("4k_in_a_small_budget")[node]["dcae"][0].split(" · ")[:3]
+    return studio.outputs("4K in half a GiB")[node]["dcae"][0].split(" · ")[:3]
 
 
 def card_batch(studio: Studio) -> Image.Image:
     card = Image.new("RGB", (CARD, CARD), PAPER)
-    results = studio.saved("batch")
+    results = studio.saved("Several pictures at once")
     width = 400
     for number, result in enumerate(results):
         small = result.resize((width, round(width * result.height / result.width)), Image.Resampling.LANCZOS)
@@ -305,10 +305,10 @@ def card_batch(studio: Studio) -> Image.Image:
 
 def card_inpaint(studio: Studio) -> Image.Image:
     """Return the masked photograph above, the node's result below."""
-    graph = json.loads((TEMPLATES / "api" / "inpaint_encode.json").read_text(encoding="utf-8"))
+    graph = json.loads((TEMPLATES / "api" / "Encode for inpainting.json").read_text(encoding="utf-8"))
     (mask,) = [node["inputs"] for node in graph.values() if node["class_type"] == "MaskComposite"]
     patch = graph[mask["source"][0]]["inputs"]
-    (result,) = studio.saved("inpaint_encode")
+    (result,) = studio.saved("Encode for inpainting")
     box = mask["x"], mask["y"], mask["x"] + patch["width"], mask["y"] + patch["height"]
     masked = hatched(original(), box)
     # ComfyUI's node cuts the picture to multiples of the ratio, around its centre.
@@ -339,7 +339,7 @@ def hatched(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image
 
 def card_compare(studio: Studio) -> Image.Image:
     """Return the result on the left of a slider, the difference on its right."""
-    (shown,) = [one["dcae_compare"][0] for one in studio.outputs("compare").values() if "dcae_compare" in one]
+    (shown,) = [one["dcae_compare"][0] for one in studio.outputs("Compare autoencoders").values() if "dcae_compare" in one]
     result = shown["pictures"][0]["results"][0]
     card = split(*(square(studio.file(result[kind], "temp"), 0.46) for kind in ("result", "difference")))
     pen, middle = ImageDraw.Draw(card), CARD // 2

@@ -15,7 +15,7 @@ def wait_for_idle(page, seconds: float = 60) -> None:
 
 
 def open_round_trip(page) -> None:
-    workflow = page.server.get(f"/api/workflow_templates/{page.server.pack_name}/round_trip.json").json()
+    workflow = page.server.get(f"/api/workflow_templates/{page.server.pack_name}/Round trip.json").json()
     page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
     wait(page, "Loader", lambda text: "factor" in text)
 

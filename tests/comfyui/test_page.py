@@ -77,13 +77,13 @@ def test_every_template_opens(page):
             incomplete.append(name)
             page.get_by_text(re.compile("missing node", re.IGNORECASE)).first.wait_for()
             dismiss(page)
-        elif not name.startswith("4k"):  # which runs in the test of cancelling, made smaller
+        elif not name.startswith("4K"):  # which runs in the test of cancelling, made smaller
             with page.expect_response(lambda answer: answer.url.endswith("/prompt")) as asked:
                 press(page, "Run")
             wait_for_idle(page, 120)
             history = page.server.get(f"/history/{(prompt := asked.value.json()['prompt_id'])}").json()
             assert history[prompt]["status"]["status_str"] == "success", name
-    assert incomplete == ["sana_text_to_image"]
+    assert incomplete == ["Sana text to image"]
 
 
 def graph(workflow: dict) -> tuple[dict, list]:
@@ -94,7 +94,7 @@ def graph(workflow: dict) -> tuple[dict, list]:
 
 def test_a_run_is_cancelled(page):
     """A long one: the 4K template in a smaller budget. Made smaller, it runs to its end."""
-    open_template(page, "4k_in_a_small_budget")
+    open_template(page, "4K in half a GiB")
     for kind in ("Encode", "Decode"):
         change(page, kind, "budget_gib", 0.3)
     wait(page, "Encode", lambda text: "4096x2752" in text and "peak 0.2" in text)
@@ -162,7 +162,7 @@ def test_the_loaders_line_after_a_run(page):
 
 
 def test_lines_before_and_after(page, tmp_path):
-    open_template(page, "round_trip")
+    open_template(page, "Round trip")
     wait(page, "Loader", bool)
     assert line(page, "Loader") == f"{DEMO} · 32x · 32 channels · factor 1.322 · 9.2 MB · diffusers keys"
     for kind in ("Encode", "Decode"):
@@ -241,7 +241,7 @@ PICTURES = "document.querySelectorAll('.dcae-compare img')"
 
 def test_the_slider(page):
     """Moved by mouse, keys and finger, while the node stays where it is; and the difference in its place."""
-    open_template(page, "compare")
+    open_template(page, "Compare autoencoders")
     press(page, "Run")
     cut = page.get_by_label("original left, result right")
     cut.wait_for(timeout=120_000)

@@ -339,7 +339,8 @@ def hatched(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image
 
 def card_compare(studio: Studio) -> Image.Image:
     """Return the result on the left of a slider, the difference on its right."""
-    (shown,) = [one["dcae_compare"][0] for one in studio.outputs("Compare autoencoders").values() if "dcae_compare" in one]
+    outputs = studio.outputs("Compare autoencoders").values()
+    (shown,) = [one["dcae_compare"][0] for one in outputs if "dcae_compare" in one]
     result = shown["pictures"][0]["results"][0]
     card = split(*(square(studio.file(result[kind], "temp"), 0.46) for kind in ("result", "difference")))
     pen, middle = ImageDraw.Draw(card), CARD // 2

@@ -18,7 +18,8 @@ MEASURE = """() => {
             return [left, top, left + width, top + height];
         }
         const parts = [element, ...element.children].map(one => one.getBoundingClientRect()).filter(one => one.width);
-        const across = x => (x - page.left) / ds.scale - ds.offset[0], down = y => (y - page.top) / ds.scale - ds.offset[1];
+        const across = x => (x - page.left) / ds.scale - ds.offset[0];
+        const down = y => (y - page.top) / ds.scale - ds.offset[1];
         return [across(Math.min(...parts.map(one => one.left))), down(Math.min(...parts.map(one => one.top))),
             across(Math.max(...parts.map(one => one.right))), down(Math.max(...parts.map(one => one.bottom)))];
     };

@@ -15,15 +15,20 @@ from dcae_core import DEMO, latents, variants
 from tests.chromium import chromium
 from tests.servers import PACK
 
-from .page import change, dismiss, drop, line, load, open_round_trip, open_template, press, wait, wait_for_idle
-from .server import FP32, Server, default_env
-
-PAGES = {
-    "its own, canvas": ([], False),
-    "its own, Nodes 2.0": ([], True),
-    "1.58.1, canvas": (["--front-end-root", str(default_env() / "frontend")], False),
-    "1.58.1, Nodes 2.0": (["--front-end-root", str(default_env() / "frontend")], True),
-}
+from .page import (
+    PAGES,
+    change,
+    dismiss,
+    drop,
+    line,
+    load,
+    open_round_trip,
+    open_template,
+    press,
+    served_page,
+    wait,
+    wait_for_idle,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +39,10 @@ def browser():
 
 @pytest.fixture(scope="module", params=PAGES)
 def page(request, browser):
-    """ComfyUI's page. `.server` is its server, `.complaints` what its console says, `.cost` what `load` returned."""
-    arguments, vue = PAGES[request.param]
-    # One thread: the browser draws on the same cores, and threads that wait for each other would stand still.
-    with Server(args=[*arguments, *FP32], environ={"OMP_NUM_THREADS": "1"}) as server:
-        for name, value in {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue}.items():
-            requests.post(f"{server.url}/settings/{name}", json=value, timeout=30).raise_for_status()
-        page = browser.new_page(viewport={"width": 1500, "height": 900})
-        page.server, page.complaints, page.vue = server, [], vue
-        page.on("pageerror", lambda error: page.complaints.append(str(error.stack or error)))
-        page.on("console", lambda one: page.complaints.append(f"{one.type} {one.text} {one.location['url']}"))
-        page.goto(f"{server.url}/system_stats")  # a page of the same origin, for the profiler to start in
-        page.cost = load(page)
+    """ComfyUI's page, as `served_page` has it; `.cost` is what `load` returned."""
+    with served_page(browser, request.param) as page:
+        page.cost = load(page)  # of the same origin already, for the profiler to start in
         yield page
-        page.close()
 
 
 @pytest.fixture(autouse=True)

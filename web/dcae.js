@@ -24,8 +24,8 @@ app.registerExtension({
     };
   },
 
-  afterConfigureGraph() {
-    suggestReplacements(app.graph);
+  afterConfigureGraph(missing) {
+    suggestReplacements(app.graph, missing);
   },
 
   setup() {

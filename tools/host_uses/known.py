@@ -77,10 +77,10 @@ prints what is gone, and what takes other arguments than ours, and ends with sta
 | 0.3.68 (4 November 2025, `265adad8`) | all | `tests/comfyui` but for those in a browser, November 2026 |
 | 0.3.75 (26 November 2025) | all | all, at each change |
 | each release to 0.33.0 | all; node replacement from 0.14.0 on | not run |
-| 0.33.0 (22 August 2026, `783545f6`) | all | `tests/comfyui`, in a browser with its page and with 1.58.1, November 2026 |
-| later ones, to 0.38.1 and beyond | read only: the VAE of `comfy/sd.py`, whose `encode` takes `not_video` too (so does \
-ours), `nodes.py`, `server.py`, `latent_preview.py`, parts of `comfy/model_patcher.py` and `comfy/model_management.py`, node \
-replacement | not run |
+| 0.33.0 (22 August 2026, `783545f6`) | all | `tests/comfyui`, in a browser with its page and 1.58.1, November 2026 |
+| later ones, single files, to 0.38.1 and beyond | all of those read: the VAE of `comfy/sd.py` (`encode` takes \
+`not_video`, and so does ours), VAE nodes of `nodes.py`, half of `server.py`, `latent_preview.py`, node replacement, \
+parts of `comfy/model_patcher.py` and `comfy/model_management.py` | not run |
 """
 HOSTS = {
     "ComfyUI": ("ComfyUI", "Python, `nodes/` and the pack's `__init__.py`."),

@@ -275,7 +275,8 @@ def replaceable(page) -> list[str]:
 
 @pytest.fixture
 def replacing(page) -> bool:
-    """Whether the page replaces nodes: ComfyUI 0.14 and newer."""
+    """Whether the page replaces nodes: ComfyUI 0.14 and newer. Notes of earlier tests are gone."""
+    page.evaluate("app.extensionManager.toast.removeAll()")
     return requests.get(f"{page.server.url}/node_replacements", timeout=30).ok
 
 
@@ -320,6 +321,33 @@ def test_a_loader_of_another_kind_of_vae_is_left_alone(page, replacing, loaders,
         return
     assert suggestions(page) == ([] if offered else suggested)
     assert replaceable(page) == ["DCAE_EmptyLatent", *offered]
+
+
+def found(page, query: str) -> list[tuple[str, bool]]:
+    """(What the page's node search finds, whether it can be seen without scrolling), in the page's order."""
+    page.evaluate("app.graph.clear()")
+    page.mouse.dblclick(750, 500)
+    box = page.get_by_role("combobox").or_(page.get_by_placeholder(re.compile("search", re.I))).last
+    box.fill(query)
+    options = page.locator("[role=option]:not(:empty), [data-testid=result-item]")
+    options.filter(has_text=re.compile(query, re.I)).first.wait_for()
+    page.wait_for_timeout(1000)
+    return page.evaluate(
+        """() => [...document.querySelectorAll('[role=option], [data-testid=result-item]')].map(one => {
+            const {x, y, width, height} = one.getBoundingClientRect();
+            const top = document.elementFromPoint(x + width / 2, y + height / 2);
+            return [one.innerText.split("\\n")[0].trim(), Boolean(top) && one.contains(top)];
+        })"""
+    )
+
+
+def test_a_search_for_sana_and_for_vae(page):
+    """Of "vae" the first page is ComfyUI's own: nodes whose names begin with it, and of these the most used."""
+    seen = [name for name, visible in found(page, "sana") if visible]
+    assert {"DC-AE Loader (Sana VAE)", "DC-AE Empty Latent (Sana)"} <= set(seen)
+    dismiss(page)
+    assert "DC-AE Loader (Sana VAE)" in [name for name, _ in found(page, "vae")]
+    dismiss(page)
 
 
 PICTURES = "document.querySelectorAll('.dcae-compare img')"

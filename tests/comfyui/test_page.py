@@ -276,7 +276,7 @@ def replaceable(page) -> list[str]:
 @pytest.fixture
 def replacing(page) -> bool:
     """Whether the page replaces nodes: ComfyUI 0.14 and newer. Notes of earlier tests are gone."""
-    page.evaluate("app.extensionManager.toast.removeAll()")
+    page.evaluate("const {toast} = app.extensionManager; toast.dismissAll ? toast.dismissAll() : toast.removeAll()")
     return requests.get(f"{page.server.url}/node_replacements", timeout=30).ok
 
 
@@ -326,8 +326,12 @@ def test_a_loader_of_another_kind_of_vae_is_left_alone(page, replacing, loaders,
 def found(page, query: str) -> list[tuple[str, bool]]:
     """(What the page's node search finds, whether it can be seen without scrolling), in the page's order."""
     page.evaluate("app.graph.clear()")
-    page.mouse.dblclick(750, 500)
-    box = page.get_by_role("combobox").or_(page.get_by_placeholder(re.compile("search", re.I))).last
+    box = page.locator("input[role=combobox]:visible").first
+    for _ in range(10):  # the first may come before the graph is drawn without nodes
+        page.mouse.dblclick(750, 500)
+        page.wait_for_timeout(1000)
+        if box.is_visible():
+            break
     box.fill(query)
     options = page.locator("[role=option]:not(:empty), [data-testid=result-item]")
     options.filter(has_text=re.compile(query, re.I)).first.wait_for()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import requests
@@ -23,14 +23,15 @@ VIEW = {"width": 1500, "height": 900}
 
 
 @contextlib.contextmanager
-def served_page(browser, of: str, others: Sequence[Path] = ()) -> Iterator:
+def served_page(browser, of: str, others: Sequence[Path] = (), environ: Mapping[str, str] | None = None) -> Iterator:
     """Start a server with one of PAGES; yield a browser's page of the same origin, where ComfyUI's is not yet opened.
 
     `.server` is its server, `.vue` whether it has Nodes 2.0, `.complaints` what its console says.
     """
     arguments, vue = PAGES[of]
     # One thread: the browser draws on the same cores, and threads that wait for each other would stand still.
-    with Server(args=[*arguments, *FP32], others=others, environ={"OMP_NUM_THREADS": "1"}) as server:
+    environ = {"OMP_NUM_THREADS": "1", **(environ or {})}
+    with Server(args=[*arguments, *FP32], others=others, environ=environ) as server:
         for name, value in {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue}.items():
             requests.post(f"{server.url}/settings/{name}", json=value, timeout=30).raise_for_status()
         page = browser.new_page(viewport=VIEW)

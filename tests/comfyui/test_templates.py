@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,13 @@ import pytest
 from tests.chromium import chromium
 from tests.servers import PACK
 
+from .extramodels import beside
 from .layout import faults
 from .page import (
     PAGES,
     VIEW,
     change,
     dismiss,
-    line,
     open_template,
     open_templates,
     press,
@@ -87,10 +86,7 @@ def test_nothing_lies_over_anything(page, path, tmp_path):
 
 @pytest.mark.parametrize("of", PAGES)
 def test_nothing_lies_over_anything_with_sanas_nodes(of, browser, tmp_path):
-    pack = os.environ.get("DCAE_EXTRAMODELS_PATH")
-    if not pack:
-        pytest.skip("DCAE_EXTRAMODELS_PATH does not name the sources of ComfyUI_ExtraModels")
-    with served_page(browser, of, others=[Path(pack)]) as page:
+    with served_page(browser, of, **beside()) as page:
         load(page)
         show(page, PACK / "example_workflows" / f"{SANA}.json")
         page.screenshot(path=tmp_path / "opened.png")
@@ -107,8 +103,7 @@ def show(page, path: Path) -> None:
         page.wait_for_timeout(1000)  # for what ComfyUI says of missing nodes and models
         dismiss(page)
     else:
-        page.wait_for_function("app.graph._nodes.every(n => !n.dcae || n.dcae.element.textContent)")
-        assert line(page, "Loader")
+        wait(page, "Loader", bool)
     page.wait_for_function(
         """([width, height]) => {
             const {ds, low_quality} = app.canvas;

@@ -9,8 +9,10 @@ from .server import default_env
 
 
 def beside() -> dict:
-    """Options of a `Server` with that pack, and without a hub; skips the test where $DCAE_EXTRAMODELS_PATH does not name
-    its sources. The packages that it needs are those of $DCAE_EXTRAMODELS_PACKAGES, else in a folder beside ComfyUI's."""
+    """Options of a `Server` with that pack, and without a hub. Skips where $DCAE_EXTRAMODELS_PATH names no sources.
+
+    The packages that the pack needs are in $DCAE_EXTRAMODELS_PACKAGES, or beside ComfyUI's environment.
+    """
     sources = os.environ.get("DCAE_EXTRAMODELS_PATH")
     if not sources:
         pytest.skip("DCAE_EXTRAMODELS_PATH does not name the sources of ComfyUI_ExtraModels")

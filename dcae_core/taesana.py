@@ -56,6 +56,7 @@ class TAESANA(ImageAutoencoder):
     """
 
     name = "TAESANA"
+    space = VARIANT.latent_space
 
     def __init__(
         self,

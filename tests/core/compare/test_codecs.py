@@ -12,13 +12,13 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from dcae_core import DCAE, DEMO, TAESANA, BudgetError, hub, images, metrics, taesana, variants
+from dcae_core import DCAE, DEMO, TAESANA, BudgetError, hub, images, metrics, variants
 from dcae_core.cli import main
 from dcae_core.compare import codecs, compare
 from dcae_core.compare.run import measure, resized
 from dcae_core.errors import CheckpointError, DCAEError
 from tests.core.compare.vaes import CLASSES, CPU, EXAMPLE, demo, of_file, photograph
-from tests.core.helpers import randomised
+from tests.core.helpers import taesana_files
 
 pytestmark = pytest.mark.usefixtures("nothing_else_here")
 
@@ -83,17 +83,9 @@ def test_a_pipelines_folder(models, tmp_path):
     assert torch.equal(whole.encode(x), alone.encode(x))
 
 
-def taesana_folder(folder: Path, *parts: str) -> Path:
-    folder.mkdir()
-    for part in parts:
-        make = {"encoder": taesana.encoder, "decoder": taesana.decoder}[part]
-        save_file(dict(randomised(make).state_dict()), folder / f"taesana_{part}.safetensors")
-    return folder
-
-
 def every_codec(models: Path, folder: Path) -> dict[str, codecs.Codec]:
     made = {kind: of_file(kind, models) for kind in CLASSES}
-    taesana_folder(folder, "encoder", "decoder")
+    taesana_files(folder)
     return {**made, "DC-AE": demo(), "TAESANA": codecs.load(f"taesana:{folder}", "cpu", "fp32")}
 
 
@@ -232,7 +224,7 @@ def test_a_diffusers_that_does_not_work_here_is_said_with_its_cause(models, monk
 
 
 def test_taesana(tmp_path):
-    folder = taesana_folder(tmp_path / "taesana", "encoder", "decoder")
+    folder = taesana_files(tmp_path / "taesana", "encoder", "decoder")
     codec = codecs.load(f"taesana:{folder}", "cpu", "fp32")
     assert (codec.kind, codec.ratio, codec.scaling_factor) == ("TAESANA", 32, 0.41407)
     cell, result = measure(codec, photograph(50, 70), repeats=1)
@@ -244,7 +236,9 @@ def test_taesana(tmp_path):
 
 def test_taesana_without_its_files_says_how_to_get_them(tmp_path, monkeypatch):
     for parts, missing in (((), "decoder"), (("decoder",), "encoder"), (("encoder",), "decoder")):
-        folder = taesana_folder(tmp_path / f"with-{len(parts)}-without-{missing}", *parts)
+        folder = tmp_path / f"with-{len(parts)}-without-{missing}"
+        if parts:
+            taesana_files(folder, *parts)
         with pytest.raises(CheckpointError) as error:
             codecs.load(f"taesana:{folder}", "cpu", "fp32")
         assert f"taesana_{missing}.pth from https://github.com/madebyollin/taesd" in str(error.value)
@@ -252,7 +246,7 @@ def test_taesana_without_its_files_says_how_to_get_them(tmp_path, monkeypatch):
 
 def test_taesanas_decoder_runs_after_a_sana_dc_ae_that_is_here(tmp_path, monkeypatch):
     """The demo model stands in for the sana DC-AE, whose file is 1.2 GB: it has as many channels."""
-    folder = taesana_folder(tmp_path / "decoder-only", "decoder")
+    folder = taesana_files(tmp_path / "decoder-only", "decoder")
     ae = DCAE(DEMO, device="cpu", dtype="fp32")
     monkeypatch.setattr(codecs, "local", lambda cache_dir: [DEMO, "dc-ae-f32c32-sana-1.1"])
     asked = []

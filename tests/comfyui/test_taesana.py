@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from dcae_core import TAESANA, images
+from dcae_core import DCAE, DEMO, TAESANA, images
 from tests.core.helpers import taesana_files
 
 from .prompts import EXAMPLE, loader, message, node, photograph, save
@@ -56,11 +56,11 @@ def close(a: np.ndarray, b: np.ndarray) -> None:
 def test_the_loader_lists_it_and_says_what_is_there(server):
     options = server.object_info("DCAE_Loader")["input"]["required"]["model"][1]["options"]
     assert options.index("taesana") == 1
-    said = server.get("/dcae/model", params={"choice": "taesana"}).json()
+    said = server.get("/dcae/model?choice=taesana").json()
     assert said["text"].startswith("TAESANA · 32x · 32 channels · ") and said["text"].endswith("encoder and decoder")
-    query = {"choice": "taesana", "direction": "decode", "width": 1024, "height": 1024, "batch": 1, "dtype": "bf16"}
-    assert server.get("/dcae/plan", params=query).json() == {"text": "1024x1024 · whole · peak 0.38 GiB"}
-    problem = server.get("/dcae/plan", params={**query, "budget_gib": 0.3}).json()["problem"]
+    plan = "/dcae/plan?choice=taesana&direction=decode&width=1024&height=1024&batch=1&dtype=bf16"
+    assert server.get(plan).json() == {"text": "1024x1024 · whole · peak 0.38 GiB"}
+    problem = server.get(f"{plan}&budget_gib=0.3").json()["problem"]
     assert "needs at least 0.39 GiB" in problem and "use a DC-AE of Sana" in problem
 
 
@@ -71,7 +71,6 @@ def test_its_nodes_and_comfyuis_give_the_picture_of_the_core(server, tiny, tmp_p
     result = server.run(coding(name, "DCAE_Encode", "DCAE_Decode"))
     close(picture_of(result), expected)
     assert result.outputs["4"]["dcae"][0].startswith("160x96 · whole · peak ")
-    x = images.from_host(picture[:, 3:67, 1:129])  # what VAE Encode leaves
     expected = images.to_uint8(tiny.decode(tiny.encode(x)))[0].movedim(0, -1).numpy()
     close(picture_of(server.run(coding(name, "VAEEncode", "VAEDecode"))), expected)
     tiles = {"tile_size": 64, "overlap": 0, "temporal_size": 64, "temporal_overlap": 8}
@@ -80,7 +79,7 @@ def test_its_nodes_and_comfyuis_give_the_picture_of_the_core(server, tiny, tmp_p
 
 def test_errors_say_what_to_do(server, tmp_path):
     name, _ = photograph(server, tmp_path, 128, 128, "taesana.png")
-    prompt = coding(name, "DCAE_Encode", "DCAE_Decode", budget_gib=0.035)
+    prompt = coding(name, "DCAE_Encode", "DCAE_Decode", budget_gib=0.04)
     assert "decode of 128x128 needs at least 0.0" in message(server, prompt)
     prompt["2"] = loader("taesana", variant="dc-ae-f32c32-mix-1.0")
     assert "holds TAESANA, not dc-ae-f32c32-mix-1.0. Leave the variant out" in message(server, prompt)
@@ -89,61 +88,79 @@ def test_errors_say_what_to_do(server, tmp_path):
     assert "TAESANA can't be saved as one file" in message(server, prompt)
 
 
-def preview_prompt(seed: int) -> dict:
-    """Preview with TAESANA as the VAE, of which DC-AE Preview makes a linear map too."""
-    return sampling(model=["5", 0], seed=seed) | {"2": loader("taesana")}
+def preview_prompt(seed: int, **others) -> dict:
+    """DC-AE Preview with the demo as a DC-AE of Sana's latents."""
+    prompt = sampling(model=["7", 0], seed=seed)
+    prompt["6"] = node("ReadsSana", vae=["2", 0])
+    prompt["7"] = node("DCAE_Preview", model=["4", 0], vae=["6", 0])
+    return prompt | others
 
 
 def last_preview(server, prompt: dict) -> np.ndarray:
-    result = server.run({key: one for key, one in prompt.items() if key not in ("6", "7")})
+    result = server.run(prompt)
     assert result.error is None, result.error
     assert len(result.previews) == STEPS
     return np.array(result.previews[-1]).astype(float)
 
 
-def expected_preview(tiny: TAESANA) -> np.ndarray:
-    x = images.from_host(images.read(EXAMPLE))
-    picture = images.to_uint8(tiny.decode(tiny.encode(x)))[0].movedim(0, -1).numpy()
+def as_sent(z: torch.Tensor, tiny: TAESANA) -> np.ndarray:
+    """The core's picture of a latent, as large as ComfyUI sends previews."""
+    picture = images.to_uint8(tiny.decode(z))[0].movedim(0, -1).numpy()
     return np.array(ImageOps.contain(Image.fromarray(picture), (512, 512), Image.Resampling.BILINEAR)).astype(float)
 
 
-def test_previews_are_decoded_and_without_the_file_are_the_linear_maps(server, tiny, tmp_path):
-    expected = expected_preview(tiny)
-    decoded = last_preview(server, preview_prompt(seed=1))
-    assert decoded.shape == expected.shape and expected.std() > 20
-    assert np.abs(decoded - expected).mean() < 3, "more than JPEG makes"
+@pytest.fixture(scope="module")
+def expected(tiny) -> np.ndarray:
+    x = images.from_host(images.read(EXAMPLE))
+    picture = as_sent(DCAE(DEMO, "cpu", "fp32").encode(x), tiny)
+    assert picture.std() > 20
+    return picture
 
-    decoder = tiny.files["decoder"]
-    away = decoder.with_name("away.pth")
-    decoder.rename(away)
+
+def test_previews_are_decoded(server, expected):
+    got = last_preview(server, preview_prompt(seed=1))
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).mean() < 3, "more than JPEG makes"
+
+
+def test_without_a_decoder_previews_are_the_linear_maps(server, tiny, expected):
+    file = tiny.files["decoder"]
+    away = file.rename(file.with_name("away.pth"))
     try:
         linear = last_preview(server, preview_prompt(seed=2))
         assert np.abs(linear - expected).mean() > 10
-        prompt = coding("dcae_example.jpg", "DCAE_Encode", "DCAE_Decode")
-        said = message(server, prompt)
-        assert "To decode, TAESANA needs its decoder" in said and "taesana_decoder.pth from https://github.com" in said
-        decoder.write_bytes(b"no model")
-        assert np.abs(last_preview(server, preview_prompt(seed=3)) - linear).mean() < 1
+        file.write_bytes(b"no model")
+        assert np.array_equal(last_preview(server, preview_prompt(seed=3)), linear)
         assert "previews are made without TAESANA" in server.log()
-        tiny.files["encoder"].rename(tiny.files["encoder"].with_name("away.safetensors"))
-        decoder.unlink()
-        assert "There is no TAESANA in models/vae_approx. Get taesana_encoder.pth" in message(server, prompt)
     finally:
-        away.replace(decoder)
-        if (parked := decoder.with_name("away.safetensors")).exists():
-            parked.rename(tiny.files["encoder"])
+        away.replace(file)
 
 
 def test_the_decoder_alone_is_enough_for_previews(server, tiny):
-    """The latent comes from elsewhere; nothing is fitted."""
+    """TAESANA as the VAE, of which no map can be fitted without its encoder. The latent is of two pictures."""
     file = tiny.files["encoder"]
     parked = file.rename(file.with_name("away.safetensors"))
+    empty = node("DCAE_EmptyLatent", width=256, height=128, batch_size=2, variant="from vae", vae=["2", 0])
     try:
-        prompt = preview_prompt(seed=4)
-        prompt["3"] = node("DCAE_EmptyLatent", width=256, height=128, batch_size=2, variant="from vae", vae=["2", 0])
-        got = last_preview(server, prompt)
+        more = {"2": loader("taesana"), "3": empty, "6": node("DCAE_Loader", **loader("taesana")["inputs"])}
+        got = last_preview(server, preview_prompt(seed=4, **more))
     finally:
         parked.rename(file)
-    grey = images.to_uint8(tiny.decode(torch.zeros(1, 32, 4, 8)))[0].movedim(0, -1).numpy()
+    grey = as_sent(torch.zeros(1, 32, 4, 8), tiny)
     assert got.shape == grey.shape
     assert np.abs(got - grey).mean() < 3
+
+
+def test_what_is_missing_is_said_where_it_is_used(server, tiny):
+    prompt = coding("dcae_example.jpg", "DCAE_Encode", "DCAE_Decode")
+    away = {}
+    try:
+        for part, expected in (("decoder", "To decode, TAESANA needs its decoder"), ("encoder", "There is no TAESANA")):
+            away[part] = tiny.files[part].rename(tiny.files[part].with_name(f"away{tiny.files[part].suffix}"))
+            said = message(server, prompt)
+            assert expected in said and "https://github.com/madebyollin/taesd" in said
+            assert f"taesana_{part}.pth" in said and "models/vae_approx" in said
+        assert "taesana" not in server.object_info("DCAE_Loader")["input"]["required"]["model"][1]["options"]
+    finally:
+        for part, path in away.items():
+            path.rename(tiny.files[part])

@@ -72,7 +72,7 @@ class DCAEPreview(io.ComfyNode):
         preview_format.taesd_decoder_name = model_format.taesd_decoder_name
         device = model.load_device
 
-        def make_previewer() -> latent_preview.LatentPreviewer | None:
+        def make_previewer() -> taesana.Previewer | latent_preview.LatentPreviewer | None:
             linear = functools.partial(latent_preview.get_previewer, device, preview_format)
             if not whole or variant.latent_space != TAESANA.space:
                 return linear()

@@ -11,13 +11,12 @@ import folder_paths
 import latent_preview
 import torch
 from latent_preview import LatentPreviewer
-from PIL import Image
 from torch import Tensor
 
 from ..dcae_core import TAESANA, CheckpointError, DCAEError, find
 from ..dcae_core.taesana import PARTS, WHERE, file_names
 
-__all__ = ["NAME", "files", "load", "previewer", "problem"]
+__all__ = ["NAME", "Previewer", "files", "load", "previewer", "problem"]
 
 log = logging.getLogger(__name__)
 
@@ -57,22 +56,22 @@ def previewer(
     dtype: torch.dtype,
     to_raw: Callable[[Tensor], Tensor],
     instead: Callable[[], LatentPreviewer | None],
-) -> LatentPreviewer | None:
+) -> Previewer | LatentPreviewer | None:
     """Return a previewer by TAESANA's decoder; where ComfyUI's method of previews is another, or its file is not there
     or no good, what `instead` returns. to_raw: from a sampler's latents to raw ones."""
     path = files().get("decoder")
     if latent_preview.args.preview_method not in METHODS or path is None:
         return instead()
     try:
-        return TAESANAPreviewer(TAESANA(decoder=path, device=device, dtype=dtype), to_raw, instead)
+        return Previewer(TAESANA(decoder=path, device=device, dtype=dtype), to_raw, instead)
     except DCAEError as error:
         log.warning("DC-AE: previews are made without TAESANA. %s", error)
         return instead()
 
 
-class TAESANAPreviewer(LatentPreviewer):
-    """Decodes the first picture of a batch within half of the memory that is free; what does not fit there is left to
-    what `instead` returns."""
+class Previewer:
+    """In place of a LatentPreviewer of ComfyUI. Decodes the first picture of a batch within half of the memory that is
+    free; what does not fit there is left to what `instead` returns."""
 
     def __init__(
         self, tiny: TAESANA, to_raw: Callable[[Tensor], Tensor], instead: Callable[[], LatentPreviewer | None]
@@ -80,15 +79,12 @@ class TAESANAPreviewer(LatentPreviewer):
         self.tiny, self.to_raw, self.instead = tiny, to_raw, instead
         self.other: LatentPreviewer | None = None
 
-    def decode_latent_to_preview(self, x0: Tensor) -> Image.Image:
-        budget = max(1, int(management.get_free_memory(self.tiny.device) / 2))
-        picture = self.tiny.decode(self.to_raw(x0[:1]), budget=budget)
-        return latent_preview.preview_to_image(picture[0].movedim(0, -1).float())
-
     def decode_latent_to_preview_image(self, preview_format: str, x0: Tensor) -> tuple | None:
         if self.tiny is not None:
+            budget = max(1, int(management.get_free_memory(self.tiny.device) / 2))
             try:
-                return super().decode_latent_to_preview_image(preview_format, x0)
+                picture = self.tiny.decode(self.to_raw(x0[:1]), budget=budget)[0].movedim(0, -1)
+                return preview_format, latent_preview.preview_to_image(picture), latent_preview.MAX_PREVIEW_RESOLUTION
             except DCAEError as error:
                 log.warning("DC-AE: from here previews are made without TAESANA. %s", error)
                 self.tiny, self.other = None, self.instead()

@@ -164,3 +164,15 @@ def test_what_is_missing_is_said_where_it_is_used(server, tiny):
     finally:
         for part, path in away.items():
             path.rename(tiny.files[part])
+
+
+def test_what_does_not_fit_into_memory_is_the_linear_maps(server):
+    """16384x16384 would take 200 GB."""
+    size = {"width": 16384, "height": 16384, "batch_size": 1}
+    more = {
+        "3": node("DCAE_EmptyLatent", **size, variant="from vae", vae=["6", 0]),
+        "9": node("SaveLatent", samples=["8", 0], filename_prefix="large"),
+    }
+    prompt = {key: one for key, one in preview_prompt(seed=5, **more).items() if key != "10"}
+    assert last_preview(server, prompt).shape == (512, 512, 3)
+    assert "from here previews are made without TAESANA. decode of 16384x16384" in server.log()

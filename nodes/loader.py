@@ -24,7 +24,7 @@ class DCAELoader(io.ComfyNode):
         options = models.choices()
         return io.Schema(
             node_id="DCAE_Loader",
-            display_name="DC-AE Loader",
+            display_name="DC-AE Loader (Sana VAE)",
             category="DC-AE",
             **aliases(),
             description="Loads a DC-AE (Deep Compression Autoencoder). Its VAE works with all VAE nodes.",

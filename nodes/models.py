@@ -16,7 +16,7 @@ from ..dcae_core.files import ASSETS, atomic_write
 from ..dcae_core.variants import Variant
 from ..dcae_core.weights.checkpoint import Checkpoint, is_dcae, is_shard
 
-__all__ = ["choices", "fingerprint", "inspect", "locate", "place_example", "problem"]
+__all__ = ["DOWNLOAD", "choices", "fingerprint", "inspect", "locate", "place_example", "problem"]
 
 log = logging.getLogger(__name__)
 

@@ -57,6 +57,8 @@ class DCAEVAE(comfy.sd.VAE):
     def encode(
         self,
         pixel_samples: Tensor,
+        not_video: bool | None = None,
+        *,
         fit: Fit | None = None,
         budget: int = 0,
         strict: bool = True,
@@ -66,7 +68,8 @@ class DCAEVAE(comfy.sd.VAE):
         crop.
 
         budget: bytes, weights included; 0 is what is free. Where it is too small: an error, or if not `strict` the
-        least that will do. channels: the first of the latent's, of DC-AE 1.5; None is all.
+        least that will do. channels: the first of the latent's, of DC-AE 1.5; None is all. not_video: newer ComfyUIs
+        give it, and pictures are what this is for.
         """
         channels = self.dcae.variant.channels(channels)
         x = images.from_host(pixel_samples)
@@ -75,7 +78,7 @@ class DCAEVAE(comfy.sd.VAE):
         return self._run("encode", x, x.shape[2], x.shape[3], channels, budget, strict).float()
 
     def decode(
-        self, samples_in: Tensor, vae_options: dict | None = None, budget: int = 0, strict: bool = True
+        self, samples_in: Tensor, vae_options: dict | None = None, *, budget: int = 0, strict: bool = True
     ) -> Tensor:
         """Decode raw latents to IMAGE [B, H, W, 3] in [0, 1] fp32, at whole latent pixels. `budget` as for encode."""
         self.dcae.check_latent(samples_in)

@@ -1,7 +1,7 @@
 // The extension of ComfyUI's page: a line of text on the nodes, a slider, and nodes for a dropped latent file.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { addLine, show } from "./line.js";
+import { addLine, ensureAdded, show } from "./line.js";
 import { addSlider } from "./compare.js";
 import { clearResult, showResult, updatePlan } from "./plan.js";
 import { takeDrop } from "./drop.js";
@@ -24,8 +24,8 @@ app.registerExtension({
     };
   },
 
-  afterConfigureGraph() {
-    suggestReplacements(app.graph);
+  afterConfigureGraph(missing) {
+    suggestReplacements(app.graph, missing);
   },
 
   setup() {
@@ -42,9 +42,14 @@ app.registerExtension({
       for (const node of detail.nodes.map(find)) if (node?.dcae) clearResult(node, true); // which send no "executing"
     });
     window.addEventListener("drop", takeDrop, true);
-    setInterval(() => document.hidden || everyNode(app.graph, updatePlan), 700);
+    setInterval(() => document.hidden || everyNode(app.graph, update), 700);
   },
 });
+
+function update(node) {
+  ensureAdded(node);
+  updatePlan(node);
+}
 
 // Return the node of an id in a run's messages: an id, or ids of subgraphs and a node in them, as in "5:3".
 function find(id) {

@@ -69,7 +69,7 @@ class DCAEEncode(io.ComfyNode):
         vae = require(vae)
         fit = Fit(pixels.shape[1], pixels.shape[2], vae.dcae.spatial_ratio, size_mode)
         start = time.perf_counter()
-        latents = vae.encode(pixels, fit, int(budget_gib * 2**30), channels=latent_channels or None)
+        latents = vae.encode(pixels, fit=fit, budget=int(budget_gib * 2**30), channels=latent_channels or None)
         latent = {"samples": latents} if mask is None else {"samples": latents, "noise_mask": fit_mask(mask, fit)}
         show_run(vae, (fit.height, fit.width), start)
         return io.NodeOutput(remember(latent, fit.true, vae.dcae.variant))

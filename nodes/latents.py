@@ -119,7 +119,7 @@ class DCAEEmptyLatent(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DCAE_EmptyLatent",
-            display_name="DC-AE Empty Latent",
+            display_name="DC-AE Empty Latent (Sana)",
             category="DC-AE",
             **aliases("empty sana latent"),
             description="An empty latent with the channels and ratio of a DC-AE, to sample from.",

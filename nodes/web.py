@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import comfy.model_management as management
 import torch
 from aiohttp import web
@@ -9,12 +12,13 @@ from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..dcae_core import DCAEError, Plan, Variant
+from ..dcae_core import TAESANA, DCAEError, Plan, Variant
 from ..dcae_core import plan as planning
 from ..dcae_core.engine.devices import parse_dtype
 from ..dcae_core.errors import OptionError, counted
 from ..dcae_core.media.sizes import Fit
-from . import models
+from ..dcae_core.taesana import make_plan as make_tiny_plan
+from . import models, taesana
 from .geometry import true_area
 from .vae import auto_dtype
 
@@ -53,19 +57,27 @@ def show_line(text: str, state: str = "busy") -> None:
 
 def describe_model(choice: str) -> str:
     """Return what is behind a choice of the Loader, in one line. Raises DCAEError."""
+    if choice == taesana.NAME and (tiny := taesana.files()):
+        size = _gigabytes(sum(path.stat().st_size for path in tiny.values()))
+        return " · ".join([TAESANA.name, "32x", "32 channels", size, " and ".join(tiny)])
     variant, checkpoint = models.inspect(choice)
     parts = [variant.name, f"{variant.spatial_ratio}x", f"{variant.latent_channels} channels"]
     parts.append(f"factor {variant.scaling_factor}" if variant.scaling_factor else "no published factor")
     if checkpoint is None:
-        return " · ".join([*parts, f"not here: about {_gigabytes(weight_bytes(variant, torch.float32))} to download"])
+        size = _gigabytes(weight_bytes(plans_of(variant), torch.float32))
+        return " · ".join([*parts, f"not here: about {size} to download"])
     return " · ".join([*parts, _gigabytes(checkpoint.bytes), f"{checkpoint.layout} keys"])
 
 
-def weight_bytes(variant: Variant, dtype: torch.dtype) -> int:
-    """Return the bytes of all weights of a variant."""
-    ratio = variant.spatial_ratio
-    plans = (planning.make(variant.architecture, d, ratio, ratio, dtype=dtype) for d in planning.DIRECTIONS)
-    return sum(plan.weight_bytes for plan in plans)
+def plans_of(variant: Variant, channels: int = 0) -> Callable[..., Plan]:
+    """Return the planning of a variant, with latents of so many channels; 0 is all."""
+    options = {"name": variant.name, "channels": variant.channels(channels or None)}
+    return functools.partial(planning.make, variant.architecture, **options)
+
+
+def weight_bytes(make_plan: Callable[..., Plan], dtype: torch.dtype) -> int:
+    """Return the bytes of all weights of a network, by its plans."""
+    return sum(make_plan(direction, 1, 1, dtype=dtype).weight_bytes for direction in planning.DIRECTIONS)
 
 
 def _gigabytes(count: int) -> str:
@@ -92,16 +104,19 @@ def describe_plan(query: dict[str, str]) -> str:
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and 1 <= batch <= 4096):
         raise OptionError(f"{batch} x {width}x{height} can't be planned.")
     requested = query.get("variant")
-    variant, _ = models.inspect(query.get("choice", ""), None if requested in (None, "auto") else requested)
+    if query.get("choice") == taesana.NAME:
+        make_plan, ratio = make_tiny_plan, 32
+    else:
+        variant, _ = models.inspect(query.get("choice", ""), None if requested in (None, "auto") else requested)
+        make_plan, ratio = plans_of(variant, channels), variant.spatial_ratio
     dtype = parse_dtype(query.get("dtype")) or auto_dtype()
     direction, mode = query.get("direction", ""), query.get("size_mode") or "pad"
-    fit = Fit(height, width, variant.spatial_ratio, "pad" if mode == "forgotten" else mode)
-    weights = weight_bytes(variant, dtype)
+    fit = Fit(height, width, ratio, "pad" if mode == "forgotten" else mode)
+    weights = weight_bytes(make_plan, dtype)
     device = management.vae_device()
     limit = int(budget * 2**30) if budget > 0 else management.get_total_memory(device)
     run = (direction, *fit.padded, batch, max(1, limit - weights), dtype)
-    options = {"channels": variant.channels(channels or None), "device": device.type, "name": variant.name}
-    plan = planning.make(variant.architecture, *run, **options)
+    plan = make_plan(*run, device=device.type)
     if direction == "encode":
         return describe_run(plan, (height, width))
     remembered = None if mode == "forgotten" else fit.true

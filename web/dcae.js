@@ -1,7 +1,7 @@
 // The extension of ComfyUI's page: a line of text on the nodes, a slider, and nodes for a dropped latent file.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { addLine, show } from "./line.js";
+import { addLine, ensureAdded, show } from "./line.js";
 import { addSlider } from "./compare.js";
 import { clearResult, planQuery, rememberQueries, showResult, updatePlan } from "./plan.js";
 import { takeDrop } from "./drop.js";
@@ -23,8 +23,8 @@ app.registerExtension({
     };
   },
 
-  afterConfigureGraph() {
-    suggestReplacements(app.graph);
+  afterConfigureGraph(missing) {
+    suggestReplacements(app.graph, missing);
   },
 
   setup() {
@@ -48,9 +48,14 @@ app.registerExtension({
       for (const node of detail.nodes.map(find)) if (node?.dcae) clearResult(node, true); // which send no "executing"
     });
     window.addEventListener("drop", takeDrop, true);
-    setInterval(() => document.hidden || everyNode(app.graph, updatePlan), 700);
+    setInterval(() => document.hidden || everyNode(app.graph, update), 700);
   },
 });
+
+function update(node) {
+  ensureAdded(node);
+  updatePlan(node);
+}
 
 // Each node's query is remembered when a prompt is queued: what the server says of the prompt comes later, and may come
 // after the next change. ComfyUI has no event with a prompt's id before it runs, and keeps errors by node alone.

@@ -25,6 +25,16 @@ export function addLine(node) {
   widget.serialize = false;
   node.dcae = { element, key: "" };
   node.expandToFitContent?.();
+  const before = node.onAdded;
+  node.onAdded = function () {
+    node.dcae.added = true;
+    before?.apply(this, arguments);
+  };
+}
+
+// The page puts a node in the place of another pack's without this event, on which widgets of elements are shown.
+export function ensureAdded(node) {
+  if (!node.dcae.added) node.onAdded(node.graph);
 }
 
 // state: "plan" (what will happen), "busy", "done" or "error".

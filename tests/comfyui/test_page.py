@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import statistics
 from pathlib import Path
 
 import pytest
 import requests
 import torch
+from PIL import Image
 
-from dcae_core import DEMO, latents, variants
+from dcae_core import DEMO, hub, latents, variants
 from tests.chromium import chromium
 from tests.servers import PACK
 
-from .page import SIZES, change, dismiss, drop, line, load, open_round_trip, open_template, press, wait, wait_for_idle
-from .server import FP32, Server, default_env
-
-PAGES = {
-    "its own, canvas": ([], False),
-    "its own, Nodes 2.0": ([], True),
-    "1.58.1, canvas": (["--front-end-root", str(default_env() / "frontend")], False),
-    "1.58.1, Nodes 2.0": (["--front-end-root", str(default_env() / "frontend")], True),
-}
+from .page import (
+    PAGES,
+    SIZES,
+    change,
+    dismiss,
+    drop,
+    line,
+    load,
+    open_round_trip,
+    open_template,
+    press,
+    served_page,
+    wait,
+    wait_for_idle,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +42,11 @@ def browser():
 
 @pytest.fixture(scope="module", params=PAGES)
 def page(request, browser):
-    """ComfyUI's page. `.server` is its server, `.complaints` what its console says, `.cost` what `load` returned."""
-    arguments, vue = PAGES[request.param]
-    # One thread: the browser draws on the same cores, and threads that wait for each other would stand still.
-    with Server(args=[*arguments, *FP32], environ={"OMP_NUM_THREADS": "1"}) as server:
-        for name, value in {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue}.items():
-            requests.post(f"{server.url}/settings/{name}", json=value, timeout=30).raise_for_status()
-        page = browser.new_page(viewport={"width": 1500, "height": 900})
-        page.server, page.complaints, page.vue = server, [], vue
-        page.on("pageerror", lambda error: page.complaints.append(str(error.stack or error)))
-        page.on("console", lambda one: page.complaints.append(f"{one.type} {one.text} {one.location['url']}"))
-        page.goto(f"{server.url}/system_stats")  # a page of the same origin, for the profiler to start in
-        page.cost = load(page)
+    """ComfyUI's page, as `served_page` has it; `.cost` is what `load` returned."""
+    with served_page(browser, request.param) as page:
+        shutil.copy(hub.bundled(), page.server.base / "models" / "vae" / "mine.safetensors")
+        page.cost = load(page)  # of the same origin already, for the profiler to start in
         yield page
-        page.close()
 
 
 @pytest.fixture(autouse=True)
@@ -77,13 +76,13 @@ def test_every_template_opens(page):
             incomplete.append(name)
             page.get_by_text(re.compile("missing node", re.IGNORECASE)).first.wait_for()
             dismiss(page)
-        elif not name.startswith("4k"):  # which runs in the test of cancelling, made smaller
+        elif not name.startswith("4K"):  # which runs in the test of cancelling, made smaller
             with page.expect_response(lambda answer: answer.url.endswith("/prompt")) as asked:
                 press(page, "Run")
             wait_for_idle(page, 120)
             history = page.server.get(f"/history/{(prompt := asked.value.json()['prompt_id'])}").json()
             assert history[prompt]["status"]["status_str"] == "success", name
-    assert incomplete == ["sana_text_to_image"]
+    assert incomplete == ["Sana text to image"]
 
 
 def graph(workflow: dict) -> tuple[dict, list]:
@@ -94,7 +93,7 @@ def graph(workflow: dict) -> tuple[dict, list]:
 
 def test_a_run_is_cancelled(page):
     """A long one: the 4K template in a smaller budget. Made smaller, it runs to its end."""
-    open_template(page, "4k_in_a_small_budget")
+    open_template(page, "4K in half a GiB")
     for kind in ("Encode", "Decode"):
         change(page, kind, "budget_gib", 0.3)
     wait(page, "Encode", lambda text: "4096x2752" in text and "peak 0.2" in text)
@@ -260,7 +259,7 @@ def test_the_loaders_line_after_a_run(page):
 
 
 def test_lines_before_and_after(page, tmp_path):
-    open_template(page, "round_trip")
+    open_template(page, "Round trip")
     wait(page, "Loader", bool)
     assert line(page, "Loader") == f"{DEMO} · 32x · 32 channels · factor 1.322 · 9.2 MB · diffusers keys"
     for kind in ("Encode", "Decode"):
@@ -334,12 +333,127 @@ def test_the_routes_take_no_paths(page):
     assert "can't be planned" in json.dumps(huge)
 
 
+def of_another_pack(*loaders: tuple[str, str]) -> dict:
+    """A workflow with nodes of ComfyUI_ExtraModels: an ExtraVAELoader for each (vae_name, vae_type), the first of which
+    decodes an EmptySanaLatentImage."""
+    nodes = [
+        {"type": "VAEDecode", "inputs": [("samples", "LATENT", 1), ("vae", "VAE", 2)], "outputs": [("IMAGE", [3])]},
+        {"type": "SaveImage", "inputs": [("images", "IMAGE", 3)], "widgets_values": ["replaced"]},
+        {"type": "EmptySanaLatentImage", "outputs": [("LATENT", [1])], "widgets_values": [96, 64, 2]},
+    ]
+    for i, (name, kind) in enumerate(loaders):
+        links = [2] if i == 0 else []
+        nodes.append({"type": "ExtraVAELoader", "outputs": [("VAE", links)], "widgets_values": [name, kind, "FP32"]})
+    for i, node in enumerate(nodes):
+        node |= {"id": i + 1, "pos": [60 + 330 * (i % 4), 60 + 250 * (i // 4)], "size": [310, 130], "order": i}
+        node |= {"mode": 0, "flags": {}, "properties": {"Node name for S&R": node["type"]}}
+        node["inputs"] = [{"name": a, "type": b, "link": c} for a, b, c in node.get("inputs", [])]
+        node["outputs"] = [{"name": a, "type": a, "links": b} for a, b in node.get("outputs", [])]
+    links = [[1, 3, 0, 1, 0, "LATENT"], [2, 4, 0, 1, 1, "VAE"], [3, 1, 0, 2, 0, "IMAGE"]]
+    return {"version": 0.4, "last_node_id": len(nodes), "last_link_id": 3, "nodes": nodes, "links": links}
+
+
+def suggestions(page) -> list[str]:
+    """What the pack's notes to the user say. Waits for what comes with a graph."""
+    page.wait_for_timeout(1500)
+    said = re.findall(r"(\w+) is not installed: use (DC-AE [\w ]+) in its place", page.locator("body").inner_text())
+    return sorted({" → ".join(one) for one in said})
+
+
+def replaceable(page) -> list[str]:
+    """What the page offers in the place of nodes that are not here."""
+    press(page, "View details")
+    page.get_by_text("missing", exact=False).or_(page.get_by_text("Swap Nodes")).first.wait_for()
+    return sorted(re.findall(r"\bDCAE_\w+", page.locator("body").inner_text()))
+
+
+@pytest.fixture
+def replacing(page) -> bool:
+    """Whether the page replaces nodes: ComfyUI 0.14 and newer. Notes of earlier tests are gone."""
+    page.evaluate("const {toast} = app.extensionManager; toast.dismissAll ? toast.dismissAll() : toast.removeAll()")
+    return requests.get(f"{page.server.url}/node_replacements", timeout=30).ok
+
+
+DCAE, KL = "dcae-f32c32-sana-1.1-diffusers", "kl-f8"
+LATENT, LOADER = "EmptySanaLatentImage → DC-AE Empty Latent", "ExtraVAELoader → DC-AE Loader"
+
+
+def test_nodes_of_another_pack_are_replaced(page, replacing):
+    """By the page's own button, and the graph runs; a page without it gets a note that names the nodes."""
+    page.evaluate("workflow => app.loadGraphData(workflow)", of_another_pack(("mine.safetensors", DCAE)))
+    if not replacing:
+        assert suggestions(page) == [LATENT, LOADER]
+        return
+    assert suggestions(page) == []
+    assert replaceable(page) == ["DCAE_EmptyLatent", "DCAE_Loader"]
+    press(page, "Replace All")
+    page.wait_for_function("app.graph._nodes.filter(n => n.comfyClass?.startsWith('DCAE_')).length === 2")
+    assert "32 channels" in wait(page, "Loader", bool)
+    made = page.evaluate("app.graphToPrompt().then(made => made.output)")
+    model = {"model": "mine.safetensors", "variant": "auto", "dtype": "fp32", "allow_download": False}
+    assert made["4"]["inputs"] == model
+    result = page.server.run(made)
+    assert result.error is None
+    assert [Image.open(image).size for image in result.images] == [(96, 64)] * 2
+    load(page)  # 1.58.1 draws no canvas any more after a replacement, of ComfyUI's own nodes too
+
+
+@pytest.mark.parametrize(
+    ("loaders", "suggested", "offered"),
+    [
+        ([("mine.safetensors", KL)], [], []),
+        ([("mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers", KL)], [LOADER], ["DCAE_Loader"]),
+        ([("mine.safetensors", DCAE), ("other.safetensors", KL)], [LOADER], []),
+    ],
+    ids=["another kind", "a repository", "both kinds"],
+)
+def test_a_loader_of_another_kind_of_vae_is_left_alone(page, replacing, loaders, suggested, offered):
+    """The page replaces all nodes of a type or none: of both kinds none, and a note names the node."""
+    page.evaluate("workflow => app.loadGraphData(workflow)", of_another_pack(*loaders))
+    if not replacing:
+        assert suggestions(page) == [LATENT, *suggested]
+        return
+    assert suggestions(page) == ([] if offered else suggested)
+    assert replaceable(page) == ["DCAE_EmptyLatent", *offered]
+
+
+def found(page, query: str) -> list[tuple[str, bool]]:
+    """(What the page's node search finds, whether it can be seen without scrolling), in the page's order."""
+    page.evaluate("app.graph.clear()")
+    box = page.locator("input[role=combobox]:visible").first
+    for _ in range(10):  # the first may come before the graph is drawn without nodes
+        page.mouse.dblclick(750, 500)
+        page.wait_for_timeout(1000)
+        if box.is_visible():
+            break
+    box.fill(query)
+    options = page.locator("[role=option]:not(:empty), [data-testid=result-item]")
+    options.filter(has_text=re.compile(query, re.I)).first.wait_for()
+    page.wait_for_timeout(1000)
+    return page.evaluate(
+        """() => [...document.querySelectorAll('[role=option], [data-testid=result-item]')].map(one => {
+            const {x, y, width, height} = one.getBoundingClientRect();
+            const top = document.elementFromPoint(x + width / 2, y + height / 2);
+            return [one.innerText.split("\\n")[0].trim(), Boolean(top) && one.contains(top)];
+        })"""
+    )
+
+
+def test_a_search_for_sana_and_for_vae(page):
+    """Of "vae" the first page is ComfyUI's own: nodes whose names begin with it, and of these the most used."""
+    seen = [name for name, visible in found(page, "sana") if visible]
+    assert {"DC-AE Loader (Sana VAE)", "DC-AE Empty Latent (Sana)"} <= set(seen)
+    dismiss(page)
+    assert "DC-AE Loader (Sana VAE)" in [name for name, _ in found(page, "vae")]
+    dismiss(page)
+
+
 PICTURES = "document.querySelectorAll('.dcae-compare img')"
 
 
 def test_the_slider(page):
     """Moved by mouse, keys and finger, while the node stays where it is; and the difference in its place."""
-    open_template(page, "compare")
+    open_template(page, "Compare autoencoders")
     press(page, "Run")
     cut = page.get_by_label("original left, result right")
     cut.wait_for(timeout=120_000)

@@ -44,6 +44,22 @@ class DecodesByFirstStage:
         return picture, {"samples": vae.first_stage_model.encode(vae.process_input(picture.movedim(-1, 1)))}
 
 
+class EncodesAsNewerComfyUI:
+    """Gives VAE.encode what ComfyUI does since a version after 0.33."""
+
+    CATEGORY, FUNCTION = "tests", "encode"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"vae": ("VAE",), "pixels": ("IMAGE",)}}
+
+    def encode(self, vae, pixels):
+        tiled = vae.encode_tiled(pixels, tile_x=512, tile_y=512, overlap=64, tile_t=None, not_video=True)
+        assert tiled.equal(vae.encode(pixels, not_video=True))
+        return ({"samples": vae.encode(pixels, True)},)
+
+
 class SamplerMask:
     """The mask that ComfyUI's samplers make of a LATENT's."""
 
@@ -75,5 +91,5 @@ class DecodesByExpansion:
         return {"result": (decode.out(0),), "expand": graph.finalize()}
 
 
-ALL = (ReachesIntoVAE, DecodesByFirstStage, SamplerMask, DecodesByExpansion)
+ALL = (ReachesIntoVAE, DecodesByFirstStage, EncodesAsNewerComfyUI, SamplerMask, DecodesByExpansion)
 NODE_CLASS_MAPPINGS = {one.__name__: one for one in ALL}

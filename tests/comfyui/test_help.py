@@ -39,7 +39,9 @@ class Page:
     @property
     def entries(self) -> list[list[tuple[str, list[str], str]]]:
         """The name, the facts and the meaning of each item in bold, by section."""
-        found = [re.findall(r"^- \*\*(.+)\*\*(.*)<br>(.+)$", part, re.MULTILINE) for part in self.text.split("\n## ")[1:]]
+        found = [
+            re.findall(r"^- \*\*(.+)\*\*(.*)<br>(.+)$", part, re.MULTILINE) for part in self.text.split("\n## ")[1:]
+        ]
         return [[(name, facts.split(" · ")[1:], meaning) for name, facts, meaning in part] for part in found]
 
     @property

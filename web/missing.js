@@ -17,8 +17,7 @@ export function suggestReplacements(graph, missing) {
   const loaders = absent.filter(({ type }) => type === LOADER).map(loaderInputs);
   const toSuggest = new Set(absent.map(({ type }) => type));
   if (!loaders.some(Boolean)) toSuggest.delete(LOADER);
-  if (api.getServerFeature?.("node_replacements")) {
-    if (!app.extensionManager.setting.get("Comfy.NodeReplacement.Enabled")) return; // the user wants none
+  if (api.getServerFeature?.("node_replacements") && app.extensionManager.setting.get("Comfy.NodeReplacement.Enabled")) {
     for (const type of toSuggest) if (type !== LOADER) toSuggest.delete(type);
     // The page replaces all nodes of a type, and in the same way.
     if (toSuggest.size && new Set(loaders.map((inputs) => JSON.stringify(inputs))).size === 1) {
@@ -48,7 +47,8 @@ function loaderInputs(node) {
   const repository = file.match(/^mit-han-lab\/(dc-ae-.*?)(-diffusers)?$/);
   if (!repository && !kind.startsWith("dcae-")) return null;
   const model = repository ? `${repository[1]} (download)` : file;
-  return { model, variant: "auto", dtype: dtype.toLowerCase(), allow_download: false };
+  const known = /^(bf16|fp16|fp32)$/i.test(dtype);
+  return { model, variant: "auto", dtype: known ? dtype.toLowerCase() : "auto", allow_download: false };
 }
 
 // The fields of an entry of the page's list that say how a node is replaced.

@@ -10,14 +10,15 @@ const REPLACEMENTS = {
 };
 
 // Once per graph. `missing` is the page's list of missing nodes. With node replacement it has a Replace button for the
-// empty latents, of which the server told it (nodes/replace.py), and gets one for the loader here if that loads a DC-AE.
-// What has no button is suggested in a toast.
+// empty latents, of which the server told it (nodes/replace.py), and gets one for the loader here if that loads a
+// DC-AE. What has no button is suggested in a toast.
 export function suggestReplacements(graph, missing) {
   const absent = everyNode(graph).filter(({ type }) => REPLACEMENTS[type] && !LiteGraph.registered_node_types[type]);
   const loaders = absent.filter(({ type }) => type === LOADER).map(loaderInputs);
   const toSuggest = new Set(absent.map(({ type }) => type));
   if (!loaders.some(Boolean)) toSuggest.delete(LOADER);
-  if (api.getServerFeature?.("node_replacements") && app.extensionManager.setting.get("Comfy.NodeReplacement.Enabled")) {
+  const enabled = () => app.extensionManager.setting.get("Comfy.NodeReplacement.Enabled");
+  if (api.getServerFeature?.("node_replacements") && enabled()) {
     for (const type of toSuggest) if (type !== LOADER) toSuggest.delete(type);
     // The page replaces all nodes of a type, and in the same way.
     if (toSuggest.size && new Set(loaders.map((inputs) => JSON.stringify(inputs))).size === 1) {
@@ -29,7 +30,7 @@ export function suggestReplacements(graph, missing) {
   app.extensionManager.toast.add({
     severity: "info",
     summary: "DC-AE",
-    detail: [...toSuggest].map((type) => `${type} is not installed: use ${REPLACEMENTS[type]} in its place.`).join("\n"),
+    detail: [...toSuggest].map((one) => `${one} is not installed: use ${REPLACEMENTS[one]} in its place.`).join("\n"),
     life: 15000,
   });
 }

@@ -83,7 +83,7 @@ def rounded(image: Tensor) -> Tensor:
 def codec_of(vae: comfy.sd.VAE, number: int) -> Codec:
     """Return a codec that uses the VAE's own encode and decode, under ComfyUI's memory management."""
     is_dcae = isinstance(vae, DCAEVAE)
-    kind = vae.dcae.variant.name if is_dcae else type(vae.first_stage_model).__name__
+    kind = vae.dcae.name if is_dcae else type(vae.first_stage_model).__name__
     ratio = vae.spacial_compression_encode()
     management.load_models_gpu([vae.patcher])  # else the first run's memory would include them
 

@@ -10,7 +10,7 @@ from comfy_api.v0_0_2 import io
 
 from ..dcae_core import DCAE, names
 from ..dcae_core.engine.devices import parse_dtype
-from . import models
+from . import models, taesana
 from .schema import aliases
 from .vae import DCAEVAE, auto_dtype
 from .web import show_line
@@ -33,7 +33,8 @@ class DCAELoader(io.ComfyNode):
                     "model",
                     options=options,
                     default=options[0],
-                    tooltip="The bundled demo, the DC-AE files in models/vae, and the published variants as downloads.",
+                    tooltip="The bundled demo, the DC-AE files in models/vae, 'taesana' (fast drafts) if it is in "
+                    "models/vae_approx, and the published variants as downloads.",
                 ),
                 io.Combo.Input(
                     "variant",
@@ -67,10 +68,12 @@ class DCAELoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: str, variant: str, dtype: str, allow_download: bool) -> io.NodeOutput:
+        device, dtype = management.vae_offload_device(), parse_dtype(dtype) or auto_dtype()
+        if model == taesana.NAME:
+            return io.NodeOutput(DCAEVAE(taesana.load(variant, device, dtype)))
         path, named = models.locate(model, allow_download, download_progress(cls.hidden.unique_id))
         requested = named if variant == "auto" else variant
-        ae = DCAE.from_file(path, requested, management.vae_offload_device(), parse_dtype(dtype) or auto_dtype())
-        return io.NodeOutput(DCAEVAE(ae))
+        return io.NodeOutput(DCAEVAE(DCAE.from_file(path, requested, device, dtype)))
 
 
 def download_progress(node_id: str | None):

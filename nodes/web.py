@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import comfy.model_management as management
 import torch
 from aiohttp import web
 from server import PromptServer
 
-from ..dcae_core import DCAEError, Plan, Variant
+from ..dcae_core import TAESANA, DCAEError, Plan, Variant
 from ..dcae_core import plan as planning
 from ..dcae_core.engine.devices import parse_dtype
 from ..dcae_core.errors import OptionError
 from ..dcae_core.media.sizes import Fit
-from . import models
+from ..dcae_core.taesana import make_plan as make_tiny_plan
+from . import models, taesana
 from .vae import auto_dtype
 
 __all__ = ["add_routes", "describe_run", "show_line"]
@@ -38,19 +42,26 @@ def show_line(node_id: str | None, text: str) -> None:
 
 def describe_model(choice: str) -> str:
     """Return what is behind a choice of the Loader, in one line. Raises DCAEError."""
+    if choice == taesana.NAME and (tiny := taesana.files()):
+        size = _gigabytes(sum(path.stat().st_size for path in tiny.values()))
+        return " · ".join([TAESANA.name, "32x", "32 channels", size, " and ".join(tiny)])
     variant, checkpoint = models.inspect(choice)
     parts = [variant.name, f"{variant.spatial_ratio}x", f"{variant.latent_channels} channels"]
     parts.append(f"factor {variant.scaling_factor}" if variant.scaling_factor else "no published factor")
     if checkpoint is None:
-        return " · ".join([*parts, f"not here: about {_gigabytes(weight_bytes(variant, torch.float32))} to download"])
+        size = _gigabytes(weight_bytes(plans_of(variant), torch.float32))
+        return " · ".join([*parts, f"not here: about {size} to download"])
     return " · ".join([*parts, _gigabytes(checkpoint.bytes), f"{checkpoint.layout} keys"])
 
 
-def weight_bytes(variant: Variant, dtype: torch.dtype) -> int:
-    """Return the bytes of all weights of a variant."""
-    ratio = variant.spatial_ratio
-    plans = (planning.make(variant.architecture, d, ratio, ratio, dtype=dtype) for d in planning.DIRECTIONS)
-    return sum(plan.weight_bytes for plan in plans)
+def plans_of(variant: Variant) -> Callable[..., Plan]:
+    """Return the planning of a variant."""
+    return functools.partial(planning.make, variant.architecture, name=variant.name)
+
+
+def weight_bytes(make_plan: Callable[..., Plan], dtype: torch.dtype) -> int:
+    """Return the bytes of all weights of a network, by its plans."""
+    return sum(make_plan(direction, 1, 1, dtype=dtype).weight_bytes for direction in planning.DIRECTIONS)
 
 
 def _gigabytes(count: int) -> str:
@@ -73,15 +84,18 @@ def describe_plan(query: dict[str, str]) -> str:
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and 1 <= batch <= 4096):
         raise OptionError(f"{batch} x {width}x{height} can't be planned.")
     requested = query.get("variant")
-    variant, _ = models.inspect(query.get("choice", ""), None if requested in (None, "auto") else requested)
+    if query.get("choice") == taesana.NAME:
+        make_plan, ratio = make_tiny_plan, 32
+    else:
+        variant, _ = models.inspect(query.get("choice", ""), None if requested in (None, "auto") else requested)
+        make_plan, ratio = plans_of(variant), variant.spatial_ratio
     dtype = parse_dtype(query.get("dtype")) or auto_dtype()
-    height, width = Fit(height, width, variant.spatial_ratio, query.get("size_mode") or "pad").padded
-    weights = weight_bytes(variant, dtype)
+    height, width = Fit(height, width, ratio, query.get("size_mode") or "pad").padded
+    weights = weight_bytes(make_plan, dtype)
     device = management.vae_device()
     limit = int(budget * 2**30) if budget > 0 else management.get_total_memory(device)
     run = (query.get("direction", ""), height, width, batch, max(1, limit - weights), dtype)
-    plan = planning.make(variant.architecture, *run, device=device.type, name=variant.name)
-    return describe_run(plan)
+    return describe_run(make_plan(*run, device=device.type))
 
 
 def add_routes() -> None:

@@ -17,15 +17,20 @@ from dcae_core import DEMO, hub, latents, variants
 from tests.chromium import chromium
 from tests.servers import PACK
 
-from .page import change, dismiss, drop, line, load, open_round_trip, open_template, press, wait, wait_for_idle
-from .server import FP32, Server, default_env
-
-PAGES = {
-    "its own, canvas": ([], False),
-    "its own, Nodes 2.0": ([], True),
-    "1.58.1, canvas": (["--front-end-root", str(default_env() / "frontend")], False),
-    "1.58.1, Nodes 2.0": (["--front-end-root", str(default_env() / "frontend")], True),
-}
+from .page import (
+    PAGES,
+    change,
+    dismiss,
+    drop,
+    line,
+    load,
+    open_round_trip,
+    open_template,
+    press,
+    served_page,
+    wait,
+    wait_for_idle,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +41,11 @@ def browser():
 
 @pytest.fixture(scope="module", params=PAGES)
 def page(request, browser):
-    """ComfyUI's page. `.server` is its server, `.complaints` what its console says, `.cost` what `load` returned."""
-    arguments, vue = PAGES[request.param]
-    # One thread: the browser draws on the same cores, and threads that wait for each other would stand still.
-    with Server(args=[*arguments, *FP32], environ={"OMP_NUM_THREADS": "1"}) as server:
-        shutil.copy(hub.bundled(), server.base / "models" / "vae" / "mine.safetensors")
-        for name, value in {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue}.items():
-            requests.post(f"{server.url}/settings/{name}", json=value, timeout=30).raise_for_status()
-        page = browser.new_page(viewport={"width": 1500, "height": 900})
-        page.server, page.complaints, page.vue = server, [], vue
-        page.on("pageerror", lambda error: page.complaints.append(str(error.stack or error)))
-        page.on("console", lambda one: page.complaints.append(f"{one.type} {one.text} {one.location['url']}"))
-        page.goto(f"{server.url}/system_stats")  # a page of the same origin, for the profiler to start in
-        page.cost = load(page)
+    """ComfyUI's page, as `served_page` has it; `.cost` is what `load` returned."""
+    with served_page(browser, request.param) as page:
+        shutil.copy(hub.bundled(), page.server.base / "models" / "vae" / "mine.safetensors")
+        page.cost = load(page)  # of the same origin already, for the profiler to start in
         yield page
-        page.close()
 
 
 @pytest.fixture(autouse=True)
@@ -80,13 +75,13 @@ def test_every_template_opens(page):
             incomplete.append(name)
             page.get_by_text(re.compile("missing node", re.IGNORECASE)).first.wait_for()
             dismiss(page)
-        elif not name.startswith("4k"):  # which runs in the test of cancelling, made smaller
+        elif not name.startswith("4K"):  # which runs in the test of cancelling, made smaller
             with page.expect_response(lambda answer: answer.url.endswith("/prompt")) as asked:
                 press(page, "Run")
             wait_for_idle(page, 120)
             history = page.server.get(f"/history/{(prompt := asked.value.json()['prompt_id'])}").json()
             assert history[prompt]["status"]["status_str"] == "success", name
-    assert incomplete == ["sana_text_to_image"]
+    assert incomplete == ["Sana text to image"]
 
 
 def graph(workflow: dict) -> tuple[dict, list]:
@@ -97,7 +92,7 @@ def graph(workflow: dict) -> tuple[dict, list]:
 
 def test_a_run_is_cancelled(page):
     """A long one: the 4K template in a smaller budget. Made smaller, it runs to its end."""
-    open_template(page, "4k_in_a_small_budget")
+    open_template(page, "4K in half a GiB")
     for kind in ("Encode", "Decode"):
         change(page, kind, "budget_gib", 0.3)
     wait(page, "Encode", lambda text: "4096x2752" in text and "peak 0.2" in text)
@@ -165,7 +160,7 @@ def test_the_loaders_line_after_a_run(page):
 
 
 def test_lines_before_and_after(page, tmp_path):
-    open_template(page, "round_trip")
+    open_template(page, "Round trip")
     wait(page, "Loader", bool)
     assert line(page, "Loader") == f"{DEMO} · 32x · 32 channels · factor 1.322 · 9.2 MB · diffusers keys"
     for kind in ("Encode", "Decode"):
@@ -359,7 +354,7 @@ PICTURES = "document.querySelectorAll('.dcae-compare img')"
 
 def test_the_slider(page):
     """Moved by mouse, keys and finger, while the node stays where it is; and the difference in its place."""
-    open_template(page, "compare")
+    open_template(page, "Compare autoencoders")
     press(page, "Run")
     cut = page.get_by_label("original left, result right")
     cut.wait_for(timeout=120_000)

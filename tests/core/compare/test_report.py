@@ -57,7 +57,7 @@ def test_the_sheet_shows_original_result_and_difference(one_result):
         part = made[top : top + 96, left : left + 200]
         return abs(part - (picture.numpy() * 255)).max() <= 1
 
-    gap, step = sheet.GAP, 200 + sheet.GAP
+    gap, step = sheet.GAP, sheet.NARROWEST + sheet.GAP
     below = gap + 96 + 3 * sheet.LINE + sheet.GAP
     assert there(row.picture, gap, gap) and there(cell.result, gap + step, gap)
     assert there(sheet.difference(row.picture, cell.result, 5), gap + step, below)

@@ -1,8 +1,8 @@
 """The help pages of the nodes: they are served, name what the schema has, and quote errors that the sources have.
 
-A page's first section lists the inputs, its second the outputs: items that start in **bold**, with the name, after " · "
-the values and the default, and the meaning in the next line. One that starts in *italics* quotes an error, with "..." for
-what differs from one time to the next. ComfyUI's panel is narrow: there are no tables.
+A page's first section lists the inputs, its second the outputs: items that start in **bold**, with the name, after
+" · " the values and the default, and the meaning in the next line. One that starts in *italics* quotes an error, with
+"..." for what differs from one time to the next. ComfyUI's panel is narrow: there are no tables.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ class Page:
     @property
     def entries(self) -> list[list[tuple[str, list[str], str]]]:
         """The name, the facts and the meaning of each item in bold, by section."""
-        found = [
-            re.findall(r"^- \*\*(.+)\*\*(.*)<br>(.+)$", part, re.MULTILINE) for part in self.text.split("\n## ")[1:]
-        ]
+        item = re.compile(r"^- \*\*(.+)\*\*(.*)<br>(.+)$", re.MULTILINE)
+        found = [item.findall(part) for part in self.text.split("\n## ")[1:]]
         return [[(name, facts.split(" · ")[1:], meaning) for name, facts, meaning in part] for part in found]
 
     @property

@@ -1,5 +1,5 @@
-"""docs/other-nodes.md, its part on ComfyUI's own nodes: every one has a row, and does what its row says. What becomes of
-the true size is tried in test_true_size.py, whose chains are held to the rows here."""
+"""docs/other-nodes.md, its part on ComfyUI's own nodes: every one has a row, and does what its row says. What
+becomes of the true size is tried in test_true_size.py, whose chains are held to the rows here."""
 
 import numpy as np
 import pytest

@@ -1,8 +1,8 @@
 """The help pages of the nodes: they are served, name what the schema has, and quote errors that the sources have.
 
-A page's first section lists the inputs, its second the outputs: items that start in **bold**, with the name, after " · "
-the values and the default, and the meaning in the next line. One that starts in *italics* quotes an error, with "..." for
-what differs from one time to the next. ComfyUI's panel is narrow: there are no tables.
+A page's first section lists the inputs, its second the outputs: items that start in **bold**, with the name, after
+" · " the values and the default, and the meaning in the next line. One that starts in *italics* quotes an error, with
+"..." for what differs from one time to the next. ComfyUI's panel is narrow: there are no tables.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Page:
     @property
     def entries(self) -> list[list[tuple[str, list[str], str]]]:
         """The name, the facts and the meaning of each item in bold, by section."""
-        found = [re.findall(r"^- \*\*(.+)\*\*(.*)<br>(.+)$", part, re.MULTILINE) for part in self.text.split("\n## ")[1:]]
+        item = re.compile(r"^- \*\*(.+)\*\*(.*)<br>(.+)$", re.MULTILINE)
+        found = [item.findall(part) for part in self.text.split("\n## ")[1:]]
         return [[(name, facts.split(" · ")[1:], meaning) for name, facts, meaning in part] for part in found]
 
     @property
@@ -178,6 +179,15 @@ def test_translations_say_the_same(pages):
             assert count[0] == count[1], (name, language, start)
 
 
+# The width that the help needs and has: in the panel as it is, and as narrow as it can be made.
+NARROW = """help => [null, "400px", "300px"].map(width => {
+    help.style.width = width ?? "";
+    const sizes = [help.scrollWidth, help.clientWidth];
+    help.style.width = "";
+    return sizes;
+})"""
+
+
 @pytest.mark.parametrize("language", FILES)
 def test_a_browser_shows_the_pages(nodes, pages, newest, language):
     page = newest(language)
@@ -209,6 +219,8 @@ def test_a_browser_shows_the_pages(nodes, pages, newest, language):
         assert help_.locator("li > strong").all_inner_texts() == [name.replace("`", "") for name in entries]
         quoted = [text.strip() for text in help_.locator("li > em").all_inner_texts()]
         assert quoted == pages[name, language].errors
+        widths = help_.evaluate(NARROW)
+        assert min(shown for _, shown in widths) < 320 and all(needed <= shown for needed, shown in widths), widths
         assert "*" not in help_.inner_text() and "|" not in help_.inner_text(), "markdown that was not understood"
 
 

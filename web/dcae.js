@@ -19,7 +19,9 @@ app.registerExtension({
     const before = node.onExecuted;
     node.onExecuted = function (output) {
       before?.apply(this, arguments);
-      if (output?.dcae_compare) node.dcaeShow(output.dcae_compare[0]);
+      if (!output?.dcae_compare) return;
+      delete output.images; // which older pages with Nodes 2.0 would show below the slider
+      node.dcaeShow(output.dcae_compare[0]);
     };
   },
 

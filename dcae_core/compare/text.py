@@ -48,7 +48,8 @@ def markdown(comparison: Comparison) -> str:
     names = [f"- {_plain(name)}" for name in rows[0][1:]]
     rows[0] = ["score", *(_plain(name.split(": ")[0]) for name in rows[0][1:])]
     heading, *lines = [f"| {' | '.join(row)} |" for row in _aligned(rows)]
-    rule = f"|---|{'---:|' * len(names)}"
+    first, *others = [len(cell) + 2 for cell in heading[2:-2].split(" | ")]
+    rule = "|".join(["", "-" * first, *("-" * (width - 1) + ":" for width in others), ""])
     blocks = [
         names,
         [heading, rule, *lines],

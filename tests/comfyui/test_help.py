@@ -179,6 +179,15 @@ def test_translations_say_the_same(pages):
             assert count[0] == count[1], (name, language, start)
 
 
+# The width that the help needs and has: in the panel as it is, and as narrow as it can be made.
+NARROW = """help => [null, "400px", "300px"].map(width => {
+    help.style.width = width ?? "";
+    const sizes = [help.scrollWidth, help.clientWidth];
+    help.style.width = "";
+    return sizes;
+})"""
+
+
 @pytest.mark.parametrize("language", FILES)
 def test_a_browser_shows_the_pages(nodes, pages, newest, language):
     page = newest(language)
@@ -210,6 +219,8 @@ def test_a_browser_shows_the_pages(nodes, pages, newest, language):
         assert help_.locator("li > strong").all_inner_texts() == [name.replace("`", "") for name in entries]
         quoted = [text.strip() for text in help_.locator("li > em").all_inner_texts()]
         assert quoted == pages[name, language].errors
+        widths = help_.evaluate(NARROW)
+        assert min(shown for _, shown in widths) < 320 and all(needed <= shown for needed, shown in widths), widths
         assert "*" not in help_.inner_text() and "|" not in help_.inner_text(), "markdown that was not understood"
 
 

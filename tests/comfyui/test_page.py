@@ -451,6 +451,52 @@ def test_a_search_for_sana_and_for_vae(page):
 PICTURES = "document.querySelectorAll('.dcae-compare img')"
 
 
+def test_compare_in_each_theme(page):
+    """The selectors can be read, the slider is all of the node's pictures, and the table is one."""
+    open_template(page, "Compare autoencoders")
+    try:
+        for theme in ("light", "dark"):
+            page.evaluate("name => app.extensionManager.setting.set('Comfy.ColorPalette', name)", theme)
+            press(page, "Run")
+            page.wait_for_function(f"() => {PICTURES.replace('All', '')}?.naturalWidth === 1000", timeout=120_000)
+            wait_for_idle(page)
+            page.wait_for_timeout(1000)
+            for label in ("VAE", "view"):
+                ink, paper = page.get_by_label(label, exact=True).evaluate(COLOURS)
+                assert abs(sum(ink) - sum(paper)) > 3 * 90, (theme, label, ink, paper)
+            assert page.evaluate("app.graph._nodes.find(n => n.comfyClass === 'DCAE_Compare').imgs?.length ?? 0") == 0
+            inside = page.locator("[data-node-id]").filter(has=page.locator(".dcae-compare"))
+            assert inside.count() == page.vue and inside.locator("img").count() == 2 * page.vue
+    finally:
+        page.evaluate("app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
+    table = page.evaluate(
+        """() => {
+            const cells = [...document.querySelectorAll("td")].map(one => one.textContent.trim());
+            const texts = [...document.querySelectorAll("textarea")].map(one => one.value);
+            const text = texts.find(one => one.includes("PSNR"));
+            return text?.split("\\n").find(one => one.includes("PSNR")).split("|").map(one => one.trim()).slice(1, 3)
+                ?? cells.slice(cells.indexOf("PSNR dB"), cells.indexOf("PSNR dB") + 2);
+        }"""
+    )
+    assert table[0] == "PSNR dB" and re.fullmatch(r"2[67]\.\d\d", table[1])
+
+
+# Of a select: its text, and what is painted beneath it.
+COLOURS = """select => {
+    const numbers = colour => {
+        const context = document.createElement("canvas").getContext("2d");
+        context.fillStyle = colour;
+        context.fillRect(0, 0, 1, 1);
+        return [...context.getImageData(0, 0, 1, 1).data];
+    };
+    const ink = numbers(getComputedStyle(select).color).slice(0, 3);
+    for (let one = select; one; one = one.parentElement) {
+        const paper = numbers(getComputedStyle(one).backgroundColor);
+        if (paper[3] > 200) return [ink, paper.slice(0, 3)];
+    }
+}"""
+
+
 def test_the_slider(page):
     """Moved by mouse, keys and finger, while the node stays where it is; and the difference in its place."""
     open_template(page, "Compare autoencoders")

@@ -225,3 +225,18 @@ def test_a_size_that_cuts_more_than_padding_is_refused(comfyui, tmp_path, width)
     said = message(comfyui, given(name, width=width))
     assert f"width {width} is not that of a picture with this latent" in said
     assert "129 to 160" in said
+
+
+def test_nodes_that_are_given_pixels_take_a_latent_pixel_for_8(comfyui):
+    """As the help says: 512x256 gives 2048x1024 at a ratio of 32; a factor gives what it says."""
+    prompt = {
+        "1": loader(),
+        "2": node("DCAE_EmptyLatent", width=64, height=32, batch_size=1, variant=DEMO),
+        "3": node("LatentUpscale", samples=["2", 0], upscale_method="bicubic", width=512, height=256, crop="disabled"),
+        "4": node("LatentUpscaleBy", samples=["2", 0], upscale_method="bicubic", scale_by=2.0),
+        **{f"{i}0": node("DCAE_Decode", samples=[i, 0], vae=["1", 0]) for i in ("3", "4")},
+        **{f"{i}1": save([f"{i}0", 0], f"pixels-{i}") for i in ("3", "4")},
+    }
+    result = comfyui.run(prompt)
+    assert result.error is None
+    assert [Image.open(file).size for file in result.images] == [(2048, 1024), (128, 64)]

@@ -88,6 +88,20 @@ def test_equal_pictures_are_valid_json(one_result):
     assert "inf" in text.table(one_result)
 
 
+def test_the_markdown_reads_as_text_and_as_a_table(one_result):
+    one_result.columns[0].name, one_result.columns[1].name = "vae_1: <b>bold|", "vae_2: plain"
+    names, lines, messages = (part.splitlines() for part in text.markdown(one_result).split("\n\n"))
+    assert names == ["- vae_1: (b)bold/", "- vae_2: plain"]
+    cells = [[cell.strip() for cell in one.strip("|").split("|")] for one in lines]
+    assert len({len(one) for one in lines}) == 1, "under each other in a monospaced typeface"
+    assert {len(row) for row in cells} == {3} and cells[0] == ["score", "vae_1", "vae_2"]
+    assert all(set(cell) <= {"-", ":"} and len(cell) >= 3 for cell in cells[1])
+    expected = list(zip(*text.means(one_result), strict=True))[1:]
+    assert [tuple(row) for row in cells[2:]] == expected
+    assert len(messages) == len(text.problems(one_result)) + len(one_result.notes)
+    assert all(one.startswith("- ") and "<" not in one for one in messages)
+
+
 def test_the_page_escapes_names_errors_and_notes(one_result, tmp_path):
     html = write_page(tmp_path / "page.html", one_result).read_text()
     for tag in ("<b>", "<u>", "<i>", "<s>"):

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -368,10 +369,12 @@ def replaceable(page) -> list[str]:
 
 
 @pytest.fixture
-def replacing(page) -> bool:
-    """Whether the page replaces nodes: ComfyUI 0.14 and newer. Notes of earlier tests are gone."""
+def replacing(page) -> Iterator[bool]:
+    """Whether the page replaces nodes: ComfyUI 0.14 and newer. Notes of earlier tests are gone, and in the end the list
+    of missing nodes is."""
     page.evaluate("const {toast} = app.extensionManager; toast.dismissAll ? toast.dismissAll() : toast.removeAll()")
-    return requests.get(f"{page.server.url}/node_replacements", timeout=30).ok
+    yield requests.get(f"{page.server.url}/node_replacements", timeout=30).ok
+    dismiss(page)
 
 
 DCAE, KL = "dcae-f32c32-sana-1.1-diffusers", "kl-f8"

@@ -72,7 +72,7 @@ def carries_latent(node: Callable[[str], dict], consumer: dict, name: str) -> bo
     inputs = NODE_CLASS_MAPPINGS[consumer["class_type"]].INPUT_TYPES()
     outputs = NODE_CLASS_MAPPINGS[node(str(source))["class_type"]].RETURN_TYPES
     declared = [part[name][0] for part in inputs.values() if name in part]
-    return all(may_be_latent(kind) for kind in (*declared, *outputs[slot : slot + 1]))
+    return all(may_be_latent(kind) for kind in (*declared, outputs[slot]))
 
 
 def may_be_latent(kind: object) -> bool:

@@ -91,5 +91,26 @@ class DecodesByExpansion:
         return {"result": (decode.out(0),), "expand": graph.finalize()}
 
 
-ALL = (ReachesIntoVAE, DecodesByFirstStage, EncodesAsNewerComfyUI, SamplerMask, DecodesByExpansion)
-NODE_CLASS_MAPPINGS = {one.__name__: one for one in ALL}
+class AnyOutputs(tuple):
+    """As many outputs as are asked for, one at a time, all of the first's type."""
+
+    def __getitem__(self, slot):
+        return super().__getitem__(min(slot, 0))
+
+
+class PassesOn:
+    """Gives what it is given, whatever it is."""
+
+    CATEGORY, FUNCTION = "tests", "pass_on"
+    RETURN_TYPES = AnyOutputs(("*",))
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": ("*",)}}
+
+    def pass_on(self, value):
+        return (value,)
+
+
+NODES = (ReachesIntoVAE, DecodesByFirstStage, EncodesAsNewerComfyUI, SamplerMask, DecodesByExpansion, PassesOn)
+NODE_CLASS_MAPPINGS = {one.__name__: one for one in NODES}

@@ -46,7 +46,7 @@ export function clearResult(node, starting) {
 export function planQuery(node) {
   if (node.comfyClass === "DCAE_Loader") {
     const query = { choice: value(node, "model") };
-    for (const name of ["variant", "dtype", "allow_download"]) query[name] = value(node, name); // these only tell a change
+    for (const name of ["variant", "dtype", "allow_download"]) query[name] = value(node, name); // that it changed
     return `model?${new URLSearchParams(query)}`;
   }
   const encoding = node.comfyClass === "DCAE_Encode";

@@ -86,7 +86,7 @@ export function addSlider(node) {
     serialize: false, hideOnZoom: false, margin: 6, getMinHeight: () => (node.dcaeCompare ? HEIGHT : 0),
   });
   widget.serialize = false;
-  // The grid, which is there for clients of the API, is not shown: in Nodes 2.0 (see dcae.js for older pages), on the canvas.
+  // The grid, which is there for clients of the API, is not shown: in Nodes 2.0 (older pages: dcae.js), on the canvas.
   node.hideOutputImages = true;
   node.onDrawBackground = () => {};
   node.dcaeShow = (comparison) => {

@@ -1,6 +1,7 @@
 // A read-only line of text at the foot of a node, in the classic canvas and in Nodes 2.0.
 
-const COLOURS = { done: "var(--fg-color, #ddd)", busy: "var(--fg-color, #ddd)", error: "var(--error-text, #ff7a7a)", plan: "var(--descrip-text, #9aa)" };
+const INK = "var(--fg-color, #ddd)";
+const COLOURS = { done: INK, busy: INK, error: "var(--error-text, #ff7a7a)", plan: "var(--descrip-text, #9aa)" };
 const HEIGHT = 34;
 
 export function addLine(node) {

@@ -45,8 +45,9 @@ export function clearResult(node, starting) {
 // Return the route and query of the node's plan; null if the graph does not determine them.
 export function planQuery(node) {
   if (node.comfyClass === "DCAE_Loader") {
-    const [choice, variant, dtype, allowed] = ["model", "variant", "dtype", "allow_download"].map((name) => value(node, name));
-    return `model?${new URLSearchParams({ choice, variant, dtype, allowed })}`; // all but the choice only tell a change
+    const query = { choice: value(node, "model") };
+    for (const name of ["variant", "dtype", "allow_download"]) query[name] = value(node, name); // that it changed
+    return `model?${new URLSearchParams(query)}`;
   }
   const encoding = node.comfyClass === "DCAE_Encode";
   const loader = source(node, "vae");
@@ -60,8 +61,9 @@ export function planQuery(node) {
     ...size,
     budget_gib: value(node, "budget_gib"),
   };
-  if (encoding) Object.assign(query, { size_mode: value(node, "size_mode"), latent_channels: value(node, "latent_channels") ?? 0 });
-  else Object.assign(query, { true_width: value(node, "width"), true_height: value(node, "height") });
+  if (encoding) {
+    Object.assign(query, { size_mode: value(node, "size_mode"), latent_channels: value(node, "latent_channels") ?? 0 });
+  } else Object.assign(query, { true_width: value(node, "width"), true_height: value(node, "height") });
   return Object.values(query).includes(undefined) ? null : `plan?${new URLSearchParams(query)}`;
 }
 

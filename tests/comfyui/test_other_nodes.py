@@ -1,5 +1,5 @@
-"""docs/other-nodes.md, its part on ComfyUI's own nodes: every one has a row, and does what its row says. What becomes
-of the true size is tried in test_true_size.py, whose chains are held to the rows here."""
+"""docs/other-nodes.md, its part on ComfyUI's own nodes: every one has a row, and does what its row says. What
+becomes of the true size is tried in test_true_size.py, whose chains are held to the rows here."""
 
 import numpy as np
 import pytest
@@ -76,8 +76,9 @@ def test_nodes_of_other_models_give_no_latent_for_dc_ae(comfyui, tmp_path, kind)
         "7": save(["6", 0], "never"),
     }
     said = message(comfyui, prompt)
-    parts = ("needs [batch, 32", "to unpack", "size", "Sizes", "number of dimensions")
-    assert any(part in said for part in parts), said
+    assert any(part in said for part in ("needs [batch, 32", "to unpack", "size", "Sizes", "number of dimensions")), (
+        said
+    )
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import comfy.sampler_helpers
 import torch
+from comfy_execution.graph_utils import GraphBuilder
 
 
 class ReachesIntoVAE:
@@ -73,6 +74,23 @@ class SamplerMask:
         return (comfy.sampler_helpers.prepare_mask(samples["noise_mask"], samples["samples"].shape, "cpu")[:, 0],)
 
 
+class DecodesByExpansion:
+    """Makes a DC-AE Decode while it runs, which is to be shown in its place."""
+
+    CATEGORY, FUNCTION = "tests", "expand"
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"vae": ("VAE",), "samples": ("LATENT",)}, "hidden": {"unique_id": "UNIQUE_ID"}}
+
+    def expand(self, vae, samples, unique_id):
+        graph = GraphBuilder()
+        decode = graph.node("DCAE_Decode", vae=vae, samples=samples)
+        decode.set_override_display_id(unique_id)
+        return {"result": (decode.out(0),), "expand": graph.finalize()}
+
+
 class AnyOutputs(tuple):
     """As many outputs as are asked for, one at a time, all of the first's type."""
 
@@ -94,5 +112,5 @@ class PassesOn:
         return (value,)
 
 
-NODES = (ReachesIntoVAE, DecodesByFirstStage, EncodesAsNewerComfyUI, SamplerMask, PassesOn)
+NODES = (ReachesIntoVAE, DecodesByFirstStage, EncodesAsNewerComfyUI, SamplerMask, DecodesByExpansion, PassesOn)
 NODE_CLASS_MAPPINGS = {one.__name__: one for one in NODES}

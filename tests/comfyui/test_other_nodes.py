@@ -76,8 +76,9 @@ def test_nodes_of_other_models_give_no_latent_for_dc_ae(comfyui, tmp_path, kind)
         "7": save(["6", 0], "never"),
     }
     said = message(comfyui, prompt)
-    parts = ("needs [batch, 32", "to unpack", "size", "Sizes", "number of dimensions")
-    assert any(part in said for part in parts), said
+    assert any(part in said for part in ("needs [batch, 32", "to unpack", "size", "Sizes", "number of dimensions")), (
+        said
+    )
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..dcae_core import images
 from ..dcae_core.compare import Codec, Comparison, compare, draw
 from ..dcae_core.compare.sheet import difference
-from ..dcae_core.compare.text import caption, table
+from ..dcae_core.compare.text import caption, markdown
 from .schema import aliases
 from .vae import DCAEVAE, node_progress
 
@@ -68,9 +68,11 @@ class DCAECompare(io.ComfyNode):
         comparison = compare(
             codecs, rows, repeats=repeats, keep=MAX_PICTURES, progress=lambda _, done, total: update(done, total)
         )
-        grid = images.from_pil(draw(comparison, amplify))[None]
+        grid = images.from_pil(draw(comparison, amplify))
+        # What clients of the API look for in each entry of /history. The page shows the slider instead.
+        shown = {"filename": save_temporary(grid), "subfolder": "", "type": "temp"}
         return io.NodeOutput(
-            grid, table(comparison, narrow=True), ui={"dcae_compare": [page_data(comparison, amplify)]}
+            grid[None], markdown(comparison), ui={"images": [shown], "dcae_compare": [page_data(comparison, amplify)]}
         )
 
 

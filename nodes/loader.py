@@ -54,7 +54,6 @@ class DCAELoader(io.ComfyNode):
                     tooltip="Fetch a '(download)' model from Hugging Face into models/vae if it is not there.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
             outputs=[io.Vae.Output(display_name="vae", tooltip="A VAE for these nodes and for ComfyUI's own.")],
         )
 
@@ -71,12 +70,12 @@ class DCAELoader(io.ComfyNode):
         device, dtype = management.vae_offload_device(), parse_dtype(dtype) or auto_dtype()
         if model == taesana.NAME:
             return io.NodeOutput(DCAEVAE(taesana.load(variant, device, dtype)))
-        path, named = models.locate(model, allow_download, download_progress(cls.hidden.unique_id))
+        path, named = models.locate(model, allow_download, download_progress())
         requested = named if variant == "auto" else variant
         return io.NodeOutput(DCAEVAE(DCAE.from_file(path, requested, device, dtype)))
 
 
-def download_progress(node_id: str | None):
+def download_progress():
     """Return a callback that shows a download on its node, and stops it when the user cancels."""
     bar, start, resumed_at, last = comfy.utils.ProgressBar(1), time.monotonic(), None, 0.0
 
@@ -89,6 +88,6 @@ def download_progress(node_id: str | None):
         if now - last > 0.25 or done == total:
             last = now
             speed = (done - resumed_at) / max(now - start, 0.001) / 1e6
-            show_line(node_id, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB · {speed:.1f} MB/s · Cancel stops it")
+            show_line(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB · {speed:.1f} MB/s · Cancel stops it")
 
     return progress

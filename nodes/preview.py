@@ -14,6 +14,7 @@ from comfy_api.v0_0_2 import io
 
 from ..dcae_core import TAESANA, LatentError, images, preview
 from ..dcae_core.autoencoder import ImageAutoencoder
+from ..dcae_core.errors import counted
 from . import taesana
 from .schema import aliases
 from .vae import DCAEVAE, auto_dtype, require
@@ -56,9 +57,9 @@ class DCAEPreview(io.ComfyNode):
         axes = getattr(model_format, "latent_dimensions", 2)
         if axes != 2 or not variant.accepts(model_format.latent_channels):
             raise LatentError(
-                f"The model's latents have {model_format.latent_channels} channels and {axes} dimensions, but those of "
-                f"{variant.name} have {variant.latent_channels} and 2: they are not its latents. Connect the DC-AE "
-                "that the model was trained with, or leave this node out."
+                f"The model's latents have {counted(model_format.latent_channels, 'channel')} and "
+                f"{counted(axes, 'dimension')}, but those of {variant.name} have {variant.latent_channels} and 2: they "
+                "are not its latents. Connect the DC-AE that the model was trained with, or leave this node out."
             )
         whole = model_format.latent_channels == variant.latent_channels
         colours = (preview.find(variant) if whole else None) or fit(vae, model_format.latent_channels)

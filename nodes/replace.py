@@ -46,7 +46,8 @@ def loader(old: Inputs) -> Inputs | None:
             return None
     elif not kind.startswith("dcae-") or not isinstance(old.get("vae_name"), str):
         return None
-    return {"model": file, "variant": "auto", "dtype": dtype.lower(), "allow_download": False}
+    dtype = dtype.lower() if dtype in ("BF16", "FP16", "FP32") else "auto"
+    return {"model": file, "variant": "auto", "dtype": dtype, "allow_download": False}
 
 
 REPLACEMENTS: dict[str, tuple[str, Callable[[Inputs], Inputs | None]]] = {

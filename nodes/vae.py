@@ -193,6 +193,6 @@ def require(vae: comfy.sd.VAE) -> DCAEVAE:
     kind = type(getattr(vae, "first_stage_model", None)).__name__
     channels, ratio = getattr(vae, "latent_channels", "?"), getattr(vae, "downscale_ratio", "?")
     raise DCAEError(
-        f"The VAE connected here is not a DC-AE but a {kind} ({channels} latent channels, ratio {ratio}). Connect the "
-        "DC-AE Loader, or use ComfyUI's own VAE Encode and VAE Decode with this one."
+        f"The VAE connected here is not a DC-AE: its kind is {kind} (latent channels: {channels}, ratio: {ratio}). "
+        "Connect the DC-AE Loader, or use ComfyUI's own VAE Encode and VAE Decode with this one."
     )

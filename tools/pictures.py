@@ -63,7 +63,7 @@ class Studio:
     """A ComfyUI with this pack and its page, started when they are first needed."""
 
     def __init__(self):
-        self._open, self._ran = contextlib.ExitStack(), {}
+        self._open, self._ran, self.lines = contextlib.ExitStack(), {}, {}
 
     def __enter__(self) -> Studio:
         return self
@@ -113,6 +113,8 @@ class Studio:
         if done["status"]["status_str"] != "success":
             sys.exit(f"{name} did not run: {json.dumps(done['status'], indent=2)}")
         time.sleep(3)  # results are fetched and drawn
+        nodes = "app.graph._nodes.filter(n => n.dcae).map(n => [n.comfyClass, n.dcae.element.textContent])"
+        self.lines[name] = dict(self.page.evaluate(nodes))
         self._ran[name] = done["outputs"]
         return done["outputs"]
 
@@ -307,9 +309,8 @@ def card_4k(studio: Studio) -> Image.Image:
 
 def decoded(studio: Studio) -> list[str]:
     """Return size, strips and peak from the line on DC-AE Decode in the 4K template."""
-    graph = json.loads((TEMPLATES / "api" / "4K in half a GiB.json").read_text(encoding="utf-8"))
-    (node,) = [id_ for id_, node in graph.items() if node["class_type"] == "DCAE_Decode"]
-    return studio.outputs("4K in half a GiB")[node]["dcae"][0].split(" · ")[:3]
+    studio.outputs("4K in half a GiB")
+    return studio.lines["4K in half a GiB"]["DCAE_Decode"].split(" · ")[:3]
 
 
 def card_batch(studio: Studio) -> Image.Image:

@@ -10,15 +10,15 @@ const REPLACEMENTS = {
 };
 
 // Once per graph. `missing` is the page's list of missing nodes. With node replacement it has a Replace button for the
-// empty latents, of which the server told it (nodes/replace.py), and gets one for the loader here if that loads a DC-AE.
-// What has no button is suggested in a toast.
+// empty latents, of which the server told it (nodes/replace.py), and gets one for the loader here if that loads a
+// DC-AE. What has no button is suggested in a toast.
 export function suggestReplacements(graph, missing) {
   const absent = everyNode(graph).filter(({ type }) => REPLACEMENTS[type] && !LiteGraph.registered_node_types[type]);
   const loaders = absent.filter(({ type }) => type === LOADER).map(loaderInputs);
   const toSuggest = new Set(absent.map(({ type }) => type));
   if (!loaders.some(Boolean)) toSuggest.delete(LOADER);
-  if (api.getServerFeature?.("node_replacements")) {
-    if (!app.extensionManager.setting.get("Comfy.NodeReplacement.Enabled")) return; // the user wants none
+  const enabled = () => app.extensionManager.setting.get("Comfy.NodeReplacement.Enabled");
+  if (api.getServerFeature?.("node_replacements") && enabled()) {
     for (const type of toSuggest) if (type !== LOADER) toSuggest.delete(type);
     // The page replaces all nodes of a type, and in the same way.
     if (toSuggest.size && new Set(loaders.map((inputs) => JSON.stringify(inputs))).size === 1) {
@@ -30,7 +30,7 @@ export function suggestReplacements(graph, missing) {
   app.extensionManager.toast.add({
     severity: "info",
     summary: "DC-AE",
-    detail: [...toSuggest].map((type) => `${type} is not installed: use ${REPLACEMENTS[type]} in its place.`).join("\n"),
+    detail: [...toSuggest].map((one) => `${one} is not installed: use ${REPLACEMENTS[one]} in its place.`).join("\n"),
     life: 15000,
   });
 }
@@ -48,7 +48,8 @@ function loaderInputs(node) {
   const repository = file.match(/^mit-han-lab\/(dc-ae-.*?)(-diffusers)?$/);
   if (!repository && !kind.startsWith("dcae-")) return null;
   const model = repository ? `${repository[1]} (download)` : file;
-  return { model, variant: "auto", dtype: dtype.toLowerCase(), allow_download: false };
+  const known = /^(bf16|fp16|fp32)$/i.test(dtype);
+  return { model, variant: "auto", dtype: known ? dtype.toLowerCase() : "auto", allow_download: false };
 }
 
 // The fields of an entry of the page's list that say how a node is replaced.

@@ -16,7 +16,7 @@ from ..autoencoder import DCAE, ImageAutoencoder
 from ..engine.devices import best_dtype, parse_device, parse_dtype
 from ..engine.execute import without_autocast
 from ..engine.memory import Budget
-from ..errors import CheckpointError, DCAEError, DownloadError, UnknownVariant
+from ..errors import CheckpointError, DCAEError, DownloadError, UnknownVariant, counted
 from ..taesana import TAESANA
 from ..untrusted import shorten
 from ..weights import hub
@@ -175,7 +175,8 @@ def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
         where |= {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         model, loading_info = getattr(diffusers, kind).from_pretrained(name, **where)
         if missing := sorted(loading_info["missing_keys"]):  # diffusers only warns, and leaves them random
-            raise CheckpointError(f"{name} is no whole {kind}: {len(missing)} weights are not there, as {missing[0]}.")
+            lacking = f"it lacks {counted(len(missing), 'weight')}, such as {missing[0]}"
+            raise CheckpointError(f"{name} is no whole {kind}: {lacking}.")
     except DCAEError:
         raise
     except Exception as error:  # of every kind, on configs and weights that are damaged

@@ -32,12 +32,12 @@ MEASURE = """() => {
             if (stroke.isPointInStroke(path, left, y) || stroke.isPointInStroke(path, right, y)) return true;
         return false;
     };
-    const nodes = app.graph._nodes.map(node => ({id: node.id, name: node.title, box: box(node)}));
+    const nodes = app.graph._nodes.map(node => ({id: node.id, name: node.title || node.type, box: box(node)}));
     const links = [...app.graph.links.values()].map(link => {
         const from = app.graph.getNodeById(link.origin_id), to = app.graph.getNodeById(link.target_id);
         const others = nodes.filter(node => node.id !== from.id && node.id !== to.id);
         return {
-            name: `${from.title} to ${to.title}`,
+            name: `${from.title || from.type} to ${to.title || to.type}`,
             forward: from.getOutputPos(link.origin_slot)[0] < to.getInputPos(link.target_slot)[0],
             over: others.filter(node => crosses(link.path, node.box)).map(node => node.name),
         };

@@ -19,6 +19,7 @@ PAGES = {
     "1.58.1, canvas": (["--front-end-root", str(default_env() / "frontend")], False),
     "1.58.1, Nodes 2.0": (["--front-end-root", str(default_env() / "frontend")], True),
 }
+SIZES = "1000x667 (padded to 1024x672)"  # of the round trip
 VIEW = {"width": 1500, "height": 900}
 
 
@@ -68,7 +69,7 @@ def load(page) -> float:
     page.goto(page.server.url)
     page.wait_for_function("window.app?.graph?._nodes.length", timeout=120_000)  # what ComfyUI opens, after all else
     open_round_trip(page)
-    wait(page, "Decode", lambda text: "1024x672" in text)
+    wait(page, "Decode", lambda text: SIZES in text)
     profile = profiler.send("Profiler.stop")["profile"]
     profiler.detach()
     nodes = {node["id"]: node for node in profile["nodes"]}

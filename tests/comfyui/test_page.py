@@ -19,6 +19,7 @@ from tests.servers import PACK
 
 from .page import (
     PAGES,
+    SIZES,
     change,
     dismiss,
     drop,
@@ -116,7 +117,7 @@ def test_a_result_stays(page):
     """Also when the server plans slowly, or the page was hidden: the run is over before the node has its plan."""
     if page.vue:
         pytest.skip("what decides is the same as on the canvas")
-    wait(page, "Decode", lambda text: "1024x672" in text)
+    wait(page, "Decode", lambda text: SIZES in text)
     held, plans = [], "**/dcae/plan?*"
     page.route(plans, lambda route: held.append(route))
     with page.expect_request(plans):
@@ -137,6 +138,103 @@ def test_a_result_stays(page):
     assert line(page, "Decode") == result
 
 
+def test_an_answer_counts_for_what_was_queued(page):
+    """A refusal or a result that comes after the next change is not shown for that."""
+    if page.vue:
+        pytest.skip("what decides is the same as on the canvas")
+    bundled = page.evaluate("app.graph._nodes.find(n => n.comfyClass === 'DCAE_Loader').widgets[0].value")
+    held = []
+    page.route("**/prompt", lambda route: held.append(route))
+    with page.expect_request("**/prompt"):
+        change(page, "Loader", "model", "gone.safetensors")
+        page.evaluate("void app.queuePrompt(0, 1).catch(() => {})")
+    change(page, "Loader", "model", bundled)
+    wait(page, "Loader", lambda text: "factor" in text)
+    with page.expect_response("**/prompt") as refused:
+        held.pop().continue_()
+    assert refused.value.status == 400
+    page.wait_for_timeout(1500)
+    assert "factor" in line(page, "Loader")
+    page.unroute("**/prompt")
+    dismiss(page)
+
+    wait(page, "Decode", lambda text: SIZES in text)
+    page.evaluate("app.queuePrompt(0, 1)")  # one that runs, and one that waits for it, of another budget
+    change(page, "Decode", "budget_gib", 0.04)
+    page.evaluate("app.queuePrompt(0, 1)")
+    change(page, "Decode", "budget_gib", 0.05)
+    said = []
+    while any(page.server.get("/queue").json().values()):
+        said.append(line(page, "Decode"))
+        page.wait_for_timeout(100)
+    page.wait_for_timeout(1500)
+    assert not [text for text in (*said, line(page, "Decode")) if text.endswith(" s")]
+    assert "strips" in line(page, "Decode")
+
+
+def test_a_run_that_the_page_did_not_queue(page):
+    """As after it was loaded anew while one ran: it has the client's name still."""
+    if page.vue:
+        pytest.skip("what decides is the same as on the canvas")
+    name, made = page.evaluate("app.graphToPrompt().then(made => [app.api.clientId, made.output])")
+    page.reload()
+    page.wait_for_function("window.app?.graph?._nodes.length", timeout=120_000)
+    open_round_trip(page)
+    assert page.evaluate("app.api.clientId") == name
+    requests.post(f"{page.server.url}/prompt", json={"prompt": made, "client_id": name}, timeout=30).raise_for_status()
+    for kind in ("Encode", "Decode"):
+        assert wait(page, kind, lambda text: text.endswith(" s")).startswith(f"{SIZES} · whole · ")
+    page.wait_for_timeout(1500)
+    assert line(page, "Decode").endswith(" s")
+
+
+def test_sizes_before_a_run(page):
+    """What is encoded with crop, or by a node that does not remember the size, is decoded at another size."""
+    if page.vue:
+        pytest.skip("what decides is the same as on the canvas")
+    change(page, "Encode", "size_mode", "crop")
+    wait(page, "Encode", lambda text: text.startswith("1000x667 (cropped to 992x640)"))
+    wait(page, "Decode", lambda text: text.startswith("992x640 · "))
+    page.evaluate("app.queuePrompt(0, 1)")
+    wait(page, "Encode", lambda text: text.startswith("1000x667 (cropped to 992x640)") and text.endswith(" s"))
+    wait(page, "Decode", lambda text: text.startswith("992x640 · ") and text.endswith(" s"))
+    change(page, "Encode", "size_mode", "pad")
+    wait(page, "Decode", lambda text: text.startswith(SIZES))
+    change(page, "Decode", "width", 1010)
+    wait(page, "Decode", lambda text: text.startswith("1010x667 (padded to 1024x672)"))
+    change(page, "Decode", "width", 10)
+    wait(page, "Decode", lambda text: "width 10 is not that of a picture with this latent" in text)
+
+
+def test_in_a_subgraph(page):
+    """Where nodes have other ids in a run's messages."""
+    page.evaluate(
+        """() => {
+            const inside = ["DCAE_Loader", "DCAE_Encode", "DCAE_Decode"];
+            app.graph.convertToSubgraph(new Set(app.graph._nodes.filter(node => inside.includes(node.comfyClass))));
+        }"""
+    )
+    shown = """kind => {
+        const inside = app.graph._nodes.flatMap(node => node.subgraph?._nodes ?? []);
+        return inside.find(node => node.comfyClass === kind)?.dcae.element.textContent ?? "";
+    }"""
+    wait_for = "([kind, end]) => (" + shown + ")(kind).endsWith(end)"
+    page.evaluate("app.queuePrompt(0, 1)")
+    for kind in ("DCAE_Encode", "DCAE_Decode"):
+        page.wait_for_function(wait_for, arg=[kind, " s"])
+        assert " · whole · peak " in page.evaluate(shown, kind)
+    page.evaluate(
+        """() => {
+            const inside = app.graph._nodes.flatMap(node => node.subgraph?._nodes ?? []);
+            const decode = inside.find(node => node.comfyClass === "DCAE_Decode");
+            decode.widgets.find(w => w.name === "budget_gib").value = 0.01;
+        }"""
+    )
+    page.evaluate("app.queuePrompt(0, 1)")
+    page.wait_for_function("(" + shown.strip() + ")('DCAE_Decode').includes('includes the weights')")
+    dismiss(page)
+
+
 def test_the_loaders_line_after_a_run(page):
     """What a download said goes when it has ended, and an error when it has been put right."""
     if page.vue:
@@ -144,7 +242,8 @@ def test_the_loaders_line_after_a_run(page):
     page.evaluate(
         """() => {
             const node = app.graph._nodes.find(n => n.comfyClass === 'DCAE_Loader');
-            app.api.dispatchEvent(new CustomEvent('dcae.line', {detail: {node: node.id, text: '9 of 9 MB'}}));
+            const detail = {node: node.id, text: '9 of 9 MB', state: 'busy'};
+            app.api.dispatchEvent(new CustomEvent('dcae.line', {detail}));
         }"""
     )
     assert line(page, "Loader") == "9 of 9 MB"
@@ -164,11 +263,11 @@ def test_lines_before_and_after(page, tmp_path):
     wait(page, "Loader", bool)
     assert line(page, "Loader") == f"{DEMO} · 32x · 32 channels · factor 1.322 · 9.2 MB · diffusers keys"
     for kind in ("Encode", "Decode"):
-        text = wait(page, kind, lambda text: "1024x672" in text)
-        assert "whole · peak" in text and not text.endswith(" s")
+        text = wait(page, kind, lambda text: SIZES in text)
+        assert text.startswith(f"{SIZES} · whole · peak") and not text.endswith(" s")
     press(page, "Run")
     for kind in ("Encode", "Decode"):
-        assert wait(page, kind, lambda text: text.endswith(" s")).startswith("1024x672 · ")
+        assert wait(page, kind, lambda text: text.endswith(" s")).startswith(f"{SIZES} · whole · ")
     change(page, "Decode", "budget_gib", 0.04)
     assert "strips" in wait(page, "Decode", lambda text: not text.endswith(" s"))
     press(page, "Run")
@@ -189,7 +288,7 @@ def test_three_errors(page):
     change(page, "Loader", "model", "gone.safetensors")
     wait(page, "Loader", lambda text: "There is no 'gone.safetensors' in models/vae" in text)
     page.evaluate("app.queuePrompt(0, 1).catch(() => {})")
-    # The server's own answer, which names the input: what comes after the next change would count for that.
+    # The server's own answer, which names the input.
     wait(page, "Loader", lambda text: text.startswith("model") and "gone.safetensors" in text)
     dismiss(page)
     change(page, "Loader", "model", "dc-ae-f32c32-sana-1.1 (download)")

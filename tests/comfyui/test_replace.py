@@ -57,11 +57,14 @@ def ran(comfyui, result) -> dict:
 
 
 def test_what_the_loader_gets(comfyui):
-    """The user's file, in the precision that was asked for."""
+    """The user's file, in the precision that was asked for if that is known."""
     made = ran(comfyui, comfyui.run(prompt(height=32)))["1"]
     assert made["class_type"] == "DCAE_Loader"
     inputs = {"model": "mine.safetensors", "variant": "auto", "dtype": "fp32", "allow_download": False}
     assert made["inputs"] == inputs
+    asked = prompt(height=32, width=32)
+    del asked["1"]["inputs"]["dtype"]
+    assert ran(comfyui, comfyui.run(asked))["1"]["inputs"] == inputs | {"dtype": "auto"}
 
 
 def test_a_repository_is_a_variant_and_not_downloaded_unasked(comfyui):

@@ -70,7 +70,7 @@ def test_its_nodes_and_comfyuis_give_the_picture_of_the_core(server, tiny, tmp_p
     expected = images.to_uint8(tiny.decode(tiny.encode(x), (70, 130)))[0].movedim(0, -1).numpy()
     result = server.run(coding(name, "DCAE_Encode", "DCAE_Decode"))
     close(picture_of(result), expected)
-    assert result.outputs["4"]["dcae"][0].startswith("160x96 · whole · peak ")
+    assert result.lines["4"].startswith("130x70 (padded to 160x96) · whole · peak ")
     expected = images.to_uint8(tiny.decode(tiny.encode(x)))[0].movedim(0, -1).numpy()
     close(picture_of(server.run(coding(name, "VAEEncode", "VAEDecode"))), expected)
     tiles = {"tile_size": 64, "overlap": 0, "temporal_size": 64, "temporal_overlap": 8}

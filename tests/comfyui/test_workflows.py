@@ -136,7 +136,7 @@ def test_it_runs(path, comfyui):
     assert sizes == {
         (512, 344) if path.stem.startswith("4K") else (992, 640) if "inpaint" in path.stem else (1000, 667)
     }
-    shown = [text for one in result.outputs.values() for text in one.get("dcae", [])]
+    shown = result.lines.values()
     assert shown and all("strips" in text for text in shown) == path.stem.startswith("4K")
 
 

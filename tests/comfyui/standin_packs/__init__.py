@@ -2,6 +2,7 @@
 
 import comfy.sampler_helpers
 import torch
+from comfy_execution.graph_utils import GraphBuilder
 
 
 class ReachesIntoVAE:
@@ -73,5 +74,43 @@ class SamplerMask:
         return (comfy.sampler_helpers.prepare_mask(samples["noise_mask"], samples["samples"].shape, "cpu")[:, 0],)
 
 
-NODES = (ReachesIntoVAE, DecodesByFirstStage, EncodesAsNewerComfyUI, SamplerMask)
+class DecodesByExpansion:
+    """Makes a DC-AE Decode while it runs, which is to be shown in its place."""
+
+    CATEGORY, FUNCTION = "tests", "expand"
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"vae": ("VAE",), "samples": ("LATENT",)}, "hidden": {"unique_id": "UNIQUE_ID"}}
+
+    def expand(self, vae, samples, unique_id):
+        graph = GraphBuilder()
+        decode = graph.node("DCAE_Decode", vae=vae, samples=samples)
+        decode.set_override_display_id(unique_id)
+        return {"result": (decode.out(0),), "expand": graph.finalize()}
+
+
+class AnyOutputs(tuple):
+    """As many outputs as are asked for, one at a time, all of the first's type."""
+
+    def __getitem__(self, slot):
+        return super().__getitem__(min(slot, 0))
+
+
+class PassesOn:
+    """Gives what it is given, whatever it is."""
+
+    CATEGORY, FUNCTION = "tests", "pass_on"
+    RETURN_TYPES = AnyOutputs(("*",))
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": ("*",)}}
+
+    def pass_on(self, value):
+        return (value,)
+
+
+NODES = (ReachesIntoVAE, DecodesByFirstStage, EncodesAsNewerComfyUI, SamplerMask, DecodesByExpansion, PassesOn)
 NODE_CLASS_MAPPINGS = {one.__name__: one for one in NODES}

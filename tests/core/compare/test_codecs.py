@@ -209,7 +209,7 @@ def test_a_model_whose_file_lacks_weights_is_refused(models, tmp_path):
         state = load_file(file)
         del state[next(name for name in state if name.startswith("encoder"))]
         save_file(state, file, {"format": "pt"})
-        with pytest.raises(CheckpointError, match="weights are not there"):
+        with pytest.raises(CheckpointError, match=r"it lacks [0-9]+ weights?, such as "):
             of_file(kind, tmp_path)
 
 

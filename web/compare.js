@@ -87,8 +87,7 @@ export function addSlider(node) {
   });
   widget.serialize = false;
   // The grid, which is there for clients of the API, is not shown: in Nodes 2.0 (older pages: dcae.js), on the canvas.
-  node.hideOutputImages = true;
-  node.onDrawBackground = () => {};
+  Object.assign(node, { hideOutputImages: true, onDrawBackground() {} });
   node.dcaeShow = (comparison) => {
     const first = !node.dcaeCompare;
     node.dcaeCompare = comparison;

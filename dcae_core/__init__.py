@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from .engine import plan
     from .engine.plan import Plan
     from .media import images, latents, preview
+    from .taesana import TAESANA
     from .weights import checkpoint, hub
 
 __version__ = "0.1.0"
 __all__ = [
     "DCAE",
     "DEMO",
+    "TAESANA",
     "VARIANTS",
     "BudgetError",
     "CheckpointError",
@@ -50,6 +52,7 @@ _LAZY = {
     ".engine": ("plan",),
     ".engine.plan": ("Plan",),
     ".media": ("images", "latents", "preview"),
+    ".taesana": ("TAESANA",),
     ".weights": ("checkpoint", "hub"),
 }
 

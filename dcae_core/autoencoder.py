@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import variants
 from .engine import execute
@@ -19,6 +19,7 @@ from .engine.coder import InferenceAutoencoder, InferenceCoder
 from .engine.devices import best_dtype, parse_device, parse_dtype
 from .engine.memory import Budget, free_bytes, parse_bytes
 from .engine.rewrites import REWRITES
+from .engine.target import Target
 from .errors import AmbiguousVariant, CheckpointError, ImageError, LatentError, OptionError
 from .media import images
 from .media.sizes import Fit
@@ -28,14 +29,193 @@ from .weights import hub, infer_variant, keys
 from .weights.checkpoint import Checkpoint
 from .weights.recognise import candidates, choose
 
-__all__ = ["DCAE"]
+__all__ = ["DCAE", "Device", "Dtype", "ImageAutoencoder"]
 
 Device = str | torch.device | None
 Dtype = str | torch.dtype | None
 Progress = execute.Progress
 
 
-class DCAE:
+class ImageAutoencoder:
+    """What encodes and decodes: planned runs of a `model` of a `variant`, which a subclass has loaded. `model` has an
+    `encoder` and a `decoder` like `engine.coder.InferenceCoder`.
+
+    Attributes beside the properties: `model`, `variant`; `last_plan`, the Plan of the last run, None before the first.
+    """
+
+    model: nn.Module
+    variant: Variant
+    last_plan: planning.Plan | None = None
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}  # locks can't be copied
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.variant.name
+
+    @property
+    def scaling_factor(self) -> float:
+        """Multiplies raw latents for a diffusion model; divide by it before `decode`. Raises OptionError for a variant
+        that none is published for: multiply by your own."""
+        return self.variant.factor()
+
+    @property
+    def spatial_ratio(self) -> int:
+        """Pixels per latent pixel, along each side."""
+        return self.variant.spatial_ratio
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a full latent; an adaptive variant also runs with fewer, see `variant.adaptive`."""
+        return self.variant.latent_channels
+
+    @property
+    def _like(self) -> Tensor:
+        """A weight."""
+        return next(self.model.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return self._like.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._like.dtype
+
+    def to(self, device: Device = None, dtype: Dtype = None) -> DCAE:
+        """Move or convert the weights in place; return self."""
+        self.model.to(device=device, dtype=parse_dtype(dtype))
+        return self
+
+    def plan(
+        self,
+        direction: str,
+        height: int,
+        width: int,
+        batch: int = 1,
+        budget: Budget = None,
+        latent_channels: int | None = None,
+    ) -> planning.Plan:
+        """Plan `direction` ("encode" or "decode") of pictures of `height` x `width` pixels.
+
+        budget: bytes for activations, input and output, beside the weights, as a number or as "4GiB"; None is what is
+        free on the device now, or where that is too little the least that can do. latent_channels: as for `encode`.
+        Raises BudgetError, which names the smallest budget that would do, and OptionError.
+        """
+        like, limit, strict = self._coder(direction).like, parse_bytes(budget), True
+        if limit is None:
+            limit, strict = free_bytes(like.device), False
+        target, channels = Target(like.dtype, like.device.type), self.variant.channels(latent_channels)
+        return self.plan_for(target, direction, height, width, batch, limit, channels, strict)
+
+    def plan_for(
+        self,
+        target: Target,
+        direction: str,
+        height: int,
+        width: int,
+        batch: int = 1,
+        limit: int | None = None,
+        channels: int | None = None,
+        strict: bool = True,
+    ) -> planning.Plan:
+        """As `plan`, for weights in the dtype and on the device of `target`, within `limit` bytes (None: any number).
+        strict: whether too small a limit is an error; without it the result is then the plan that needs least."""
+        run = (self.variant.architecture, direction, height, width, batch, limit, target.dtype)
+        return planning.make(*run, device=target.device, channels=channels, name=self.name, strict=strict)
+
+    def _coder(self, direction: str) -> InferenceCoder:
+        return self.model.encoder if direction == "encode" else self.model.decoder
+
+    @torch.no_grad()
+    def encode(
+        self,
+        x: Tensor,
+        budget: Budget = None,
+        progress: Progress | None = None,
+        output_device: Device = None,
+        latent_channels: int | None = None,
+    ) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1], or uint8, on any device -> raw latents [B, c, ceil(H/f), ceil(W/f)].
+
+        Sides that are not multiples of f are padded by repeating the edge; give the true size to `decode` to get it
+        back. `budget` as in `plan`: within it, any size comes out as in a whole run. `progress(done, total)` is called
+        after each strip; what it raises stops the run and is passed on. The result is on `output_device`, by default
+        the model's. In fp16 a result that is not finite is computed again in fp32 and returned as such.
+        `latent_channels`, of an adaptive variant (DC-AE 1.5), makes only so many of the first channels; None is all.
+        Raises ImageError, BudgetError and OptionError.
+        """
+        known = x.is_floating_point() or x.dtype == torch.uint8
+        if x.ndim != 4 or x.shape[1] != 3 or not known or not x.shape[0]:
+            raise ImageError(
+                f"encode was given {_describe(x)}: needed are floats [batch, 3, height, width] in [-1, 1], or uint8. "
+                "dcae_core.images.from_host makes them from [batch, height, width, channels] in [0, 1]."
+            )
+        fit, channels = Fit(x.shape[2], x.shape[3], self.spatial_ratio), self.variant.channels(latent_channels)
+        return self._run("encode", x, fit.padded, channels, budget, progress, output_device)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        z: Tensor,
+        size: tuple[int, int] | None = None,
+        budget: Budget = None,
+        progress: Progress | None = None,
+        output_device: Device = None,
+        as_uint8: bool = False,
+    ) -> Tensor:
+        """Raw latents [B, c, h, w], on any device -> pictures [B, 3, f*h, f*w], around [-1, 1] (not clamped).
+
+        `size` (height, width) cuts off what `encode` padded. `as_uint8` gives clamped and rounded 0 to 255 instead,
+        made on the model's device, so that a quarter of fp32's bytes leave it. The rest as for `encode`; an adaptive
+        variant takes latents of fewer channels as they are. Raises LatentError and BudgetError.
+        """
+        self.check_latent(z)
+        whole = (z.shape[2] * self.spatial_ratio, z.shape[3] * self.spatial_ratio)
+        picture = self._run("decode", z, whole, z.shape[1], budget, progress, output_device, as_uint8)
+        return picture if size is None else images.crop(picture, size)
+
+    def check_latent(self, z: Tensor) -> None:
+        """Raise LatentError if `z` can't be a latent of this variant."""
+        if z.ndim == 4 and self.variant.accepts(z.shape[1]) and min(z.shape) > 0 and z.is_floating_point():
+            return
+        others = [v.name for v in variants.VARIANTS.values() if z.ndim == 4 and v.accepts(z.shape[1])]
+        hint = f" Latents of {z.shape[1]} channels belong to {', '.join(others)}." if others else ""
+        if z.ndim == 4 and z.shape[1] in (4, 16):
+            hint = f" {z.shape[1]} channels are those of Stable Diffusion or Flux VAEs, which DC-AE can't read."
+        channels = " or ".join(map(str, (self.latent_channels, *reversed(self.variant.adaptive))))
+        raise LatentError(
+            f"The latent is {_describe(z)}, but {self.name} needs [batch, {channels}, height/"
+            f"{self.spatial_ratio}, width/{self.spatial_ratio}].{hint} Encode with the same DC-AE, or load the one the "
+            "latent was made with."
+        )
+
+    def _run(
+        self,
+        direction: str,
+        x: Tensor,
+        size: tuple[int, int],
+        channels: int,
+        budget: Budget,
+        progress: Progress | None,
+        output_device: Device,
+        as_uint8: bool = False,
+    ) -> Tensor:
+        """`size` is the padded picture's, `channels` are the latent's. One run at a time, see `execute.run`."""
+        make_plan = partial(self.plan, direction, *size, len(x), budget, channels)
+        with self._lock:
+            result, self.last_plan = execute.run(
+                self._coder(direction), make_plan, x, progress, output_device, as_uint8
+            )
+        return result
+
+
+class DCAE(ImageAutoencoder):
     """A DC-AE by the name of its variant, from this machine or, with `download=True`, from the Hugging Face hub.
 
     model: a name from `dcae_core.names()` or of a repository, or the path of a file or folder. device: None picks the
@@ -48,13 +228,12 @@ class DCAE:
         latents = ae.encode(pictures)  # [B, 3, H, W] in [-1, 1] -> raw [B, c, H/f, W/f]
         pictures = ae.decode(latents)
 
-    Attributes beside the properties: `variant`; `path` and `layout` ("diffusers" or "original") of the file that was
-    loaded, None without one; `last_plan`, the Plan of the last run, None before the first.
+    Attributes beside those of ImageAutoencoder: `path` and `layout` ("diffusers" or "original") of the file that was
+    loaded, None without one.
     """
 
     path: Path | None = None
     layout: str | None = None
-    last_plan: planning.Plan | None = None
 
     def __init__(
         self,
@@ -155,148 +334,6 @@ class DCAE:
         state.clear()  # so that the weights as they were and as they are run never both exist whole
         self.model, self.variant = InferenceAutoencoder(model, rewrites, device, dtype), variant
         self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}  # locks can't be copied
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
-
-    @property
-    def scaling_factor(self) -> float:
-        """Multiplies raw latents for a diffusion model; divide by it before `decode`. Raises OptionError for a variant
-        that none is published for: multiply by your own."""
-        return self.variant.factor()
-
-    @property
-    def spatial_ratio(self) -> int:
-        """Pixels per latent pixel, along each side."""
-        return self.variant.spatial_ratio
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of a full latent; an adaptive variant also runs with fewer, see `variant.adaptive`."""
-        return self.variant.latent_channels
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.encoder.like.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.encoder.like.dtype
-
-    def to(self, device: Device = None, dtype: Dtype = None) -> DCAE:
-        """Move or convert the weights in place; return self."""
-        self.model.to(device=device, dtype=parse_dtype(dtype))
-        return self
-
-    def plan(
-        self,
-        direction: str,
-        height: int,
-        width: int,
-        batch: int = 1,
-        budget: Budget = None,
-        latent_channels: int | None = None,
-    ) -> planning.Plan:
-        """Plan `direction` ("encode" or "decode") of pictures of `height` x `width` pixels.
-
-        budget: bytes for activations, input and output, beside the weights, as a number or as "4GiB"; None is what is
-        free on the device now, or where that is too little the least that can do. latent_channels: as for `encode`.
-        Raises BudgetError, which names the smallest budget that would do, and OptionError.
-        """
-        like, limit = self._coder(direction).like, parse_bytes(budget)
-        options = {"channels": self.variant.channels(latent_channels), "name": self.variant.name}
-        run = (self.variant.architecture, direction, height, width, batch)
-        if limit is None:
-            limit, options["strict"] = free_bytes(like.device), False
-        return planning.make(*run, limit, like.dtype, device=like.device.type, **options)
-
-    def _coder(self, direction: str) -> InferenceCoder:
-        return self.model.encoder if direction == "encode" else self.model.decoder
-
-    @torch.no_grad()
-    def encode(
-        self,
-        x: Tensor,
-        budget: Budget = None,
-        progress: Progress | None = None,
-        output_device: Device = None,
-        latent_channels: int | None = None,
-    ) -> Tensor:
-        """Pictures [B, 3, H, W] in [-1, 1], or uint8, on any device -> raw latents [B, c, ceil(H/f), ceil(W/f)].
-
-        Sides that are not multiples of f are padded by repeating the edge; give the true size to `decode` to get it
-        back. `budget` as in `plan`: within it, any size comes out as in a whole run. `progress(done, total)` is called
-        after each strip; what it raises stops the run and is passed on. The result is on `output_device`, by default
-        the model's. In fp16 a result that is not finite is computed again in fp32 and returned as such.
-        `latent_channels`, of an adaptive variant (DC-AE 1.5), makes only so many of the first channels; None is all.
-        Raises ImageError, BudgetError and OptionError.
-        """
-        known = x.is_floating_point() or x.dtype == torch.uint8
-        if x.ndim != 4 or x.shape[1] != 3 or not known or not x.shape[0]:
-            raise ImageError(
-                f"encode was given {_describe(x)}: needed are floats [batch, 3, height, width] in [-1, 1], or uint8. "
-                "dcae_core.images.from_host makes them from [batch, height, width, channels] in [0, 1]."
-            )
-        fit, channels = Fit(x.shape[2], x.shape[3], self.spatial_ratio), self.variant.channels(latent_channels)
-        return self._run("encode", x, fit.padded, channels, budget, progress, output_device)
-
-    @torch.no_grad()
-    def decode(
-        self,
-        z: Tensor,
-        size: tuple[int, int] | None = None,
-        budget: Budget = None,
-        progress: Progress | None = None,
-        output_device: Device = None,
-        as_uint8: bool = False,
-    ) -> Tensor:
-        """Raw latents [B, c, h, w], on any device -> pictures [B, 3, f*h, f*w], around [-1, 1] (not clamped).
-
-        `size` (height, width) cuts off what `encode` padded. `as_uint8` gives clamped and rounded 0 to 255 instead,
-        made on the model's device, so that a quarter of fp32's bytes leave it. The rest as for `encode`; an adaptive
-        variant takes latents of fewer channels as they are. Raises LatentError and BudgetError.
-        """
-        self.check_latent(z)
-        whole = (z.shape[2] * self.spatial_ratio, z.shape[3] * self.spatial_ratio)
-        picture = self._run("decode", z, whole, z.shape[1], budget, progress, output_device, as_uint8)
-        return picture if size is None else images.crop(picture, size)
-
-    def check_latent(self, z: Tensor) -> None:
-        """Raise LatentError if `z` can't be a latent of this variant."""
-        if z.ndim == 4 and self.variant.accepts(z.shape[1]) and min(z.shape) > 0 and z.is_floating_point():
-            return
-        others = [v.name for v in variants.VARIANTS.values() if z.ndim == 4 and v.accepts(z.shape[1])]
-        hint = f" Latents of {z.shape[1]} channels belong to {', '.join(others)}." if others else ""
-        if z.ndim == 4 and z.shape[1] in (4, 16):
-            hint = f" {z.shape[1]} channels are those of Stable Diffusion or Flux VAEs, which DC-AE can't read."
-        channels = " or ".join(map(str, (self.latent_channels, *reversed(self.variant.adaptive))))
-        raise LatentError(
-            f"The latent is {_describe(z)}, but {self.variant.name} needs [batch, {channels}, height/"
-            f"{self.spatial_ratio}, width/{self.spatial_ratio}].{hint} Encode with the same DC-AE, or load the one the "
-            "latent was made with."
-        )
-
-    def _run(
-        self,
-        direction: str,
-        x: Tensor,
-        size: tuple[int, int],
-        channels: int,
-        budget: Budget,
-        progress: Progress | None,
-        output_device: Device,
-        as_uint8: bool = False,
-    ) -> Tensor:
-        """`size` is the padded picture's, `channels` are the latent's. One run at a time, see `execute.run`."""
-        make_plan = partial(self.plan, direction, *size, len(x), budget, channels)
-        with self._lock:
-            result, self.last_plan = execute.run(
-                self._coder(direction), make_plan, x, progress, output_device, as_uint8
-            )
-        return result
 
 
 def _first_unless(choose: Callable[[], Variant], fits: list[Variant]) -> tuple[Variant, bool]:

@@ -10,6 +10,7 @@ __all__ = [
     "LatentError",
     "OptionError",
     "UnknownVariant",
+    "counted",
     "escape_unprintable",
 ]
 
@@ -19,6 +20,11 @@ def escape_unprintable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 strip", "2 strips" and so on."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class DCAEError(Exception):

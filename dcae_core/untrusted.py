@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
+import zipfile
+from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from safetensors import SafetensorError, safe_open
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "FLOATS",
     "MAX_HEADER_BYTES",
     "MAX_JSON_BYTES",
+    "MAX_PICKLE_BYTES",
     "file_in_folder",
     "header_bytes",
     "is_file",
@@ -20,6 +28,7 @@ __all__ = [
     "open_safetensors",
     "parse_json",
     "read_json",
+    "read_pickle",
     "shorten",
 ]
 
@@ -27,6 +36,9 @@ __all__ = [
 MAX_HEADER_BYTES = 8 << 20
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' names of dtypes
 MAX_JSON_BYTES = 1 << 20  # parsing takes up to 25 times that
+MAX_PICKLE_BYTES = 64 << 20
+MAX_PICKLE_PARTS = 1024  # tensors and what else torch.save puts into its zip file
+SAFE_TORCH = (2, 10)  # before, a file made for it could break `weights_only`: CVE-2026-24747
 # Formats that Pillow decodes itself (for EPS it runs Ghostscript), without rare and little-tested ones.
 PICTURES = ("AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI")
 PICTURES += ("SGI", "TGA", "TIFF", "WEBP")
@@ -65,6 +77,48 @@ def header_bytes(path: str | os.PathLike) -> int:
     """Return the header's length in bytes that a safetensors file claims."""
     with open(path, "rb") as file:
         return int.from_bytes(file.read(8), "little")
+
+
+def read_pickle(path: str | os.PathLike, known: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return the tensors, on the CPU, of a state dict that torch.save wrote. Only for small files that are published as
+    nothing else.
+
+    It is read with `weights_only`, which runs nothing: by a torch before SAFE_TORCH only if its sha256 is in `known`.
+    Raises OSError or ValueError with a short message.
+    """
+    import torch
+
+    if not is_file(path):
+        raise OSError("it is not a file")
+    with open(path, "rb") as file:
+        data = file.read(MAX_PICKLE_BYTES + 1)
+    if len(data) > MAX_PICKLE_BYTES:
+        raise ValueError(f"it is larger than {MAX_PICKLE_BYTES >> 20} MiB")
+    version = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in torch.__version__.split(".")[:2])
+    if version < SAFE_TORCH and hashlib.sha256(data).hexdigest() not in known:
+        raise ValueError(
+            f"it is a pickle other than the published one, which torch {torch.__version__} can't read safely: update "
+            f"torch to {'.'.join(map(str, SAFE_TORCH))}, or use a .safetensors file"
+        )
+    try:
+        parts = zipfile.ZipFile(io.BytesIO(data)).infolist() if data.count(b"PK\1\2") <= MAX_PICKLE_PARTS else None
+        if parts is None or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            raise ValueError("it is not what torch.save writes")
+        for device in ("meta", "cpu"):  # first without data, since a view can claim any size
+            state = torch.load(io.BytesIO(data), device, weights_only=True)
+            named = state.items() if isinstance(state, dict) else [(None, state)]
+            if not all(isinstance(name, str) and type(t) is torch.Tensor for name, t in named):
+                raise ValueError("it is not a state dict: names and tensors")
+            if any(t.layout != torch.strided or not t.is_contiguous() for t in state.values()):
+                raise ValueError("it holds tensors that are not whole")
+            if sum(t.numel() * t.element_size() for t in state.values()) > MAX_PICKLE_BYTES:
+                raise ValueError("its tensors are larger than the file")
+    except ValueError:
+        raise
+    except Exception as error:  # of every kind, on files that are damaged
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"it can't be read with torch.load(weights_only=True): {shorten(first)}") from error
+    return dict(state)
 
 
 def read_json(path: Path) -> object:

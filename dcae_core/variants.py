@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .architecture import Architecture, CoderSpec, Stage
-from .errors import OptionError, UnknownVariant
+from .errors import OptionError, UnknownVariant, counted
 
 __all__ = ["DEMO", "SCALING_FACTOR_RANGE", "VARIANTS", "Variant", "find", "names"]
 
@@ -69,9 +69,8 @@ class Variant:
         fewer = (
             f", or its first {', '.join(map(str, self.adaptive))}" if self.adaptive else " and takes no other number"
         )
-        raise OptionError(
-            f"{self.name} can't run with {requested} latent channels: it has {self.latent_channels}{fewer}."
-        )
+        wanted = counted(requested, "latent channel")
+        raise OptionError(f"{self.name} can't run with {wanted}: it has {self.latent_channels}{fewer}.")
 
     def factor(self, given: float | None = None) -> float:
         """The scaling factor: `given`, or None for the published one. Raises OptionError where there is neither."""

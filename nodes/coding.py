@@ -12,8 +12,8 @@ from ..dcae_core import images
 from ..dcae_core.media.sizes import MODES, Fit
 from .latents import channels_input, check_variant, picture_area, remember
 from .schema import aliases
-from .vae import require
-from .web import describe_run
+from .vae import DCAEVAE, require
+from .web import describe_run, show_line
 
 __all__ = ["DCAEDecode", "DCAEEncode"]
 
@@ -69,9 +69,10 @@ class DCAEEncode(io.ComfyNode):
         vae = require(vae)
         fit = Fit(pixels.shape[1], pixels.shape[2], vae.dcae.spatial_ratio, size_mode)
         start = time.perf_counter()
-        latents = vae.encode(pixels, fit, int(budget_gib * 2**30), channels=latent_channels or None)
+        latents = vae.encode(pixels, fit=fit, budget=int(budget_gib * 2**30), channels=latent_channels or None)
         latent = {"samples": latents} if mask is None else {"samples": latents, "noise_mask": fit_mask(mask, fit)}
-        return io.NodeOutput(remember(latent, fit.true, vae.dcae.variant), ui=run_summary(vae, start))
+        show_run(vae, (fit.height, fit.width), start)
+        return io.NodeOutput(remember(latent, fit.true, vae.dcae.variant))
 
 
 def fit_mask(mask: Tensor, fit: Fit) -> Tensor:
@@ -120,10 +121,12 @@ class DCAEDecode(io.ComfyNode):
         vae.dcae.check_latent(samples["samples"])
         rows, columns = picture_area(samples, vae.dcae.spatial_ratio, cls.hidden, width=width, height=height)
         start = time.perf_counter()
-        picture = vae.decode(samples["samples"], budget=int(budget_gib * 2**30))
-        return io.NodeOutput(picture[:, rows, columns], ui=run_summary(vae, start))
+        picture = vae.decode(samples["samples"], budget=int(budget_gib * 2**30))[:, rows, columns]
+        show_run(vae, tuple(picture.shape[1:3]), start)
+        return io.NodeOutput(picture)
 
 
-def run_summary(vae, start: float) -> dict[str, list[str]]:
-    """Return what the node shows of the run that just ended."""
-    return {"dcae": [describe_run(vae.dcae.last_plan, time.perf_counter() - start)]}
+def show_run(vae: DCAEVAE, picture: tuple[int, int], start: float) -> None:
+    """Show the run that just ended on its node, by a message: an entry in its outputs would stand in /history beside
+    the pictures that clients look for there. picture: (height, width)."""
+    show_line(describe_run(vae.dcae.last_plan, picture, time.perf_counter() - start), "done")

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..dcae_core import images
 from ..dcae_core.compare import Codec, Comparison, compare, draw
 from ..dcae_core.compare.sheet import difference
-from ..dcae_core.compare.text import caption, table
+from ..dcae_core.compare.text import caption, markdown
 from .schema import aliases
 from .vae import DCAEVAE, node_progress
 
@@ -68,9 +68,11 @@ class DCAECompare(io.ComfyNode):
         comparison = compare(
             codecs, rows, repeats=repeats, keep=MAX_PICTURES, progress=lambda _, done, total: update(done, total)
         )
-        grid = images.from_pil(draw(comparison, amplify))[None]
+        grid = images.from_pil(draw(comparison, amplify))
+        # What clients of the API look for in each entry of /history. The page shows the slider instead.
+        shown = {"filename": save_temporary(grid), "subfolder": "", "type": "temp"}
         return io.NodeOutput(
-            grid, table(comparison, narrow=True), ui={"dcae_compare": [page_data(comparison, amplify)]}
+            grid[None], markdown(comparison), ui={"images": [shown], "dcae_compare": [page_data(comparison, amplify)]}
         )
 
 
@@ -83,7 +85,7 @@ def rounded(image: Tensor) -> Tensor:
 def codec_of(vae: comfy.sd.VAE, number: int) -> Codec:
     """Return a codec that uses the VAE's own encode and decode, under ComfyUI's memory management."""
     is_dcae = isinstance(vae, DCAEVAE)
-    kind = vae.dcae.variant.name if is_dcae else type(vae.first_stage_model).__name__
+    kind = vae.dcae.name if is_dcae else type(vae.first_stage_model).__name__
     ratio = vae.spacial_compression_encode()
     management.load_models_gpu([vae.patcher])  # else the first run's memory would include them
 

@@ -7,7 +7,7 @@ import logging
 
 from torch import Tensor, nn
 
-from ..dcae_core import DCAE
+from ..dcae_core.autoencoder import ImageAutoencoder
 
 __all__ = ["FirstStageModel"]
 
@@ -40,7 +40,7 @@ class FirstStageModel(_Fixed):
 
     fixed = ("encoder", "decoder")
 
-    def __init__(self, dcae: DCAE):
+    def __init__(self, dcae: ImageAutoencoder):
         super().__init__()
         self.dcae = dcae
         self.encoder, self.decoder = Coder(dcae.model.encoder), Coder(dcae.model.decoder)

@@ -15,7 +15,7 @@ PADDED = (1, 2)  # of a picture's sides top, right, bottom, left (0 to 3): where
 TURNS = {"90": 1, "180": 2, "270": 3}  # clockwise, by the first word of LatentRotate's choices
 # Nodes of two latents whose result has the place and size of one of them, and the name of that input.
 BASE = {"LatentComposite": "samples_to", "LatentCompositeMasked": "destination"}
-ELSEWHERE = ("LatentUpscale", "LatentCrop", "LatentCut", "LatentConcat")
+ELSEWHERE = ("LatentUpscale", "LatentCrop", "LatentCut", "LatentCutToBatch", "LatentConcat", "TrimVideoLatent")
 
 
 @dataclass(frozen=True)

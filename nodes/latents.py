@@ -14,6 +14,7 @@ from comfy_api.v0_0_2 import io
 from nodes import NODE_CLASS_MAPPINGS
 
 from ..dcae_core import VARIANTS, DCAEError, LatentError, Variant, find, names
+from ..dcae_core.errors import counted
 from ..dcae_core.media.latents import read
 from ..dcae_core.media.sizes import Fit
 from ..dcae_core.untrusted import file_in_folder
@@ -71,7 +72,7 @@ def carries_latent(node: Callable[[str], dict], consumer: dict, name: str) -> bo
     inputs = NODE_CLASS_MAPPINGS[consumer["class_type"]].INPUT_TYPES()
     outputs = NODE_CLASS_MAPPINGS[node(str(source))["class_type"]].RETURN_TYPES
     declared = [part[name][0] for part in inputs.values() if name in part]
-    return all(may_be_latent(kind) for kind in (*declared, *outputs[slot : slot + 1]))
+    return all(may_be_latent(kind) for kind in (*declared, outputs[slot]))
 
 
 def may_be_latent(kind: object) -> bool:
@@ -118,7 +119,7 @@ class DCAEEmptyLatent(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DCAE_EmptyLatent",
-            display_name="DC-AE Empty Latent",
+            display_name="DC-AE Empty Latent (Sana)",
             category="DC-AE",
             **aliases("empty sana latent"),
             description="An empty latent with the channels and ratio of a DC-AE, to sample from.",
@@ -234,8 +235,8 @@ class DCAEScaleLatent(io.ComfyNode):
         z = samples["samples"]
         if not chosen.accepts(z.shape[1]):
             raise LatentError(
-                f"The latent has {z.shape[1]} channels, but {chosen.name} has {chosen.latent_channels}: its scaling "
-                "factor does not apply. Choose the variant that the latent was made with."
+                f"The latent has {counted(z.shape[1], 'channel')}, but {chosen.name} has {chosen.latent_channels}: its "
+                "scaling factor does not apply. Choose the variant that the latent was made with."
             )
         check_variant(samples, chosen)
         factor = chosen.factor(factor or None)

@@ -10,7 +10,7 @@ from comfy_api.v0_0_2 import io
 
 from ..dcae_core import DCAE, names
 from ..dcae_core.engine.devices import parse_dtype
-from . import models
+from . import models, taesana
 from .schema import aliases
 from .vae import DCAEVAE, auto_dtype
 from .web import show_line
@@ -24,7 +24,7 @@ class DCAELoader(io.ComfyNode):
         options = models.choices()
         return io.Schema(
             node_id="DCAE_Loader",
-            display_name="DC-AE Loader",
+            display_name="DC-AE Loader (Sana VAE)",
             category="DC-AE",
             **aliases(),
             description="Loads a DC-AE (Deep Compression Autoencoder). Its VAE works with all VAE nodes.",
@@ -33,7 +33,8 @@ class DCAELoader(io.ComfyNode):
                     "model",
                     options=options,
                     default=options[0],
-                    tooltip="The bundled demo, the DC-AE files in models/vae, and the published variants as downloads.",
+                    tooltip="The bundled demo, the DC-AE files in models/vae, 'taesana' (fast drafts) if it is in "
+                    "models/vae_approx, and the published variants as downloads.",
                 ),
                 io.Combo.Input(
                     "variant",
@@ -53,7 +54,6 @@ class DCAELoader(io.ComfyNode):
                     tooltip="Fetch a '(download)' model from Hugging Face into models/vae if it is not there.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
             outputs=[io.Vae.Output(display_name="vae", tooltip="A VAE for these nodes and for ComfyUI's own.")],
         )
 
@@ -67,13 +67,15 @@ class DCAELoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: str, variant: str, dtype: str, allow_download: bool) -> io.NodeOutput:
-        path, named = models.locate(model, allow_download, download_progress(cls.hidden.unique_id))
+        device, dtype = management.vae_offload_device(), parse_dtype(dtype) or auto_dtype()
+        if model == taesana.NAME:
+            return io.NodeOutput(DCAEVAE(taesana.load(variant, device, dtype)))
+        path, named = models.locate(model, allow_download, download_progress())
         requested = named if variant == "auto" else variant
-        ae = DCAE.from_file(path, requested, management.vae_offload_device(), parse_dtype(dtype) or auto_dtype())
-        return io.NodeOutput(DCAEVAE(ae))
+        return io.NodeOutput(DCAEVAE(DCAE.from_file(path, requested, device, dtype)))
 
 
-def download_progress(node_id: str | None):
+def download_progress():
     """Return a callback that shows a download on its node, and stops it when the user cancels."""
     bar, start, resumed_at, last = comfy.utils.ProgressBar(1), time.monotonic(), None, 0.0
 
@@ -86,6 +88,6 @@ def download_progress(node_id: str | None):
         if now - last > 0.25 or done == total:
             last = now
             speed = (done - resumed_at) / max(now - start, 0.001) / 1e6
-            show_line(node_id, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB · {speed:.1f} MB/s · Cancel stops it")
+            show_line(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB · {speed:.1f} MB/s · Cancel stops it")
 
     return progress

@@ -15,8 +15,9 @@ from ..dcae_core.errors import AmbiguousVariant
 from ..dcae_core.files import ASSETS, atomic_write
 from ..dcae_core.variants import Variant
 from ..dcae_core.weights.checkpoint import Checkpoint, is_dcae, is_shard
+from . import taesana
 
-__all__ = ["choices", "fingerprint", "inspect", "locate", "place_example", "problem"]
+__all__ = ["DOWNLOAD", "choices", "fingerprint", "inspect", "locate", "place_example", "problem"]
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +27,18 @@ EXAMPLE = "dcae_example.jpg"
 
 
 def choices() -> list[str]:
-    """Return the bundled demo, the DC-AE files in models/vae, and the published variants as downloads."""
+    """Return the bundled demo, the DC-AE files in models/vae, TAESANA if it is in models/vae_approx, and the published
+    variants as downloads."""
     files = [name for name in folder_paths.get_filename_list("vae") if _is_dcae(name)]
     downloads = [name + DOWNLOAD for name, variant in VARIANTS.items() if variant.repos]
-    return [BUNDLED, *files, *downloads]
+    tiny = [taesana.NAME] if taesana.files() else []
+    return [BUNDLED, *files, *tiny, *downloads]
 
 
 def problem(choice: str) -> str | None:
     """Return what is wrong with a choice that a workflow names, as a sentence; None if it can be used."""
+    if choice == taesana.NAME:
+        return taesana.problem()
     if _published(choice) is not None:
         return None
     path = _path(choice)
@@ -95,9 +100,10 @@ def inspect(choice: str, requested: str | None = None) -> tuple[Variant, Checkpo
 def fingerprint(choice: str) -> str:
     """Return a text that changes when the file behind a choice does, so that ComfyUI loads it again."""
     try:
-        path, _ = locate(choice, allow_download=False)
-        stat = path.stat()
-        return f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
+        tiny = choice == taesana.NAME
+        paths = taesana.files().values() if tiny else [locate(choice, allow_download=False)[0]]
+        stats = [(path, path.stat()) for path in paths]
+        return " ".join(f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats)
     except (CheckpointError, DownloadError, OSError):
         return "absent"
 

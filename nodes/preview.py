@@ -1,4 +1,4 @@
-"""DCAE_Preview: sampling previews, from the maps of dcae_core.media.preview."""
+"""DCAE_Preview: sampling previews, by TAESANA's decoder or from the maps of dcae_core.media.preview."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import latent_preview
 from comfy.patcher_extension import WrappersMP
 from comfy_api.v0_0_2 import io
 
-from ..dcae_core import DCAE, LatentError, images, preview
+from ..dcae_core import TAESANA, LatentError, images, preview
+from ..dcae_core.autoencoder import ImageAutoencoder
+from ..dcae_core.errors import counted
+from . import taesana
 from .schema import aliases
-from .vae import DCAEVAE, require
+from .vae import DCAEVAE, auto_dtype, require
 
 __all__ = ["DCAEPreview"]
 
 KEY = "dcae_preview"  # of this node's wrapper in a model
-fitted: WeakKeyDictionary[DCAE, dict[int, preview.Preview]] = WeakKeyDictionary()
+fitted: WeakKeyDictionary[ImageAutoencoder, dict[int, preview.Preview]] = WeakKeyDictionary()
 
 
 class DCAEPreview(io.ComfyNode):
@@ -54,27 +57,39 @@ class DCAEPreview(io.ComfyNode):
         axes = getattr(model_format, "latent_dimensions", 2)
         if axes != 2 or not variant.accepts(model_format.latent_channels):
             raise LatentError(
-                f"The model's latents have {model_format.latent_channels} channels and {axes} dimensions, but those of "
-                f"{variant.name} have {variant.latent_channels} and 2: they are not its latents. Connect the DC-AE "
-                "that the model was trained with, or leave this node out."
+                f"The model's latents have {counted(model_format.latent_channels, 'channel')} and "
+                f"{counted(axes, 'dimension')}, but those of {variant.name} have {variant.latent_channels} and 2: they "
+                "are not its latents. Connect the DC-AE that the model was trained with, or leave this node out."
             )
         whole = model_format.latent_channels == variant.latent_channels
         colours = (preview.find(variant) if whole else None) or fit(vae, model_format.latent_channels)
-        # A sampler's latents have the model's own scale.
-        colours = colours.after(lambda z: model_format.process_out(z) * preview.scale_of(variant))
         preview_format = comfy.latent_formats.LatentFormat()
         preview_format.latent_channels = model_format.latent_channels
-        preview_format.latent_rgb_factors = colours.factors.tolist()
-        preview_format.latent_rgb_factors_bias = colours.bias.tolist()
+        if colours is not None:
+            # A sampler's latents have the model's own scale.
+            colours = colours.after(lambda z: model_format.process_out(z) * preview.scale_of(variant))
+            preview_format.latent_rgb_factors = colours.factors.tolist()
+            preview_format.latent_rgb_factors_bias = colours.bias.tolist()
         preview_format.taesd_decoder_name = model_format.taesd_decoder_name
+        device = model.load_device
+
+        def make_previewer() -> taesana.Previewer | latent_preview.LatentPreviewer | None:
+            linear = functools.partial(latent_preview.get_previewer, device, preview_format)
+            if not whole or variant.latent_space != TAESANA.space:
+                return linear()
+            return taesana.previewer(device, auto_dtype(), model_format.process_out, linear)
+
         clone = model.clone()
         clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)  # of an earlier node like this
-        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample_wrapper(preview_format, model.load_device))
+        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample_wrapper(make_previewer))
         return io.NodeOutput(clone)
 
 
-def fit(vae: DCAEVAE, channels: int) -> preview.Preview:
-    """Return a preview fitted with the VAE to latents of so many channels; fitted once for each VAE and number."""
+def fit(vae: DCAEVAE, channels: int) -> preview.Preview | None:
+    """Return a preview fitted with the VAE to latents of so many channels; fitted once for each VAE and number. None
+    for a TAESANA without its encoder, which can make none."""
+    if isinstance(vae.dcae, TAESANA) and "encoder" not in vae.dcae.files:
+        return None
     known = fitted.setdefault(vae.dcae, {})
     if channels not in known:
         encode = functools.partial(vae.encode, channels=channels)
@@ -82,13 +97,13 @@ def fit(vae: DCAEVAE, channels: int) -> preview.Preview:
     return known[channels]
 
 
-def sample_wrapper(latent_format: comfy.latent_formats.LatentFormat, device) -> Callable:
+def sample_wrapper(make_previewer: Callable[[], latent_preview.LatentPreviewer | None]) -> Callable:
     """Return a wrapper of the outermost sampling function, which gets the callback for each step."""
 
     def sample(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *others, **named):
         # Here, not before: the method of previews can change from one run to the next.
-        previewer = latent_preview.get_previewer(device, latent_format)
-        if callback is not None and previewer is not None:
+        previewer = make_previewer() if callback is not None else None
+        if previewer is not None:
             callback = callback_with_preview(callback, previewer, len(sigmas) - 1)
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *others, **named)
 

@@ -12,6 +12,7 @@ KNOWN = {field.name for field in dataclasses.fields(io.Schema)}
 
 
 def aliases(*words: str) -> dict[str, list[str]]:
-    """Return the schema's search aliases for a node, or nothing before ComfyUI 0.11."""
+    """Return the schema's search aliases for a node, or nothing before ComfyUI 0.11, which searches in names alone: so
+    the two nodes that one needs first have "Sana" in their display names."""
     common = ("dc-ae", "dcae", "deep compression", "sana vae")
     return {"search_aliases": [*common, *words]} if "search_aliases" in KNOWN else {}

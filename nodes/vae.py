@@ -9,10 +9,11 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..dcae_core import DCAE, BudgetError, DCAEError, images
-from ..dcae_core import plan as planning
+from ..dcae_core import TAESANA, BudgetError, DCAEError, Plan, images
+from ..dcae_core.autoencoder import ImageAutoencoder
 from ..dcae_core.engine.devices import best_dtype
 from ..dcae_core.engine.memory import free_bytes
+from ..dcae_core.engine.target import Target
 from ..dcae_core.media.sizes import Fit
 from ..dcae_core.weights.checkpoint import Checkpoint
 from .first_stage import FirstStageModel
@@ -31,9 +32,9 @@ def auto_dtype() -> torch.dtype:
 
 
 class DCAEVAE(comfy.sd.VAE):
-    """A comfy.sd.VAE whose encode and decode run on dcae_core. `dcae` is the DCAE behind it."""
+    """A comfy.sd.VAE whose encode and decode run on dcae_core. `dcae` is the DCAE or TAESANA behind it."""
 
-    def __init__(self, dcae: DCAE):
+    def __init__(self, dcae: ImageAutoencoder):
         # The smallest VAE its constructor knows, so that it sets every attribute that this release of ComfyUI wants.
         super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=dcae.dtype)
         self.dcae = dcae
@@ -57,6 +58,8 @@ class DCAEVAE(comfy.sd.VAE):
     def encode(
         self,
         pixel_samples: Tensor,
+        not_video: bool | None = None,
+        *,
         fit: Fit | None = None,
         budget: int = 0,
         strict: bool = True,
@@ -66,7 +69,8 @@ class DCAEVAE(comfy.sd.VAE):
         crop.
 
         budget: bytes, weights included; 0 is what is free. Where it is too small: an error, or if not `strict` the
-        least that will do. channels: the first of the latent's, of DC-AE 1.5; None is all.
+        least that will do. channels: the first of the latent's, of DC-AE 1.5; None is all. not_video: newer ComfyUIs
+        give it, and pictures are what this is for.
         """
         channels = self.dcae.variant.channels(channels)
         x = images.from_host(pixel_samples)
@@ -75,7 +79,7 @@ class DCAEVAE(comfy.sd.VAE):
         return self._run("encode", x, x.shape[2], x.shape[3], channels, budget, strict).float()
 
     def decode(
-        self, samples_in: Tensor, vae_options: dict | None = None, budget: int = 0, strict: bool = True
+        self, samples_in: Tensor, vae_options: dict | None = None, *, budget: int = 0, strict: bool = True
     ) -> Tensor:
         """Decode raw latents to IMAGE [B, H, W, 3] in [0, 1] fp32, at whole latent pixels. `budget` as for encode."""
         self.dcae.check_latent(samples_in)
@@ -95,6 +99,9 @@ class DCAEVAE(comfy.sd.VAE):
 
     def get_sd(self) -> dict[str, Tensor]:
         """Return the tensors of the file that was loaded, as they are in it. Those that run are rewritten from them."""
+        if isinstance(self.dcae, TAESANA):
+            files = " and ".join(str(path) for path in self.dcae.files.values())
+            raise DCAEError(f"TAESANA can't be saved as one file: copy {files} instead.")
         return Checkpoint(self.dcae.path).tensors()
 
     def _best_plan(
@@ -105,22 +112,18 @@ class DCAEVAE(comfy.sd.VAE):
         batch: int,
         limit: int | None = None,
         channels: int | None = None,
-    ) -> planning.Plan:
+    ) -> Plan:
         """Return the best plan within `limit` bytes without the weights (None: the whole device), or the smallest."""
         if limit is None:
             limit = management.get_total_memory(self.device) - self.model_size() - management.extra_reserved_memory()
         # fp16 that overflows is run again in fp32, which needs more.
         dtype = torch.float32 if self.vae_dtype == torch.float16 else self.vae_dtype
-        size, options = (height, width, batch), {"channels": channels, "strict": False}
-        return self._plan(direction, *size, max(1, limit), dtype, **options)
-
-    def _plan(self, *arguments, **options) -> planning.Plan:
-        variant = self.dcae.variant
-        return planning.make(variant.architecture, *arguments, device=self.device.type, name=variant.name, **options)
+        target = Target(dtype, self.device.type)
+        return self.dcae.plan_for(target, direction, height, width, batch, max(1, limit), channels, strict=False)
 
     def _tile_bytes(self, direction: str, side: int) -> int:
         """Return what a tile of `side` pixels by itself would take, weights included."""
-        tile = self._plan(direction, side, side, 1, None, self.vae_dtype)
+        tile = self.dcae.plan_for(Target(self.vae_dtype, self.device.type), direction, side, side)
         return self.model_size() + tile.peak_bytes
 
     def _free(self) -> int:
@@ -190,6 +193,6 @@ def require(vae: comfy.sd.VAE) -> DCAEVAE:
     kind = type(getattr(vae, "first_stage_model", None)).__name__
     channels, ratio = getattr(vae, "latent_channels", "?"), getattr(vae, "downscale_ratio", "?")
     raise DCAEError(
-        f"The VAE connected here is not a DC-AE but a {kind} ({channels} latent channels, ratio {ratio}). Connect the "
-        "DC-AE Loader, or use ComfyUI's own VAE Encode and VAE Decode with this one."
+        f"The VAE connected here is not a DC-AE: its kind is {kind} (latent channels: {channels}, ratio: {ratio}). "
+        "Connect the DC-AE Loader, or use ComfyUI's own VAE Encode and VAE Decode with this one."
     )

@@ -39,19 +39,6 @@ WORDS = ("<pad>", "<unk>", "<bos>", "a", "cat", "house", "red", "blue")
 def sana(vae: AutoencoderDC | None = None) -> SanaPipeline:
     """A Sana in fp32 on the CPU, by default with the demo model. The same at every call."""
     torch.manual_seed(0)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    text = Gemma2Config(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        pad_token_id=0,
-        bos_token_id=2,
-    )
     transformer = SanaTransformer2DModel(
         in_channels=32,
         out_channels=32,
@@ -65,13 +52,33 @@ def sana(vae: AutoencoderDC | None = None) -> SanaPipeline:
         sample_size=32,
     )
     return SanaPipeline(
-        tokenizer=PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<bos>"
-        ),
-        text_encoder=Gemma2Model(text).eval(),
+        tokenizer=tokenizer(),
+        text_encoder=Gemma2Model(gemma2()).eval(),
         vae=vae or autoencoder(),
         transformer=transformer.eval(),
         scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    )
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Of a few words."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", bos_token="<bos>")
+
+
+def gemma2() -> Gemma2Config:
+    """The shape of a text encoder for them: one layer."""
+    return Gemma2Config(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        pad_token_id=0,
+        bos_token_id=2,
     )
 
 

@@ -1,9 +1,10 @@
 """Make the documentation's pictures from real runs: `python tools/pictures.py [NAME...]`.
 
-    workflow    the template round_trip after a run, in ComfyUI's newest page
+    workflow    the template Round trip after a run, in ComfyUI's newest page
     nodes       each node alone, as it looks after a run
     compare     DC-AE Compare with its slider
-    thumbnails  what the template browser shows (its cards are square; a badge covers their top left)
+    thumbnails  what the template browser shows: each with its template's sentence, for which the browser has no other
+                place (its cards are square; a badge covers their top left)
     round_trip  photograph and reconstruction, from `dcae demo`
     seams       tiles against strips at 4096x2752; its table goes to benchmarks/results/seams.txt
 
@@ -48,13 +49,13 @@ SETTINGS = {
 VIEW = {"width": 1800, "height": 1200}
 CORNER = 130, 130  # where the page's own bars end
 TEMPLATE_OF = {
-    "Loader": "round_trip",
-    "Encode": "4k_in_a_small_budget",
-    "Decode": "4k_in_a_small_budget",
-    "Compare": "compare",
+    "Loader": "Round trip",
+    "Encode": "4K in half a GiB",
+    "Decode": "4K in half a GiB",
+    "Compare": "Compare autoencoders",
 }
 NODE_WIDTH, MARGIN = 334, 8
-CARD = 560
+CARD, PICTURE = 560, 464  # a card is square: a picture so high, and a sentence
 INK, FAINT, PAPER, ACCENT = "#ffffff", "#a8a8b0", "#1c1c1e", "#6b8cff"
 
 
@@ -62,7 +63,7 @@ class Studio:
     """A ComfyUI with this pack and its page, started when they are first needed."""
 
     def __init__(self):
-        self._open, self._ran = contextlib.ExitStack(), {}
+        self._open, self._ran, self.lines = contextlib.ExitStack(), {}, {}
 
     def __enter__(self) -> Studio:
         return self
@@ -112,6 +113,8 @@ class Studio:
         if done["status"]["status_str"] != "success":
             sys.exit(f"{name} did not run: {json.dumps(done['status'], indent=2)}")
         time.sleep(3)  # results are fetched and drawn
+        nodes = "app.graph._nodes.filter(n => n.dcae).map(n => [n.comfyClass, n.dcae.element.textContent])"
+        self.lines[name] = dict(self.page.evaluate(nodes))
         self._ran[name] = done["outputs"]
         return done["outputs"]
 
@@ -184,12 +187,12 @@ def save(picture: Image.Image, path: Path, limit: int, width: int | None = None)
 
 
 def workflow(studio: Studio) -> None:
-    studio.run("round_trip")
+    studio.run("Round trip")
     save(studio.shoot(), DOCS / "workflow.jpg", 250_000, 1400)
 
 
 def compare(studio: Studio) -> None:
-    studio.run("compare")
+    studio.run("Compare autoencoders")
     save(studio.shoot(["DCAE_Compare"], links=False), DOCS / "compare.jpg", 250_000, 1200)
 
 
@@ -217,27 +220,47 @@ def nodes(studio: Studio) -> None:
 
 def thumbnails(studio: Studio) -> None:
     cards = {
-        "round_trip": card_round_trip,
-        "4k_in_a_small_budget": card_4k,
-        "batch": card_batch,
-        "inpaint_encode": card_inpaint,
-        "compare": card_compare,
-        "sana_text_to_image": card_sana,
+        "Round trip": card_round_trip,
+        "4K in half a GiB": card_4k,
+        "Several pictures at once": card_batch,
+        "Encode for inpainting": card_inpaint,
+        "Compare autoencoders": card_compare,
+        "Sana text to image": card_sana,
     }
     missing = {path.stem for path in TEMPLATES.glob("*.json")} ^ cards.keys()
     if missing:
         sys.exit(f"Templates without a card here, or cards without a template: {', '.join(sorted(missing))}.")
     for name, draw in cards.items():
-        save(draw(studio), TEMPLATES / f"{name}.jpg", 80_000)
+        save(captioned(draw(studio), sentence(name)), TEMPLATES / f"{name}.jpg", 80_000)
+
+
+def sentence(name: str) -> str:
+    """Return what a template shows: what its note begins with, in bold."""
+    graph = json.loads((TEMPLATES / f"{name}.json").read_text(encoding="utf-8"))
+    (note,) = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "MarkdownNote"]
+    return note.split("**")[1]
+
+
+def captioned(picture: Image.Image, text: str) -> Image.Image:
+    """Return a card of a picture, with a sentence of two lines below."""
+    card = Image.new("RGB", (CARD, CARD), PAPER)
+    card.paste(picture)
+    font, words = ImageFont.load_default(26), text.split()
+    lines = [(" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words) + 1)]
+    first, second = min(lines, key=lambda pair: max(map(font.getlength, pair)))
+    pen = ImageDraw.Draw(card)
+    for y, line in ((PICTURE + 32, first), (PICTURE + 66, second)):
+        pen.text((CARD // 2, y), line, fill=INK, font=font, anchor="mm")
+    return card
 
 
 def original() -> Image.Image:
     return Image.open(EXAMPLE).convert("RGB")
 
 
-def square(picture: Image.Image, left: float = 0.5) -> Image.Image:
-    """Return the largest square of a picture at `left` (0: left, 1: right), as a card."""
-    return ImageOps.fit(picture, (CARD, CARD), Image.Resampling.LANCZOS, centering=(left, 0.5))
+def part_of(picture: Image.Image, left: float = 0.5) -> Image.Image:
+    """Return the largest part of a picture that fits a card, at `left` (0: left, 1: right)."""
+    return ImageOps.fit(picture, (CARD, PICTURE), Image.Resampling.LANCZOS, centering=(left, 0.5))
 
 
 def label(card: Image.Image, text: str, at: tuple[float, float], anchor: str, size: int = 30) -> None:
@@ -250,76 +273,75 @@ def label(card: Image.Image, text: str, at: tuple[float, float], anchor: str, si
 
 def split(left: Image.Image, right: Image.Image) -> Image.Image:
     card = left.copy()
-    card.paste(right.crop((CARD // 2, 0, CARD, CARD)), (CARD // 2, 0))
-    ImageDraw.Draw(card).line((CARD // 2, 0, CARD // 2, CARD), INK, 3)
+    card.paste(right.crop((CARD // 2, 0, CARD, PICTURE)), (CARD // 2, 0))
+    ImageDraw.Draw(card).line((CARD // 2, 0, CARD // 2, PICTURE), INK, 3)
     return card
 
 
 def bird_head(picture: Image.Image) -> Image.Image:
     """Return the bird's head, enlarged to a card."""
-    side = round(picture.height * 0.56)
-    left, top = round(picture.width * 0.305), round(picture.height * 0.1)
-    return picture.crop((left, top, left + side, top + side)).resize((CARD, CARD), Image.Resampling.LANCZOS)
+    width, height = round(picture.height * 0.6), round(picture.height * 0.6 * PICTURE / CARD)
+    left, top = round(picture.width * 0.29), round(picture.height * 0.1)
+    return picture.crop((left, top, left + width, top + height)).resize((CARD, PICTURE), Image.Resampling.LANCZOS)
 
 
 def card_round_trip(studio: Studio) -> Image.Image:
-    (result,) = studio.saved("round_trip")
+    (result,) = studio.saved("Round trip")
     card = split(bird_head(original()), bird_head(result))
-    label(card, "original", (CARD // 4, CARD - 36), "mm")
-    label(card, "result", (CARD * 3 // 4, CARD - 36), "mm")
+    label(card, "original", (CARD // 4, PICTURE - 36), "mm")
+    label(card, "result", (CARD * 3 // 4, PICTURE - 36), "mm")
     return card
 
 
 def card_4k(studio: Studio) -> Image.Image:
     """Return the result with lines where the decoder's strips meet, and the node's size, strips and peak."""
-    (result,) = studio.saved("4k_in_a_small_budget")
+    (result,) = studio.saved("4K in half a GiB")
     size, strips, peak = decoded(studio)
-    card = square(result, 0.4)
+    card = part_of(result, 0.4)
     pen = ImageDraw.Draw(card, "RGBA")
     for number in range(1, int(strips.split()[0])):
-        y = round(CARD * number / int(strips.split()[0]))
+        y = round(PICTURE * number / int(strips.split()[0]))
         pen.line((0, y, CARD, y), (255, 255, 255, 190), 2)
-    label(card, size, (CARD // 2, CARD - 88), "mm", 44)
-    label(card, f"{strips} · {peak}", (CARD // 2, CARD - 34), "mm", 28)
+    label(card, size, (CARD // 2, PICTURE - 88), "mm", 44)
+    label(card, f"{strips} · {peak}", (CARD // 2, PICTURE - 34), "mm", 28)
     return card
 
 
 def decoded(studio: Studio) -> list[str]:
     """Return size, strips and peak from the line on DC-AE Decode in the 4K template."""
-    graph = json.loads((TEMPLATES / "api" / "4k_in_a_small_budget.json").read_text(encoding="utf-8"))
-    (node,) = [id_ for id_, node in graph.items() if node["class_type"] == "DCAE_Decode"]
-    return studio.outputs("4k_in_a_small_budget")[node]["dcae"][0].split(" · ")[:3]
+    studio.outputs("4K in half a GiB")
+    return studio.lines["4K in half a GiB"]["DCAE_Decode"].split(" · ")[:3]
 
 
 def card_batch(studio: Studio) -> Image.Image:
-    card = Image.new("RGB", (CARD, CARD), PAPER)
-    results = studio.saved("batch")
-    width = 400
+    card = Image.new("RGB", (CARD, PICTURE), PAPER)
+    results = studio.saved("Several pictures at once")
+    width = 350
     for number, result in enumerate(results):
         small = result.resize((width, round(width * result.height / result.width)), Image.Resampling.LANCZOS)
         framed = ImageOps.expand(small, 4, INK)
         step = (CARD - 40 - framed.width) * number // (len(results) - 1)
-        card.paste(framed, (20 + step, 70 + number * (CARD - 110 - framed.height) // (len(results) - 1)))
+        card.paste(framed, (20 + step, 60 + number * (PICTURE - 80 - framed.height) // (len(results) - 1)))
     return card
 
 
 def card_inpaint(studio: Studio) -> Image.Image:
     """Return the masked photograph above, the node's result below."""
-    graph = json.loads((TEMPLATES / "api" / "inpaint_encode.json").read_text(encoding="utf-8"))
+    graph = json.loads((TEMPLATES / "api" / "Encode for inpainting.json").read_text(encoding="utf-8"))
     (mask,) = [node["inputs"] for node in graph.values() if node["class_type"] == "MaskComposite"]
     patch = graph[mask["source"][0]]["inputs"]
-    (result,) = studio.saved("inpaint_encode")
+    (result,) = studio.saved("Encode for inpainting")
     box = mask["x"], mask["y"], mask["x"] + patch["width"], mask["y"] + patch["height"]
     masked = hatched(original(), box)
     # ComfyUI's node cuts the picture to multiples of the ratio, around its centre.
     cut = (masked.width - result.width) // 2, (masked.height - result.height) // 2
-    left, top, width, height = 20, 92, 960, 480
-    card = Image.new("RGB", (CARD, CARD), INK)
+    left, top, width, height = 20, 132, 960, 392
+    card = Image.new("RGB", (CARD, PICTURE), INK)
     for number, (picture, (x, y)) in enumerate(((masked, (0, 0)), (result, cut))):
         part = picture.crop((left - x, top - y, left - x + width, top - y + height))
-        card.paste(part.resize((CARD, CARD // 2 - 2), Image.Resampling.LANCZOS), (0, number * (CARD // 2 + 2)))
-    label(card, "mask", (CARD - 24, CARD // 2 - 30), "rm", 28)
-    label(card, "for the sampler", (CARD - 24, CARD - 30), "rm", 28)
+        card.paste(part.resize((CARD, PICTURE // 2 - 2), Image.Resampling.LANCZOS), (0, number * (PICTURE // 2 + 2)))
+    label(card, "mask", (CARD - 24, PICTURE // 2 - 30), "rm", 28)
+    label(card, "for the sampler", (CARD - 24, PICTURE - 30), "rm", 28)
     return card
 
 
@@ -339,36 +361,37 @@ def hatched(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image
 
 def card_compare(studio: Studio) -> Image.Image:
     """Return the result on the left of a slider, the difference on its right."""
-    (shown,) = [one["dcae_compare"][0] for one in studio.outputs("compare").values() if "dcae_compare" in one]
+    outputs = studio.outputs("Compare autoencoders").values()
+    (shown,) = [one["dcae_compare"][0] for one in outputs if "dcae_compare" in one]
     result = shown["pictures"][0]["results"][0]
-    card = split(*(square(studio.file(result[kind], "temp"), 0.46) for kind in ("result", "difference")))
-    pen, middle = ImageDraw.Draw(card), CARD // 2
-    pen.ellipse((middle - 24, middle - 24, middle + 24, middle + 24), fill=INK)
+    card = split(*(part_of(studio.file(result[kind], "temp"), 0.46) for kind in ("result", "difference")))
+    pen, middle, y0 = ImageDraw.Draw(card), CARD // 2, PICTURE // 2
+    pen.ellipse((middle - 24, y0 - 24, middle + 24, y0 + 24), fill=INK)
     for side in (-1, 1):
-        pen.polygon([(middle + side * x, middle + y) for x, y in ((17, 0), (7, -9), (7, 9))], fill=PAPER)
-    label(card, " · ".join(result["text"].split(" · ")[:2]), (middle, CARD - 36), "mm")
+        pen.polygon([(middle + side * x, y0 + y) for x, y in ((17, 0), (7, -9), (7, 9))], fill=PAPER)
+    label(card, " · ".join(result["text"].split(" · ")[:2]), (middle, PICTURE - 36), "mm")
     return card
 
 
 def card_sana(studio: Studio) -> Image.Image:
     """Return a drawing: Sana is not run here."""
-    card = Image.new("RGB", (CARD, CARD), PAPER)
+    card = Image.new("RGB", (CARD, PICTURE), PAPER)
     pen, middle = ImageDraw.Draw(card), CARD // 2
     steps = [
-        (86, "“a red brick house”", FAINT, PAPER),
-        (196, "Sana", "#35353c", "#35353c"),
-        (306, "DC-AE", ACCENT, "#2f4580"),
+        (60, "“a red brick house”", FAINT, PAPER),
+        (156, "Sana", "#35353c", "#35353c"),
+        (252, "DC-AE", ACCENT, "#2f4580"),
     ]
     for top, text, outline, fill in steps:
-        pen.rounded_rectangle((middle - 165, top, middle + 165, top + 72), 18, outline=outline, fill=fill, width=3)
-        pen.text((middle, top + 36), text, fill=INK, font=ImageFont.load_default(32), anchor="mm")
-        pen.line((middle, top + 74, middle, top + 98), FAINT, 4)
-        pen.polygon([(middle - 9, top + 96), (middle + 9, top + 96), (middle, top + 108)], fill=FAINT)
-    left, top, right, bottom = middle - 85, 418, middle + 85, 536
+        pen.rounded_rectangle((middle - 165, top, middle + 165, top + 62), 18, outline=outline, fill=fill, width=3)
+        pen.text((middle, top + 31), text, fill=INK, font=ImageFont.load_default(30), anchor="mm")
+        pen.line((middle, top + 64, middle, top + 84), FAINT, 4)
+        pen.polygon([(middle - 9, top + 82), (middle + 9, top + 82), (middle, top + 94)], fill=FAINT)
+    left, top, right, bottom = middle - 75, 350, middle + 75, 452
     pen.rounded_rectangle((left, top, right, bottom), 12, outline=FAINT, width=4)
-    pen.ellipse((left + 24, top + 20, left + 52, top + 48), fill=FAINT)
-    hills = [(left + 16, bottom - 16), (left + 62, top + 58), (left + 92, bottom - 42), (left + 114, top + 72)]
-    pen.polygon([*hills, (right - 16, bottom - 16)], fill=FAINT)
+    pen.ellipse((left + 20, top + 16, left + 46, top + 42), fill=FAINT)
+    hills = [(left + 14, bottom - 14), (left + 55, top + 50), (left + 82, bottom - 38), (left + 102, top + 62)]
+    pen.polygon([*hills, (right - 14, bottom - 14)], fill=FAINT)
     return card
 
 

@@ -2,8 +2,9 @@
 
     python3 tools/run.py demo [ARGS...]            show what the library does, on files of its own
     python3 tools/run.py test [PYTEST ARGS...]     lint, then all tests, those in a real ComfyUI too (0.3.75, or the
-                                                   one whose sources $DCAE_COMFYUI_PATH names); and those in a real
-                                                   SD.Next if $SDNEXT_PATH names a folder with its sources
+                                                   one whose sources $DCAE_COMFYUI_PATH names); those with a Sana if
+                                                   $DCAE_EXTRAMODELS_PATH names the pack ComfyUI_ExtraModels; and
+                                                   those in a real SD.Next if $SDNEXT_PATH names its sources
     python3 tools/run.py comfyui [--port N] [--base DIR]    a ComfyUI with this pack in it, to try by hand
     python3 tools/run.py sdnext [--port N] [--data DIR]     the same with the SD.Next whose sources $SDNEXT_PATH names
     python3 tools/run.py lint                      ruff's checks and its formatting
@@ -62,6 +63,7 @@ VISION = ("torchvision==0.28.0", "torch-fidelity==0.4.0")
 # What SD.Next needs at versions that pip would not put together: these say less than they need, or more.
 NO_DEPS = ("torchvision==0.28.0", "timm==1.0.27", "opencv-python-headless==4.12.0.88")
 NO_DEPS += ("gradio==3.43.2", "gradio-client==0.5.0", "compel==2.4.0")
+EXTRAMODELS = NO_DEPS[:2]  # the same for ComfyUI_ExtraModels
 SETUPTOOLS = "setuptools==69.5.1"  # last, and older than torch says it needs
 # torchvision's own operators are not built for this torch: two that it looks for at its import stand in for them. They
 # are made when it is looked for, since this runs at the start of every Python there, and torch takes seconds to import.
@@ -195,6 +197,23 @@ def other_comfyui_env(root: Path, sources: Path) -> Env:
     return env
 
 
+def extramodels_packages(env: Env) -> None:
+    """Put what ComfyUI_ExtraModels needs beside a ComfyUI's environment, into its folder `extramodels`: the tests with
+    that pack have it on PYTHONPATH, and no other test sees it."""
+    sources = Path(os.environ["DCAE_EXTRAMODELS_PATH"]).resolve()
+    if not (sources / "Sana" / "nodes.py").is_file():
+        fail(f"$DCAE_EXTRAMODELS_PATH must name a folder with ComfyUI_ExtraModels; {sources} has no Sana/nodes.py")
+    os.environ["DCAE_EXTRAMODELS_PATH"] = str(sources)
+    recipe = [*EXTRAMODELS, OPERATORS]
+    if not env.done("extramodels", recipe):
+        shutil.rmtree(folder := env.path / "extramodels", ignore_errors=True)
+        env.pip(", ".join(EXTRAMODELS), "install", "--no-deps", "--target", str(folder), *EXTRAMODELS)
+        (folder / "torchvision_operators.py").write_text(OPERATORS)
+        # Python reads it from PYTHONPATH, where a .pth does not count.
+        (folder / "sitecustomize.py").write_text("import torchvision_operators\n")
+        env.finish("extramodels", recipe)
+
+
 def stand_in(env: Env, modules: dict[str, str]) -> None:
     """Write modules into an environment, {path: text}."""
     for name, text in modules.items():
@@ -283,6 +302,8 @@ def test(root: Path, args: list[str]) -> int:
     env = core_env(root, tests=True)
     comfyui = comfyui_env(root)
     hosts = {"DCAE_COMFYUI_ENV": comfyui.path}
+    if os.environ.get("DCAE_EXTRAMODELS_PATH"):
+        extramodels_packages(comfyui)
     if os.environ.get("SDNEXT_PATH"):
         hosts["DCAE_SDNEXT_ENV"] = sdnext_env(root).path
     return lint(root, []) or run([env.python, "-m", "pytest", *args], **hosts)

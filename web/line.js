@@ -1,6 +1,7 @@
 // A read-only line of text at the foot of a node, in the classic canvas and in Nodes 2.0.
 
-const COLOURS = { done: "var(--fg-color, #ddd)", busy: "var(--fg-color, #ddd)", error: "#ff7a7a", plan: "#9aa" };
+const INK = "var(--fg-color, #ddd)";
+const COLOURS = { done: INK, busy: INK, error: "var(--error-text, #ff7a7a)", plan: "var(--descrip-text, #9aa)" };
 const HEIGHT = 34;
 
 export function addLine(node) {
@@ -25,6 +26,16 @@ export function addLine(node) {
   widget.serialize = false;
   node.dcae = { element, key: "" };
   node.expandToFitContent?.();
+  const before = node.onAdded;
+  node.onAdded = function () {
+    node.dcae.added = true;
+    before?.apply(this, arguments);
+  };
+}
+
+// The page puts a node in the place of another pack's without this event, on which widgets of elements are shown.
+export function ensureAdded(node) {
+  if (!node.dcae.added) node.onAdded(node.graph);
 }
 
 // state: "plan" (what will happen), "busy", "done" or "error".

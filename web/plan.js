@@ -6,29 +6,34 @@ import { show } from "./line.js";
 // Nodes whose latent output has the size of their latent input.
 const SAME_SIZE = ["KSampler", "KSamplerAdvanced", "SamplerCustom", "SetLatentNoiseMask", "DCAE_ScaleLatent"];
 const pictures = new Map(); // URL of a picture in ComfyUI's folders: its size, null while it loads
+const queued = new Map(); // id of a prompt: WeakMap of a node: its query when the prompt was queued
 
 export async function updatePlan(node) {
-  const query = planQuery(node);
-  let error = app.lastNodeErrors?.[node.id]?.errors?.[0];
-  if (error && error !== node.dcae.error) Object.assign(node.dcae, { error, errorQuery: query });
-  if (query !== node.dcae.errorQuery) error = null; // ComfyUI keeps an error until the next run
-  const key = error ? JSON.stringify(error) : query;
+  const key = planQuery(node);
   if (key === null || key === node.dcae.key) return;
   const first = node.dcae.key === "";
   const request = {};
   Object.assign(node.dcae, { key, request });
-  if (error) return show(node, error.details || error.message, "error");
   if (first && node.dcae.state) return; // the line shows the result of a run
-  const answer = await (await api.fetchApi(`/dcae/${query}`)).json();
-  if (node.dcae.request === request && node.dcae.state !== "busy") {
+  const answer = await (await api.fetchApi(`/dcae/${key}`)).json();
+  if (node.dcae.request === request && node.dcae.state !== "busy" && planQuery(node) === key) {
     show(node, answer.text ?? answer.problem, answer.text ? "plan" : "error");
   }
 }
 
-// Show the result of a run. It stays until the node's query changes.
-export function showResult(node, text, state) {
+export function rememberQueries(prompt, queries) {
+  queued.set(prompt, queries);
+  if (queued.size > 1000) queued.delete(queued.keys().next().value);
+}
+
+// Show the result of a run, until the node's query changes; nothing if it has changed since the prompt was queued.
+// prompt: its id, or the queries of the nodes when it was queued.
+export function showResult(node, text, state, prompt) {
   if (!node?.dcae) return;
-  Object.assign(node.dcae, { key: planQuery(node) ?? "", request: null }); // a pending answer must not replace it
+  const now = planQuery(node);
+  const before = (queued.get(prompt) ?? prompt)?.get?.(node) ?? now; // unknown after the page was loaded anew
+  if (now !== null && now !== before) return clearResult(node, true);
+  Object.assign(node.dcae, { key: now ?? "", request: null }); // a pending answer must not replace it
   show(node, text, state);
 }
 
@@ -38,8 +43,12 @@ export function clearResult(node, starting) {
 }
 
 // Return the route and query of the node's plan; null if the graph does not determine them.
-function planQuery(node) {
-  if (node.comfyClass === "DCAE_Loader") return `model?${new URLSearchParams({ choice: value(node, "model") })}`;
+export function planQuery(node) {
+  if (node.comfyClass === "DCAE_Loader") {
+    const query = { choice: value(node, "model") };
+    for (const name of ["variant", "dtype", "allow_download"]) query[name] = value(node, name); // that it changed
+    return `model?${new URLSearchParams(query)}`;
+  }
   const encoding = node.comfyClass === "DCAE_Encode";
   const loader = source(node, "vae");
   const size = encoding ? inputSize(node, "pixels") : inputSize(node, "samples");
@@ -52,7 +61,9 @@ function planQuery(node) {
     ...size,
     budget_gib: value(node, "budget_gib"),
   };
-  if (encoding) query.size_mode = value(node, "size_mode");
+  if (encoding) {
+    Object.assign(query, { size_mode: value(node, "size_mode"), latent_channels: value(node, "latent_channels") ?? 0 });
+  } else Object.assign(query, { true_width: value(node, "width"), true_height: value(node, "height") });
   return Object.values(query).includes(undefined) ? null : `plan?${new URLSearchParams(query)}`;
 }
 
@@ -72,7 +83,8 @@ function source(node, name) {
   return from;
 }
 
-// Return {width, height, batch} of an input's picture, or of its latent's picture.
+// Return {width, height, batch} of an input's picture; of a latent's picture before it was encoded, with the size_mode
+// that it was encoded with: "forgotten" is padded by a node that does not remember the size. Null if it is not known.
 function inputSize(node, name) {
   const from = source(node, name);
   if (!from || from.mode === 2 || from.mode === 4) return null;
@@ -81,6 +93,7 @@ function inputSize(node, name) {
   }
   switch (from.comfyClass) {
     case "DCAE_EmptyLatent":
+      return latent(numbers(value(from, "width"), value(from, "height"), value(from, "batch_size")), "pad");
     case "EmptyImage":
       return numbers(value(from, "width"), value(from, "height"), value(from, "batch_size"));
     case "ImageScale":
@@ -88,13 +101,26 @@ function inputSize(node, name) {
     case "LoadImage":
       return pictureSize(value(from, "image"));
     case "DCAE_Encode":
+      return latent(inputSize(from, "pixels"), value(from, "size_mode"));
     case "VAEEncode":
-      return inputSize(from, "pixels");
+      return latent(inputSize(from, "pixels"), "forgotten");
     case "DCAE_Decode":
-    case "VAEDecode":
-      return inputSize(from, "samples");
+      return decodedSize(from);
   }
   return null;
+}
+
+function latent(size, mode) {
+  return size && mode && { ...size, size_mode: mode };
+}
+
+// Return the size of a decoded picture; null where it depends on the ratio.
+function decodedSize(node) {
+  const size = inputSize(node, "samples");
+  const [width, height] = [value(node, "width"), value(node, "height")];
+  if (!size || width === undefined || height === undefined) return null;
+  if (size.size_mode !== "pad" && !(width && height)) return null;
+  return numbers(width || size.width, height || size.height, size.batch);
 }
 
 function numbers(width, height, batch) {

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import OptionError
+from ..errors import OptionError, counted
 from . import ray_engine, sources
 from .encode import Encoder, Options, open_job, open_model, open_variant
 from .job import PartResult, Summary
 
-__all__ = ["count_pictures", "describe", "encode"]
+__all__ = ["describe", "encode"]
 
 ENGINES = ("local", "ray")
 
@@ -50,8 +50,8 @@ def encode(
     if engine not in ENGINES:
         raise OptionError(f"engine {engine!r} is not known: use one of {', '.join(ENGINES)}.")
     if workers < 0 or actors < 1 or gpus < 0:
-        limits = "workers and GPUs must be 0 or more, actors 1 or more"
-        raise OptionError(f"{workers} workers, {actors} actors and {gpus} GPUs were requested: {limits}.")
+        limits = "workers and gpus must be 0 or more, actors 1 or more"
+        raise OptionError(f"workers is {workers}, actors {actors} and gpus {gpus:g}: {limits}.")
     if metrics:
         try:
             Path(metrics).open("a").close()
@@ -97,16 +97,11 @@ def encode(
     return Outcome(summary, images, time.monotonic() - start, device, job.settings["variant"])
 
 
-def count_pictures(pictures: int) -> str:
-    """Return "1 picture", "2 pictures" and so on."""
-    return f"{pictures} picture{'' if pictures == 1 else 's'}"
-
-
 def describe(outcome: Outcome) -> str:
     """Return the summary as text."""
     summary = outcome.summary
     skipped = f"{len(summary.skipped)} skipped; by {outcome.variant}"
-    lines = [f"{count_pictures(summary.images)}, {summary.pixels / 1e6:.1f} megapixels, {skipped}"]
+    lines = [f"{counted(summary.images, 'picture')}, {summary.pixels / 1e6:.1f} megapixels, {skipped}"]
     if outcome.images:
         rate, device = outcome.images / outcome.seconds, outcome.images / outcome.device_seconds
         lines.append(f"this run: {outcome.images} in {outcome.seconds:.1f} s, {rate:.2f} images/s")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import DCAEError, OptionError, UnknownVariant
+from ..errors import DCAEError, OptionError, UnknownVariant, counted
 
 if TYPE_CHECKING:
     from ..autoencoder import DCAE
@@ -79,7 +79,9 @@ def output_paths(arguments: argparse.Namespace, ending: str) -> list[tuple[Path,
         raise DCAEError(f"{nameless[0]} is a folder: name the files in it.")
     folder = output and (output.is_dir() or arguments.output.endswith(("/", os.sep)))
     if output and len(sources) > 1 and output.suffix and not folder:
-        raise DCAEError(f"{output} is one file, and there are {len(sources)} inputs: name a folder, with / at its end.")
+        raise DCAEError(
+            f"{output} is one file, and there are {counted(len(sources), 'input')}: name a folder, with / at its end."
+        )
     if output and (len(sources) > 1 or folder or not output.suffix):
         output.mkdir(parents=True, exist_ok=True)
         targets = [output / (source.stem + ending) for source in sources]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from ..errors import counted
 from ..variants import DEMO
 from .arguments import add_run, parse_size
 
@@ -109,7 +110,6 @@ def decode(arguments: argparse.Namespace) -> None:
 
     from ..batch.decode import DecodeOptions
     from ..batch.decode import decode as work
-    from ..batch.run import count_pictures
 
     options = DecodeOptions(
         source=arguments.source,
@@ -127,4 +127,4 @@ def decode(arguments: argparse.Namespace) -> None:
     if not summary.images:
         print(f"0 pictures: all that is in {arguments.source} is in {arguments.dest}.")
         return
-    print(f"{count_pictures(summary.images)}, {summary.pixels / 1e6:.1f} megapixels")
+    print(f"{counted(summary.images, 'picture')}, {summary.pixels / 1e6:.1f} megapixels")

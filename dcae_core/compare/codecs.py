@@ -5,22 +5,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .. import variants
-from ..autoencoder import DCAE
+from ..autoencoder import DCAE, ImageAutoencoder
 from ..engine.devices import best_dtype, parse_device, parse_dtype
 from ..engine.execute import without_autocast
 from ..engine.memory import Budget
-from ..errors import CheckpointError, DCAEError, DownloadError, UnknownVariant
+from ..errors import CheckpointError, DCAEError, DownloadError, UnknownVariant, counted
+from ..taesana import TAESANA
 from ..untrusted import shorten
 from ..weights import hub
 from ..weights.checkpoint import is_dcae
-from . import taesana
 
 __all__ = ["Codec", "from_dcae", "from_diffusers", "load", "local"]
 
@@ -51,13 +51,11 @@ class Codec:
 
 @dataclass(frozen=True)
 class Rules:
-    """How a class is used. ratio: from its config. lowest: the value of black (white is 1). encode and decode: without
-    converting ranges. A distribution gives its mode, so that runs agree."""
+    """How a class is used. ratio: from its config. A distribution gives its mode, so that runs agree."""
 
     ratio: Callable
     encode: Callable[[nn.Module, Tensor], Tensor]
     decode: Callable[[nn.Module, Tensor], Tensor] = field(default=lambda vae, z: vae.decode(z).sample)
-    lowest: float = -1.0
 
 
 def _mode(vae: nn.Module, x: Tensor) -> Tensor:
@@ -83,7 +81,6 @@ RULES = {
         lambda config: 2 ** (len(config.encoder_block_out_channels) - 1), _mode, _consistency
     ),
 }
-TAESANA = Rules(lambda config: taesana.RATIO, lambda vae, x: vae.encoder(x), lambda vae, z: vae.decoder(z), lowest=0.0)
 
 
 def local(cache_dir: str | os.PathLike | None = None) -> list[str]:
@@ -112,7 +109,7 @@ def load(
     dtype = parse_dtype(dtype) or best_dtype(device)
     kind, colon, rest = name.partition(":")
     if colon and kind == "taesana":
-        return _of_taesana(name, rest, device, dtype, cache_dir)
+        return _of_taesana(name, rest, device, dtype, budget, cache_dir)
     if colon and kind == "diffusers":
         return from_diffusers(_open(rest, dtype, download).to(device), name)
     if not hub.is_path(name):
@@ -126,9 +123,9 @@ def load(
     return from_diffusers(_open(name, dtype, download).to(device), name)
 
 
-def from_dcae(ae: DCAE, budget: Budget = None, name: str | None = None) -> Codec:
+def from_dcae(ae: ImageAutoencoder, budget: Budget = None, name: str | None = None) -> Codec:
     return Codec(
-        name=name or ae.variant.name,
+        name=name or ae.name,
         kind="DC-AE",
         ratio=ae.spatial_ratio,
         encode=lambda x: ae.encode(x, budget),
@@ -143,24 +140,19 @@ def from_dcae(ae: DCAE, budget: Budget = None, name: str | None = None) -> Codec
 def from_diffusers(vae: nn.Module, name: str) -> Codec:
     """Return a codec for one of diffusers' classes in RULES."""
     kind = type(vae).__name__
-    factor = getattr(vae.config, "scaling_factor", None)
-    return _by_rules(RULES[kind], vae, name, kind, RULES[kind].ratio(vae.config), factor)
-
-
-def _by_rules(rules: Rules, vae: nn.Module, name: str, kind: str, ratio: int, factor: float | None) -> Codec:
-    weights = [*vae.parameters(), *vae.buffers()]
+    rules, weights = RULES[kind], [*vae.parameters(), *vae.buffers()]
     device, dtype = weights[0].device, weights[0].dtype
-    span = 1 - rules.lowest
 
     def encode(x: Tensor) -> Tensor:
         with torch.no_grad(), without_autocast(device):
-            return rules.encode(vae, ((x + 1) / 2 * span + rules.lowest).to(device, dtype))
+            return rules.encode(vae, x.to(device, dtype))
 
     def decode(z: Tensor) -> Tensor:
         with torch.no_grad(), without_autocast(device):
-            return (rules.decode(vae, z).float() - rules.lowest) / span * 2 - 1
+            return rules.decode(vae, z).float()
 
-    return Codec(name, kind, ratio, encode, decode, device, dtype, weights, factor)
+    factor = getattr(vae.config, "scaling_factor", None)
+    return Codec(name, kind, rules.ratio(vae.config), encode, decode, device, dtype, weights, factor)
 
 
 def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
@@ -183,7 +175,8 @@ def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
         where |= {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         model, loading_info = getattr(diffusers, kind).from_pretrained(name, **where)
         if missing := sorted(loading_info["missing_keys"]):  # diffusers only warns, and leaves them random
-            raise CheckpointError(f"{name} is no whole {kind}: {len(missing)} weights are not there, as {missing[0]}.")
+            lacking = f"it lacks {counted(len(missing), 'weight')}, such as {missing[0]}"
+            raise CheckpointError(f"{name} is no whole {kind}: {lacking}.")
     except DCAEError:
         raise
     except Exception as error:  # of every kind, on configs and weights that are damaged
@@ -196,25 +189,21 @@ def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-class _TinySana(nn.Module):
-    """`encoder` and `decoder` of TAESANA; without its encoder, a sana DC-AE instead."""
-
-    def __init__(self, folder: str, device: torch.device, dtype: torch.dtype, cache_dir: str | os.PathLike | None):
-        super().__init__()
-        self.decoder = taesana.load(folder, "decoder")
-        if (Path(folder) / "taesana_encoder.safetensors").is_file():
-            self.encoder, self.suffix = taesana.load(folder, "encoder"), ""
-        else:
-            found = [n for n in local(cache_dir) if variants.find(n).latent_space == "sana"]
-            if not found:
-                taesana.load(folder, "encoder")  # says what is missing
-            ae = DCAE(found[-1], device, dtype, cache_dir)
-            self.suffix = f" after {found[-1]}"
-            self.encoder = lambda x: ae.encode(x * 2 - 1) * ae.scaling_factor
-
-
 def _of_taesana(
-    name: str, folder: str, device: torch.device, dtype: torch.dtype, cache_dir: str | os.PathLike | None
+    name: str,
+    folder: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    budget: Budget,
+    cache_dir: str | os.PathLike | None,
 ) -> Codec:
-    tiny = _TinySana(folder, device, dtype, cache_dir).to(device, dtype)
-    return _by_rules(TAESANA, tiny, name + tiny.suffix, "TAESANA", taesana.RATIO, 1.0)
+    """TAESANA's decoder with its encoder; without that, with a sana DC-AE's instead."""
+    tiny = TAESANA.from_folder(folder, device, dtype)
+    tiny.plan("decode", 1, 1)  # says what is missing
+    codec = replace(from_dcae(tiny, budget, name), kind=tiny.name)
+    found = [n for n in local(cache_dir) if variants.find(n).latent_space == tiny.variant.latent_space]
+    if "encoder" in tiny.files or not found:
+        tiny.plan("encode", 1, 1)
+        return codec
+    sana = DCAE(found[-1], device, dtype, cache_dir)
+    return replace(codec, name=f"{name} after {found[-1]}", encode=lambda x: sana.encode(x, budget))

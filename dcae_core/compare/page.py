@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from ..errors import ImageError
+from ..errors import ImageError, counted
 from ..files import atomic_write
 from ..media import images
 from .run import Comparison
@@ -83,7 +83,7 @@ def _html(comparison: Comparison, figures: list[str], amplify: float) -> str:
     messages = "".join(f'<p class="problem">{escape(text)}</p>' for text in problems(comparison))
     messages += "".join(f"<p>{escape(text)}</p>" for text in comparison.notes)
     left = sum(row.picture is None and row.error is None for row in comparison.rows)
-    hidden = f"<p>{left} more pictures are in the scores, and not shown here.</p>" if left else ""
+    hidden = f"<p>In the scores, and not shown here: {counted(left, 'picture')} more.</p>" if left else ""
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -11,7 +11,9 @@ from .text import caption
 
 __all__ = ["difference", "draw"]
 
-GAP, LINE = 12, 18
+GAP = 12
+TEXT, LINE = 24, 30  # a fifteenth of a cell: still read where the whole sheet is as wide as a node of ComfyUI
+NARROWEST = 320  # of a cell, for what is written below it
 FAILED = 8  # pictures that could not be read, shown with their reasons
 INK, FAINT, PAPER, ALARM = "#e8e8e8", "#9a9a9a", "#1c1c1e", "#ff8a7a"
 
@@ -45,7 +47,7 @@ def _band(comparison: Comparison, index: int, row: Row, amplify: float, cell: in
         return _message(f"{row.name}: {row.error}", cell * 2)
     scale = min(1.0, cell / max(row.width, row.height))
     size = max(1, round(row.width * scale)), max(1, round(row.height * scale))
-    step = max(size[0], 190) + GAP
+    step = max(size[0], NARROWEST) + GAP
     columns = comparison.columns
     lines = [columns[i : i + across] for i in range(0, len(columns), across)]
     high = 2 * size[1] + 4 * LINE + GAP
@@ -106,4 +108,4 @@ def _picture(picture: Tensor, size: tuple[int, int]) -> Image.Image:
 
 
 def _font() -> ImageFont.ImageFont:
-    return ImageFont.load_default(14)  # Aileron, which comes with Pillow
+    return ImageFont.load_default(TEXT)  # Aileron, which comes with Pillow

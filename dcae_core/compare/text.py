@@ -7,7 +7,7 @@ import math
 
 from .run import Cell, Column, Comparison
 
-__all__ = ["as_json", "caption", "each", "means", "problems", "table"]
+__all__ = ["as_json", "caption", "each", "markdown", "means", "problems", "table"]
 
 # (heading, what of the means, how it is written)
 COLUMNS = (
@@ -36,18 +36,39 @@ def caption(cell: Cell) -> list[str]:
     return [close, f"{shape} · {cell.encode_seconds + cell.decode_seconds:.2f} s"]
 
 
-def table(comparison: Comparison, narrow: bool = False) -> str:
-    """The means; a line for each autoencoder, or if it is `narrow` for each score; then what went wrong, then the
-    notes."""
-    rows = means(comparison)
-    if narrow:
-        rows = [list(row) for row in zip(*rows, strict=True)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+def table(comparison: Comparison) -> str:
+    """The means, a line for each autoencoder; then what went wrong, then the notes."""
+    return "\n".join([*map("  ".join, _aligned(means(comparison))), *problems(comparison), *comparison.notes])
+
+
+def markdown(comparison: Comparison) -> str:
+    """The same for a narrow place, readable as Markdown and as plain text in any typeface: a list of the autoencoders,
+    and the means with a line for each score, where a name such as "vae_1: TAESD" is short for "vae_1"."""
+    rows = [list(row) for row in zip(*means(comparison), strict=True)]
+    names = [f"- {_plain(name)}" for name in rows[0][1:]]
+    rows[0] = ["score", *(_plain(name.split(": ")[0]) for name in rows[0][1:])]
+    heading, *lines = [f"| {' | '.join(row)} |" for row in _aligned(rows)]
+    first, *others = [len(cell) + 2 for cell in heading[2:-2].split(" | ")]
+    rule = "|".join(["", "-" * first, *("-" * (width - 1) + ":" for width in others), ""])
+    blocks = [
+        names,
+        [heading, rule, *lines],
+        [f"- {_plain(one)}" for one in (*problems(comparison), *comparison.notes)],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def _aligned(rows: list[list[str]]) -> list[list[str]]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         for row in rows
     ]
-    return "\n".join([*lines, *problems(comparison), *comparison.notes])
+
+
+def _plain(text: str) -> str:
+    """One line without what Markdown takes for a cell's end or for HTML."""
+    return " ".join(text.replace("|", "/").replace("<", "(").replace(">", ")").split())
 
 
 def means(comparison: Comparison) -> list[list[str]]:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from ..errors import BudgetError
+from ..errors import BudgetError, counted
 from ..media import images
 from ..media.nonfinite import NonFiniteError, explain_nonfinite, require_finite
 from ..media.sizes import Fit
@@ -91,8 +91,8 @@ def run_with_retries(
         plan = smaller
     elsewhere = "" if device.type == "cpu" else ", or run it on the CPU"
     raise BudgetError(
-        f"Memory ran out {tries} times on {device}, the last time in: {plan}. Close other programs, or use a "
-        f"smaller picture{elsewhere}."
+        f"Memory ran out {counted(tries, 'time')} on {device}, the last time in: {plan}. Close other programs, or use "
+        f"a smaller picture{elsewhere}."
     )
 
 

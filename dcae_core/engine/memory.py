@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import OptionError
+from ..errors import OptionError, counted
 
 __all__ = [
     "Budget",
@@ -112,7 +112,7 @@ def release(device: torch.device) -> None:
 def format_bytes(count: int) -> str:
     """Return GiB, MiB or bytes with their unit."""
     if count < 1 << 20:
-        return f"{count} bytes"
+        return counted(count, "byte")
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 // 10 else f"{count / 2**20:.2f} MiB"
 
 

@@ -12,7 +12,7 @@ import torch
 
 from .. import model
 from ..architecture import Architecture
-from ..errors import BudgetError, OptionError
+from ..errors import BudgetError, OptionError, counted
 from ..media.sizes import Fit
 from .coder import InferenceAutoencoder, InferenceCoder
 from .live_bytes import LiveBytes
@@ -79,7 +79,7 @@ class Plan:
         return make(self.architecture, self.direction, *size, budget, target.dtype, **options)
 
     def __str__(self) -> str:
-        manner = "whole" if self.whole else f"in {self.strips} strips"
+        manner = "whole" if self.whole else f"in {counted(self.strips, 'strip')}"
         many = f"{self.batch} x " if self.batch > 1 else ""
         return (
             f"{self.direction} {many}{self.width}x{self.height} {manner} with {self.name}: "

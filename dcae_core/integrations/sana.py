@@ -9,7 +9,7 @@ import torch
 from diffusers import SanaPipeline, SanaSprintImg2ImgPipeline, SanaSprintPipeline
 from diffusers.pipelines import auto_pipeline
 
-from ..errors import OptionError
+from ..errors import OptionError, counted
 
 __all__ = ["SanaImg2ImgPipeline", "register", "unregister"]
 
@@ -63,7 +63,8 @@ class SanaImg2ImgPipeline(SanaPipeline):
             image = image.to(dtype) * self.vae.config.scaling_factor
         image = image.to(device, dtype)
         if batch_size % len(image):
-            raise OptionError(f"{len(image)} pictures can't start {batch_size} images: give one, or one for each.")
+            given, wanted = counted(len(image), "picture"), counted(batch_size, "image")
+            raise OptionError(f"{given} can't start {wanted}: give one, or one for each.")
         image = image.repeat_interleave(batch_size // len(image), dim=0)
         first = self.scheduler.timesteps[:1]
         self._late.run_all()

@@ -74,4 +74,4 @@ def describe_nonfinite(x: Tensor) -> str:
         if count and first is None:
             first = [i, *(int(k) for k in torch.unravel_index(wrong.flatten().byte().argmax(), wrong.shape))]
         bad += count
-    return f"{bad} of {x.numel()} are NaN or infinite, the first at {first}"
+    return f"{bad} of {x.numel()} NaN or infinite, the first at {first}"

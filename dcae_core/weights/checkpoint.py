@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..architecture import Architecture
-from ..errors import CheckpointError
+from ..errors import CheckpointError, counted
 from ..files import atomic_write
 from ..media import nonfinite as finite
 from ..untrusted import FLOATS, MAX_HEADER_BYTES, header_bytes, is_file, open_safetensors, read_json, shorten
@@ -216,13 +216,12 @@ def _shards(index: Path) -> list[Path]:
     if not valid:
         raise CheckpointError(f"{index} is not an index of shards: its weight_map must name files of the same folder.")
     if len(names) > MAX_SHARDS:
-        raise CheckpointError(f"{index} lists {len(names)} files; the limit is {MAX_SHARDS}.")
+        raise CheckpointError(f"{index} lists {counted(len(names), 'file')}; the limit is {MAX_SHARDS}.")
     missing = [shorten(n) for n in names if not is_file(index.parent / n)]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise CheckpointError(
-            f"{index} lists {len(names)} files, of which {', '.join(missing[:3])}{more} are not there."
-        )
+        listed = counted(len(names), "file")
+        raise CheckpointError(f"{index} lists {listed}. Not there: {', '.join(missing[:3])}{more}.")
     return [index.parent / n for n in names]
 
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from ..errors import counted
+
 __all__ = ["PROGRESS_INTERVAL", "describe", "fetch", "http_status", "requested_wait"]
 
 log = logging.getLogger(__name__)
@@ -86,7 +88,7 @@ def _fill(file: BinaryIO, url: str, total: int, headers: dict, progress: Callabl
                     if done == total:
                         break
                 else:
-                    raise _Transient(Truncated(f"the connection ended after {done} of {total} bytes"))
+                    raise _Transient(Truncated(f"the connection ended after {done} of {counted(total, 'byte')}"))
         except _Transient as transient:
             cause = transient.cause
             tries = 1 if done > furthest else tries + 1
@@ -120,7 +122,7 @@ def _blocks(url: str, start: int, total: int, headers: dict) -> Iterator[tuple[i
             offset = start if response.status_code == 206 else 0
             length = response.headers.get("Content-Length", "")
             if length.isdigit() and offset + int(length) != total and "Content-Encoding" not in response.headers:
-                raise WrongSize(f"{offset + int(length)} bytes instead of the {total} announced")
+                raise WrongSize(f"{counted(offset + int(length), 'byte')} instead of the {total} announced")
             for block in blocks:
                 yield offset, block
                 offset += len(block)
@@ -161,7 +163,7 @@ class _Pace:
         if seconds < STALL_SECONDS:
             return
         if self.received < STALL_BYTES:
-            raise TooSlow(f"{self.received} bytes arrived in {seconds:.0f} seconds")
+            raise TooSlow(f"{counted(self.received, 'byte')} arrived in {seconds:.0f} seconds")
         self.start, self.received = time.monotonic(), 0
 
 

@@ -48,8 +48,9 @@ def _repo_file(repo: str) -> str:
 def find(variant: str | Variant, folder: str | os.PathLike | None = None) -> Path | None:
     """Return the local file or folder that holds this variant, or None. Never uses the network.
 
-    For the demo it is the bundled file. For others it looks in `folder` (NAME.safetensors, NAME/ or NAME-diffusers/),
-    then in the cache that huggingface_hub and diffusers share. Raises UnknownVariant.
+    For the demo it is the bundled file. For others it looks in `folder` (NAME.safetensors, NAME/, NAME-diffusers/, or
+    models--OWNER--NAME-diffusers/, as other packs name it), then in the cache that huggingface_hub and diffusers share.
+    Raises UnknownVariant.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -57,7 +58,8 @@ def find(variant: str | Variant, folder: str | os.PathLike | None = None) -> Pat
     if variant.name == DEMO:
         return bundled()
     folder = Path(folder) if folder is not None else default_folder()
-    for name in (f"{variant.name}.safetensors", variant.name, f"{variant.name}-diffusers"):
+    others = [f"models--{repo.replace('/', '--')}" for repo in variant.repos]
+    for name in (f"{variant.name}.safetensors", variant.name, f"{variant.name}-diffusers", *others):
         path = folder / name
         if path.is_file() or (path.is_dir() and any(path.glob("*.safetensors"))):
             return path

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .. import variants
-from ..errors import AmbiguousVariant, CheckpointError, UnknownVariant
+from ..errors import AmbiguousVariant, CheckpointError, UnknownVariant, counted
 from ..untrusted import shorten
 from ..variants import VARIANTS, Variant
 from . import keys
@@ -55,9 +55,9 @@ def candidates(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, 
             return layout, fits
     _, variant, layout, expected = best
     if variant is None:
-        sample = ", ".join(map(shorten, list(given)[:3])) or "nothing"
+        sample = f", such as {', '.join(map(shorten, list(given)[:3]))}" if given else ""
         raise CheckpointError(
-            f"{where} is not a DC-AE: it holds {len(given)} tensors such as {sample}. "
+            f"{where} is not a DC-AE: it holds {counted(len(given), 'tensor')}{sample}. "
             f"Choose a DC-AE file (original or diffusers keys) of one of: {', '.join(VARIANTS)}."
         )
     missing = [k for k in expected if k not in given]

@@ -3,8 +3,45 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import requests
+
+from .server import FP32, Server, default_env
+
+# Which page: arguments of the server, and whether nodes are drawn by Nodes 2.0.
+PAGES = {
+    "its own, canvas": ([], False),
+    "its own, Nodes 2.0": ([], True),
+    "1.58.1, canvas": (["--front-end-root", str(default_env() / "frontend")], False),
+    "1.58.1, Nodes 2.0": (["--front-end-root", str(default_env() / "frontend")], True),
+}
+SIZES = "1000x667 (padded to 1024x672)"  # of the round trip
+VIEW = {"width": 1500, "height": 900}
+
+
+@contextlib.contextmanager
+def served_page(browser, of: str, others: Sequence[Path] = (), environ: Mapping[str, str] | None = None) -> Iterator:
+    """Start a server with one of PAGES; yield a browser's page of the same origin, where ComfyUI's is not yet opened.
+
+    `.server` is its server, `.vue` whether it has Nodes 2.0, `.complaints` what its console says.
+    """
+    arguments, vue = PAGES[of]
+    # One thread: the browser draws on the same cores, and threads that wait for each other would stand still.
+    environ = {"OMP_NUM_THREADS": "1", **(environ or {})}
+    with Server(args=[*arguments, *FP32], others=others, environ=environ) as server:
+        for name, value in {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue}.items():
+            requests.post(f"{server.url}/settings/{name}", json=value, timeout=30).raise_for_status()
+        page = browser.new_page(viewport=VIEW)
+        page.server, page.complaints, page.vue = server, [], vue
+        page.on("pageerror", lambda error: page.complaints.append(str(error.stack or error)))
+        page.on("console", lambda one: page.complaints.append(f"{one.type} {one.text} {one.location['url']}"))
+        page.goto(f"{server.url}/system_stats")
+        yield page
+        page.close()
 
 
 def wait_for_idle(page, seconds: float = 60) -> None:
@@ -15,7 +52,7 @@ def wait_for_idle(page, seconds: float = 60) -> None:
 
 
 def open_round_trip(page) -> None:
-    workflow = page.server.get(f"/api/workflow_templates/{page.server.pack_name}/round_trip.json").json()
+    workflow = page.server.get(f"/api/workflow_templates/{page.server.pack_name}/Round trip.json").json()
     page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
     wait(page, "Loader", lambda text: "factor" in text)
 
@@ -32,7 +69,7 @@ def load(page) -> float:
     page.goto(page.server.url)
     page.wait_for_function("window.app?.graph?._nodes.length", timeout=120_000)  # what ComfyUI opens, after all else
     open_round_trip(page)
-    wait(page, "Decode", lambda text: "1024x672" in text)
+    wait(page, "Decode", lambda text: SIZES in text)
     profile = profiler.send("Profiler.stop")["profile"]
     profiler.detach()
     nodes = {node["id"]: node for node in profile["nodes"]}
@@ -76,11 +113,17 @@ def change(page, kind: str, widget: str, value) -> None:
     )
 
 
-def open_template(page, name: str) -> None:
-    """As a user does: the side bar's button, the pack's name in the dialog, the template's picture."""
+def open_templates(page):
+    """Open the dialog of templates at this pack's; return it."""
     page.get_by_role("button", name="Templates", exact=True).click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_role("button", name=page.server.pack_name, exact=True).click()
+    return dialog
+
+
+def open_template(page, name: str) -> None:
+    """As a user does: the side bar's button, the pack's name in the dialog, the template's picture."""
+    dialog = open_templates(page)
     card = dialog.get_by_test_id(f"template-workflow-{name}")
     card.click()
     card.wait_for(state="detached")

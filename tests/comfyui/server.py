@@ -69,6 +69,11 @@ class Result:
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     previews: list[Image.Image] = field(default_factory=list)
 
+    @property
+    def lines(self) -> dict[str, str]:
+        """What our nodes said of their runs in the page, by node ids."""
+        return {data["node"]: data["text"] for name, data in self.events if name == "dcae.line"}
+
 
 class Server(HostServer):
     """One ComfyUI, from `start()` to `stop()` or as a context manager.

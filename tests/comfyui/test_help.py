@@ -1,7 +1,8 @@
 """The help pages of the nodes: they are served, name what the schema has, and quote errors that the sources have.
 
-A page's first table is of the inputs, its second of the outputs. A list item that starts in *italics* quotes an error,
-with "..." for what differs from one time to the next. ComfyUI's panel is narrow: tables of two columns fit in it.
+A page's first section lists the inputs, its second the outputs: items that start in **bold**, with the name, after
+" · " the values and the default, and the meaning in the next line. One that starts in *italics* quotes an error, with
+"..." for what differs from one time to the next. ComfyUI's panel is narrow: there are no tables.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ class Page:
         return re.findall(r"!\[[^\]]+\]\(([^)]+)\)", self.text)
 
     @property
-    def tables(self) -> list[list[list[str]]]:
-        """The rows of each table, as cells, without the heading."""
-        found = re.findall(r"(?:^\|.*\|\n)+", self.text, re.MULTILINE)
-        return [[[cell.strip() for cell in row.split("|")[1:-1]] for row in t.splitlines()[2:]] for t in found]
+    def entries(self) -> list[list[tuple[str, list[str], str]]]:
+        """The name, the facts and the meaning of each item in bold, by section."""
+        item = re.compile(r"^- \*\*(.+)\*\*(.*)<br>(.+)$", re.MULTILINE)
+        found = [item.findall(part) for part in self.text.split("\n## ")[1:]]
+        return [[(name, facts.split(" · ")[1:], meaning) for name, facts, meaning in part] for part in found]
 
     @property
     def errors(self) -> list[str]:
@@ -91,14 +93,12 @@ def test_titles(pages):
 def test_inputs(nodes, pages):
     for (name, language), page in pages.items():
         schema = {**nodes[name]["input"].get("required", {}), **nodes[name]["input"].get("optional", {})}
-        rows = [(one, row) for row in page.tables[0] for one in words(row[0])]
+        rows = [(one, row) for row in page.entries[0] for one in words(row[0])]
         assert len(rows) == len(schema) and {one for one, _ in rows} == set(schema), (name, language)
-        for one, (cell, text) in rows:
+        for one, (cell, (values, *default), meaning) in rows:
             kind, options = schema[one]
-            where = f"{name} {language} {one}: {text}"
+            where = f"{name} {language} {one}: {values} {default} {meaning}"
             assert labels(language, name)["inputs"][one]["name"] in cell, where
-            # Its meaning, its values, and its default if it has one.
-            _, values, *default = text.split("<br>")
             assert list(map(words, default)) == ([[reported(options["default"])]] if "default" in options else []), (
                 where
             )
@@ -119,7 +119,7 @@ def reported(value) -> str:
 
 def test_outputs(nodes, pages):
     for (name, language), page in pages.items():
-        cells = [row[0] for row in page.tables[1]]
+        cells = [cell for cell, _, _ in page.entries[1]]
         assert [words(cell) for cell in cells] == [[one] for one in nodes[name]["output_name"]], (name, language)
         for i, cell in enumerate(cells):
             assert labels(language, name)["outputs"][str(i)]["name"] in cell
@@ -171,13 +171,21 @@ def test_translations_say_the_same(pages):
         assert page.errors == english.errors, (name, language)
         assert page.errors == re.findall(r"^- \*([^*\n]+)\*", page.section(ERRORS[language]), re.MULTILINE)
         assert page.pictures == english.pictures, (name, language)
-        assert len(page.tables) == len(english.tables), (name, language)
-        for mine, theirs in zip(page.tables, english.tables, strict=True):
+        for mine, theirs in zip(page.entries, english.entries, strict=True):
             assert [words(row[0]) for row in mine] == [words(row[0]) for row in theirs], (name, language)
-            assert [len(row) for row in mine] == [len(row) for row in theirs], (name, language)
+            assert [len(row[1]) for row in mine] == [len(row[1]) for row in theirs], (name, language)
         for start in ("## ", "- "):
             count = [sum(line.startswith(start) for line in one.text.splitlines()) for one in (page, english)]
             assert count[0] == count[1], (name, language, start)
+
+
+# The width that the help needs and has: in the panel as it is, and as narrow as it can be made.
+NARROW = """help => [null, "400px", "300px"].map(width => {
+    help.style.width = width ?? "";
+    const sizes = [help.scrollWidth, help.clientWidth];
+    help.style.width = "";
+    return sizes;
+})"""
 
 
 @pytest.mark.parametrize("language", FILES)
@@ -207,9 +215,12 @@ def test_a_browser_shows_the_pages(nodes, pages, newest, language):
         )
         help_ = page.locator(".node-help-content")
         assert all(help_.locator("img").evaluate_all("all => all.map(one => one.naturalWidth)")), f"{name} {language}"
-        assert help_.locator("table").count() == len(pages[name, language].tables)
+        entries = [name for part in pages[name, language].entries for name, _, _ in part]
+        assert help_.locator("li > strong").all_inner_texts() == [name.replace("`", "") for name in entries]
         quoted = [text.strip() for text in help_.locator("li > em").all_inner_texts()]
         assert quoted == pages[name, language].errors
+        widths = help_.evaluate(NARROW)
+        assert min(shown for _, shown in widths) < 320 and all(needed <= shown for needed, shown in widths), widths
         assert "*" not in help_.inner_text() and "|" not in help_.inner_text(), "markdown that was not understood"
 
 

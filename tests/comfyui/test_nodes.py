@@ -31,7 +31,7 @@ def test_the_pack_starts_without_a_complaint(comfyui):
 def test_the_example_runs_as_it_is_and_gives_the_photograph_back(comfyui, capsys):
     from dcae_core.cli import main
 
-    result = comfyui.run(json.loads((PACK / "example_workflows" / "api" / "round_trip.json").read_text()))
+    result = comfyui.run(json.loads((PACK / "example_workflows" / "api" / "Round trip.json").read_text()))
     assert result.error is None
     (file,) = result.images
     original, back = pixels(EXAMPLE), pixels(file)

@@ -125,7 +125,7 @@ def test_numbers_that_are_not_finite(comfyui):
     z[0, 3, 1, 1] = float("nan")
     save_file({"latent_tensor": z, "latent_format_version_0": torch.tensor([])}, comfyui.base / "input" / "nan.latent")
     decode = {"1": loader(), "3": node("DCAE_Decode", samples=["2", 0], vae=["1", 0]), "4": save(["3", 0], "never")}
-    words = "1 of 128 are NaN or infinite, the first at [0, 3, 1, 1]"
+    words = "1 of 128 NaN or infinite, the first at [0, 3, 1, 1]"
     for kind in ("DCAE_LoadLatent", "LoadLatent"):  # ComfyUI's own does not look at them: decoding does
         assert words in message(comfyui, {**decode, "2": node(kind, latent="nan.latent")})
 
@@ -149,7 +149,7 @@ def test_another_vae(comfyui, kind):
             "5": out,
         },
     )
-    assert "not a DC-AE but a PixelspaceConversionVAE" in reported
+    assert "not a DC-AE: its kind is PixelspaceConversionVAE" in reported
     assert "Connect the DC-AE Loader" in reported
 
 

@@ -63,6 +63,13 @@ def test_a_node_for_another_vae_says_what_to_use_instead_and_ours_works_afterwar
     assert np.array_equal(pictures(comfyui.run(prompt(name)))[0], before)
 
 
+def test_what_newer_versions_of_comfyui_give_to_encode(comfyui, tmp_path):
+    name, _ = photograph(comfyui, tmp_path, 96, 64, "object.png")
+    more = {"6": node("EncodesAsNewerComfyUI", vae=["2", 0], pixels=["1", 0])}
+    more |= {"7": node("VAEDecode", samples=["6", 0], vae=["2", 0]), "8": save(["7", 0], "object")}
+    assert np.array_equal(*pictures(comfyui.run(prompt(name, **more))))
+
+
 def test_the_model_itself_decodes_and_encodes(comfyui, tmp_path):
     name, _ = photograph(comfyui, tmp_path, 96, 64, "object.png")
     more = {

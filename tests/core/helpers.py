@@ -1,12 +1,15 @@
 """What several tests of the core share: random weights, the smallest plan, what is counted, photographs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import skimage.data
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from dcae_core import DCAE, BudgetError, images, plan
+from dcae_core import DCAE, BudgetError, images, plan, taesana
 from dcae_core.engine.coder import InferenceCoder
 from dcae_core.engine.execute import run_plan
 from dcae_core.engine.live_bytes import LiveBytes
@@ -87,3 +90,17 @@ def square(name: str) -> torch.Tensor:
     if side != 512:
         picture = picture.resize((512, 512), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(picture).astype("float32") / 255)[None]
+
+
+def taesana_files(folder: Path, *parts: str, suffix: str = ".safetensors", seed: int = 0) -> Path:
+    """Write the files of a TAESANA of random weights, whose pictures have contrast."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in parts or taesana.PARTS:
+        state = randomised({"encoder": taesana.encoder, "decoder": taesana.decoder}[part], seed).state_dict()
+        if part == "decoder":
+            *_, weight, bias = state
+            state[weight] *= 8
+            state[bias] += 0.5
+        file = folder / f"taesana_{part}{suffix}"
+        torch.save(state, file) if suffix == ".pth" else save_file(dict(state), file)
+    return folder

@@ -181,7 +181,7 @@ def test_what_comfyui_no_longer_has_is_told(tmp_path, comfyui):
             "def send_sync(self, event, data)",
         ),
         "nothing says '/view'": ("server.py", '"/view"', '"/look"'),
-        "VAEDecode: no node has this type": ("nodes.py", '"VAEDecode":', '"VAEDecoder":'),
+        "VAEEncode: no node has this type": ("nodes.py", '"VAEEncode":', '"VAEEncoder":'),
     }
     status, reported = ask("--comfyui", changed(tmp_path, comfyui, *changes.values()))
     assert status == 1

@@ -13,7 +13,7 @@ FLOORS = (
     ("dcae_core.architecture", "dcae_core.variants"),
     ("dcae_core.model", "dcae_core.media"),
     ("dcae_core.engine", "dcae_core.weights"),
-    ("dcae_core.autoencoder",),
+    ("dcae_core.autoencoder", "dcae_core.taesana"),
     ("dcae_core",),  # the public names, for everybody above
     ("dcae_core.integrations", "dcae_core.compare", "dcae_core.batch"),
     ("dcae_core.cli", "dcae_core.__main__", "nodes", "scripts.dcae_sdnext"),

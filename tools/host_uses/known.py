@@ -16,7 +16,7 @@ OURS = {
     "latent_dist",
 }
 # Strings in web/ and example_workflows/ that look like node types of ComfyUI: of its page, or of another pack.
-NOT_NODES = {"Reroute", "GemmaLoader", "SanaCheckpointLoader", "SanaTextEncode"}
+NOT_NODES = {"Reroute", "ExtraVAELoader", "GemmaLoader", "SanaCheckpointLoader", "SanaTextEncode"}
 # Methods of ours that take other arguments than the host's on purpose: only our own callers use them.
 OTHER_ARGUMENTS = {
     "diffusers.AutoencoderDC.from_pretrained",
@@ -77,7 +77,10 @@ prints what is gone, and what takes other arguments than ours, and ends with sta
 | 0.3.68 (4 November 2025, `265adad8`) | all | `tests/comfyui` but for those in a browser, November 2026 |
 | 0.3.75 (26 November 2025) | all | all, at each change |
 | each release to 0.33.0 | all; node replacement from 0.14.0 on | not run |
-| 0.33.0 (22 August 2026, `783545f6`) | all | `tests/comfyui`, in a browser with its own page, November 2026 |
+| 0.33.0 (22 August 2026, `783545f6`) | all | `tests/comfyui`, in a browser with its page and 1.58.1, November 2026 |
+| later ones, single files, to 0.38.1 and beyond | all of those read: the VAE of `comfy/sd.py` (`encode` takes \
+`not_video`, and so does ours), VAE nodes of `nodes.py`, half of `server.py`, `latent_preview.py`, node replacement, \
+parts of `comfy/model_patcher.py` and `comfy/model_management.py` | not run |
 """
 HOSTS = {
     "ComfyUI": ("ComfyUI", "Python, `nodes/` and the pack's `__init__.py`."),
@@ -154,13 +157,14 @@ WHY = {
     f"{IO}.Hidden": "the node that a download's progress is shown on",
     f"{IO}.Hidden.dynprompt": "which nodes a latent came through, and so where its true picture lies",
     f"{IO}.HiddenHolder": "which nodes a latent came through, and so where its true picture lies",
-    "nodes.NODE_CLASS_MAPPINGS": "which inputs of the nodes on the way are latents",
+    "nodes.NODE_CLASS_MAPPINGS": "which inputs are latents; is another pack's node here?",
     f"{IO}.NodeOutput": "results, and the line on the node",
     f"{IO}.Schema": "what a node is; `search_aliases` too where it is known (0.11 and newer)",
     "folder_paths": "input, temp and models/vae",
     "latent_preview": "previews while a model samples",
     "nodes": "how ComfyUI finds a pack's nodes and scripts",
     "server.PromptServer": "the line on a node while a download runs",
+    "server.PromptServer.instance.add_on_prompt_handler": "our nodes in the place of another pack's, over the API",
     "server.PromptServer.instance.routes": "the two routes that the page asks",
     "message": "the lines on the nodes follow the run",
     "route /upload/image": "a dropped latent file goes to the input folder",
@@ -168,10 +172,12 @@ WHY = {
     "type": "a latent's size is followed through it, or a template has it",
     "type PreviewImage": "made for a dropped latent file",
     "api": "messages and routes",
+    "api.getServerFeature": "does the page replace another pack's nodes?",
     "app": "the graph on the page",
     "app.canvas": "where a dropped file becomes nodes",
     "app.dragOverNode": "a node that takes the drop itself",
     "app.extensionManager": "a note to the user",
+    "app.extensionManager.setting": "does the page replace another pack's nodes?",
     "app.handleFile": "a dropped file that is not ours",
     "app.lastNodeErrors": "what a run was refused for, on the node",
     "app.registerExtension": "our scripts",
@@ -190,6 +196,7 @@ WHY = {
     "node.getInputNode": "following links to what a run will take",
     "node.onExecuted": "what a run took",
     "node.Reroute": "following links through it",
+    "node.last_serialization": "what a node that is not installed holds",
     "node.subgraph": "nodes in subgraphs",
     "modules.call_queue": "Compare waits for its turn, as a picture does",
     "modules.devices": "where a run happens, and at what precision",

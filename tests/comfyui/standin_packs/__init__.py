@@ -2,6 +2,7 @@
 
 import comfy.sampler_helpers
 import torch
+from comfy_execution.graph_utils import GraphBuilder
 
 
 class ReachesIntoVAE:
@@ -43,6 +44,22 @@ class DecodesByFirstStage:
         return picture, {"samples": vae.first_stage_model.encode(vae.process_input(picture.movedim(-1, 1)))}
 
 
+class EncodesAsNewerComfyUI:
+    """Gives VAE.encode what ComfyUI does since a version after 0.33."""
+
+    CATEGORY, FUNCTION = "tests", "encode"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"vae": ("VAE",), "pixels": ("IMAGE",)}}
+
+    def encode(self, vae, pixels):
+        tiled = vae.encode_tiled(pixels, tile_x=512, tile_y=512, overlap=64, tile_t=None, not_video=True)
+        assert tiled.equal(vae.encode(pixels, not_video=True))
+        return ({"samples": vae.encode(pixels, True)},)
+
+
 class SamplerMask:
     """The mask that ComfyUI's samplers make of a LATENT's."""
 
@@ -57,4 +74,50 @@ class SamplerMask:
         return (comfy.sampler_helpers.prepare_mask(samples["noise_mask"], samples["samples"].shape, "cpu")[:, 0],)
 
 
-NODE_CLASS_MAPPINGS = {one.__name__: one for one in (ReachesIntoVAE, DecodesByFirstStage, SamplerMask)}
+class DecodesByExpansion:
+    """Makes a DC-AE Decode while it runs, which is to be shown in its place."""
+
+    CATEGORY, FUNCTION = "tests", "expand"
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"vae": ("VAE",), "samples": ("LATENT",)}, "hidden": {"unique_id": "UNIQUE_ID"}}
+
+    def expand(self, vae, samples, unique_id):
+        graph = GraphBuilder()
+        decode = graph.node("DCAE_Decode", vae=vae, samples=samples)
+        decode.set_override_display_id(unique_id)
+        return {"result": (decode.out(0),), "expand": graph.finalize()}
+
+
+class AnyType(str):
+    """Differs from no type, as in the packs that have nodes for any."""
+
+    def __ne__(self, other):
+        return False
+
+
+class AnyOutputs(tuple):
+    """As many outputs as are asked for, one at a time, all of the first's type."""
+
+    def __getitem__(self, slot):
+        return super().__getitem__(min(slot, 0))
+
+
+class PassesOn:
+    """Gives what it is given, whatever it is."""
+
+    CATEGORY, FUNCTION = "tests", "pass_on"
+    RETURN_TYPES = AnyOutputs((AnyType("*"),))
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": ("*",)}}
+
+    def pass_on(self, value):
+        return (value,)
+
+
+NODES = (ReachesIntoVAE, DecodesByFirstStage, EncodesAsNewerComfyUI, SamplerMask, DecodesByExpansion, PassesOn)
+NODE_CLASS_MAPPINGS = {one.__name__: one for one in NODES}

@@ -82,4 +82,13 @@ class UnknownToTheTable:
         return (made,)
 
 
-NODE_CLASS_MAPPINGS = {"StandInSana": StandInSana, "UnknownToTheTable": UnknownToTheTable}
+class ReadsSana(UnknownToTheTable):
+    """A DC-AE Loader's VAE as one of Sana's latents."""
+
+    def make(self, vae):
+        (made,) = super().make(vae)
+        made.dcae.variant = dataclasses.replace(made.dcae.variant, family="sana")
+        return (made,)
+
+
+NODE_CLASS_MAPPINGS = {"StandInSana": StandInSana, "UnknownToTheTable": UnknownToTheTable, "ReadsSana": ReadsSana}

@@ -173,9 +173,9 @@ def test_invalid_options(tmp_path, capsys):
     encode = ["batch", "encode", str(tmp_path / "in"), str(tmp_path / "out"), "--device", "cpu", "--workers", "1"]
     decode = ["batch", "decode", str(tmp_path / "out"), str(tmp_path / "back"), "--device", "cpu"]
     for command, words in (
-        ([*encode, "--workers", "-1"], "-1 workers"),
-        ([*encode, "--engine", "ray", "--actors", "0"], "0 actors"),
-        ([*encode, "--engine", "ray", "--gpus", "-1"], "-1.0 GPUs"),
+        ([*encode, "--workers", "-1"], "workers is -1"),
+        ([*encode, "--engine", "ray", "--actors", "0"], "actors 0"),
+        ([*encode, "--engine", "ray", "--gpus", "-1"], "gpus -1"),
         ([*encode, "--budget", "much"], "'much' is not a budget"),
         ([*encode, "--metrics", str(tmp_path / "absent" / "m.jsonl")], "metrics can't be written"),
         ([*decode, "--batch", "-1"], "batch is -1"),

@@ -57,7 +57,7 @@ def test_the_sheet_shows_original_result_and_difference(one_result):
         part = made[top : top + 96, left : left + 200]
         return abs(part - (picture.numpy() * 255)).max() <= 1
 
-    gap, step = sheet.GAP, 200 + sheet.GAP
+    gap, step = sheet.GAP, sheet.NARROWEST + sheet.GAP
     below = gap + 96 + 3 * sheet.LINE + sheet.GAP
     assert there(row.picture, gap, gap) and there(cell.result, gap + step, gap)
     assert there(sheet.difference(row.picture, cell.result, 5), gap + step, below)
@@ -86,6 +86,20 @@ def test_equal_pictures_are_valid_json(one_result):
     (cell,) = reported["models"][0]["cells"]
     assert cell["psnr"] is None and cell["mse"] == 0 and reported["models"][0]["means"]["psnr"] is None
     assert "inf" in text.table(one_result)
+
+
+def test_the_markdown_reads_as_text_and_as_a_table(one_result):
+    one_result.columns[0].name, one_result.columns[1].name = "vae_1: <b>bold|", "vae_2: plain"
+    names, lines, messages = (part.splitlines() for part in text.markdown(one_result).split("\n\n"))
+    assert names == ["- vae_1: (b)bold/", "- vae_2: plain"]
+    cells = [[cell.strip() for cell in one.strip("|").split("|")] for one in lines]
+    assert len({len(one) for one in lines}) == 1, "under each other in a monospaced typeface"
+    assert {len(row) for row in cells} == {3} and cells[0] == ["score", "vae_1", "vae_2"]
+    assert all(set(cell) <= {"-", ":"} and len(cell) >= 3 for cell in cells[1])
+    expected = list(zip(*text.means(one_result), strict=True))[1:]
+    assert [tuple(row) for row in cells[2:]] == expected
+    assert len(messages) == len(text.problems(one_result)) + len(one_result.notes)
+    assert all(one.startswith("- ") and "<" not in one for one in messages)
 
 
 def test_the_page_escapes_names_errors_and_notes(one_result, tmp_path):

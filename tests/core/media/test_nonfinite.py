@@ -22,7 +22,7 @@ def test_one_number_among_many_is_seen(dtype):
         bad = x.clone()
         bad[1, 2, 3] = number
         assert not is_finite(bad)
-        assert describe_nonfinite(bad) == "1 of 18900 are NaN or infinite, the first at [1, 2, 3]"
+        assert describe_nonfinite(bad) == "1 of 18900 NaN or infinite, the first at [1, 2, 3]"
     both = x.clone()
     both[0, 0, 0], both[2, 69, 89] = INF, -INF
     assert not is_finite(both)
@@ -31,7 +31,7 @@ def test_one_number_among_many_is_seen(dtype):
 def test_what_is_always_finite():
     assert is_finite(torch.zeros(3, dtype=torch.int64))
     assert is_finite(torch.empty(3, device="meta"))
-    assert describe_nonfinite(torch.tensor(NAN)) == "1 of 1 are NaN or infinite, the first at [0]"
+    assert describe_nonfinite(torch.tensor(NAN)) == "1 of 1 NaN or infinite, the first at [0]"
 
 
 @pytest.fixture(params=DTYPES)
@@ -52,7 +52,7 @@ def test_a_latent_that_is_not_finite(ae, whole, as_uint8):
     z = torch.zeros(2, 32, 3, 2)
     z[1, 4, 2, 1] = NAN
     budget = None if whole else least(ae, "decode", 96, 64, 2)
-    with pytest.raises(LatentError, match=r"1 of 384 are NaN or infinite, the first at \[1, 4, 2, 1\]"):
+    with pytest.raises(LatentError, match=r"1 of 384 NaN or infinite, the first at \[1, 4, 2, 1\]"):
         ae.decode(z, budget=budget, as_uint8=as_uint8)
     assert ae.decode(torch.zeros_like(z), budget=budget, as_uint8=as_uint8) is not None
 
@@ -61,7 +61,7 @@ def test_a_latent_that_is_not_finite(ae, whole, as_uint8):
 def test_a_picture_that_is_not_finite(ae, number):
     x = torch.zeros(1, 3, 64, 64)
     x[0, 2, 10, 20] = number
-    with pytest.raises(ImageError, match=r"1 of 12288 are NaN or infinite, the first at \[0, 2, 10, 20\]"):
+    with pytest.raises(ImageError, match=r"1 of 12288 NaN or infinite, the first at \[0, 2, 10, 20\]"):
         ae.encode(x)
     assert ae.encode(torch.zeros_like(x)).isfinite().all()
 

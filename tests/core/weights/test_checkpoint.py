@@ -74,7 +74,7 @@ def test_something_else(tmp_path):
     save_file({"decoder.conv_in.weight": torch.zeros(512, 4, 3, 3)}, tmp_path / "sd-vae.safetensors")
     refused(tmp_path / "sd-vae.safetensors", "is not a DC-AE")
     save_file({"lora.up.weight": torch.zeros(4, 4)}, tmp_path / "lora.safetensors")
-    refused(tmp_path / "lora.safetensors", "is not a DC-AE: it holds 1 tensors such as lora.up.weight")
+    refused(tmp_path / "lora.safetensors", "is not a DC-AE: it holds 1 tensor, such as lora.up.weight")
 
 
 def test_an_index_can_not_point_outside_its_folder(tmp_path, small_state):

@@ -174,6 +174,11 @@ def test_locate_decides_between_a_path_and_a_name(tmp_path, monkeypatch):
     (models / path.name).touch()
     for allowed in (False, True):
         assert hub.locate(NAME, models, allow_download=allowed) == (models / path.name, VARIANTS[NAME])
+    (models / path.name).unlink()
+    other = models / f"models--{REPO.replace('/', '--')}"  # as other packs for ComfyUI download
+    other.mkdir()
+    (other / "diffusion_pytorch_model.safetensors").touch()
+    assert hub.locate(NAME, models) == (other, VARIANTS[NAME])
     with pytest.raises(UnknownVariant, match="no DC-AE variant named 'sdxl'"):
         hub.locate("sdxl", models, allow_download=True)
     assert fetched == []

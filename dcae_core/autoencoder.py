@@ -47,11 +47,13 @@ class ImageAutoencoder:
     variant: Variant
     last_plan: planning.Plan | None = None
 
+    def __new__(cls, *arguments, **options):
+        self = super().__new__(cls)
+        self._lock = threading.Lock()
+        return self
+
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}  # locks can't be copied
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
 
     @property
     def name(self) -> str:
@@ -73,6 +75,16 @@ class ImageAutoencoder:
     def latent_channels(self) -> int:
         """Channels of a full latent; an adaptive variant also runs with fewer, see `variant.adaptive`."""
         return self.variant.latent_channels
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """Of "encode" and "decode", those that the weights which are here can run."""
+        return planning.DIRECTIONS
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights as the file has them, with its names. Raises CheckpointError where no one file holds
+        them."""
+        raise NotImplementedError
 
     @property
     def _like(self) -> Tensor:
@@ -305,8 +317,13 @@ class DCAE(ImageAutoencoder):
         with torch.device("meta"):
             model = InferenceAutoencoder(Autoencoder(chosen.architecture))
         model.to(parse_dtype(dtype) or best_dtype(device))
-        self.model, self.variant, self._lock = model.to_empty(device=device), chosen, threading.Lock()
+        self.model, self.variant = model.to_empty(device=device), chosen
         return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        if self.path is None:
+            raise CheckpointError(f"{self.name} was not loaded from a file: its tensors are those it was made of.")
+        return Checkpoint(self.path).tensors()
 
     def _load(self, path: str | os.PathLike, variant: str | Variant | None, device: Device, dtype: Dtype) -> None:
         checkpoint = Checkpoint(path)
@@ -333,7 +350,6 @@ class DCAE(ImageAutoencoder):
         wide.clear()
         state.clear()  # so that the weights as they were and as they are run never both exist whole
         self.model, self.variant = InferenceAutoencoder(model, rewrites, device, dtype), variant
-        self._lock = threading.Lock()
 
 
 def _first_unless(choose: Callable[[], Variant], fits: list[Variant]) -> tuple[Variant, bool]:

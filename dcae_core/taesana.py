@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import os
-import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -76,7 +75,6 @@ class TAESANA(ImageAutoencoder):
             coder = Coder(part, load(self.files[part], part)) if part in self.files else None
             self.model.add_module(part, coder)
         self.model.to(device, dtype)
-        self._lock = threading.Lock()
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike, device: Device = None, dtype: Dtype = None) -> TAESANA:
@@ -88,6 +86,15 @@ class TAESANA(ImageAutoencoder):
         if not any(found.values()):
             raise CheckpointError(f"The folder {folder} holds no TAESANA. {_missing('encoder or decoder')}")
         return cls(**found, device=device, dtype=dtype)
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        both = zip(planning.DIRECTIONS, PARTS, strict=True)
+        return tuple(direction for direction, part in both if part in self.files)
+
+    def tensors(self) -> dict[str, Tensor]:
+        files = " and ".join(str(path) for path in self.files.values())
+        raise CheckpointError(f"TAESANA can't be saved as one file: copy {files} instead.")
 
     def _coder(self, direction: str) -> Coder:
         part = "encoder" if direction == "encode" else "decoder"

@@ -69,10 +69,10 @@ def carries_latent(node: Callable[[str], dict], consumer: dict, name: str) -> bo
     if not isinstance(consumer["inputs"][name], list):
         return False
     source, slot = consumer["inputs"][name]
+    if not may_be_latent(NODE_CLASS_MAPPINGS[node(str(source))["class_type"]].RETURN_TYPES[slot]):
+        return False  # first, since INPUT_TYPES may list folders
     inputs = NODE_CLASS_MAPPINGS[consumer["class_type"]].INPUT_TYPES()
-    outputs = NODE_CLASS_MAPPINGS[node(str(source))["class_type"]].RETURN_TYPES
-    declared = [part[name][0] for part in inputs.values() if name in part]
-    return all(may_be_latent(kind) for kind in (*declared, outputs[slot]))
+    return all(may_be_latent(part[name][0]) for part in inputs.values() if name in part)
 
 
 def may_be_latent(kind: object) -> bool:

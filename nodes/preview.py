@@ -88,7 +88,7 @@ class DCAEPreview(io.ComfyNode):
 def fit(vae: DCAEVAE, channels: int) -> preview.Preview | None:
     """Return a preview fitted with the VAE to latents of so many channels; fitted once for each VAE and number. None
     for a TAESANA without its encoder, which can make none."""
-    if isinstance(vae.dcae, TAESANA) and "encoder" not in vae.dcae.files:
+    if "encode" not in vae.dcae.directions:
         return None
     known = fitted.setdefault(vae.dcae, {})
     if channels not in known:

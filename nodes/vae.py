@@ -9,13 +9,12 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..dcae_core import TAESANA, BudgetError, DCAEError, Plan, images
+from ..dcae_core import BudgetError, DCAEError, Plan, images
 from ..dcae_core.autoencoder import ImageAutoencoder
 from ..dcae_core.engine.devices import best_dtype
 from ..dcae_core.engine.memory import free_bytes
 from ..dcae_core.engine.target import Target
 from ..dcae_core.media.sizes import Fit
-from ..dcae_core.weights.checkpoint import Checkpoint
 from .first_stage import FirstStageModel
 
 __all__ = ["DCAEVAE", "auto_dtype", "node_progress", "require"]
@@ -99,10 +98,7 @@ class DCAEVAE(comfy.sd.VAE):
 
     def get_sd(self) -> dict[str, Tensor]:
         """Return the tensors of the file that was loaded, as they are in it. Those that run are rewritten from them."""
-        if isinstance(self.dcae, TAESANA):
-            files = " and ".join(str(path) for path in self.dcae.files.values())
-            raise DCAEError(f"TAESANA can't be saved as one file: copy {files} instead.")
-        return Checkpoint(self.dcae.path).tensors()
+        return self.dcae.tensors()
 
     def _best_plan(
         self,

@@ -25,9 +25,8 @@ from .media import images
 from .media.sizes import Fit
 from .model import Autoencoder
 from .variants import Variant
-from .weights import hub, infer_variant, keys
+from .weights import hub, infer_variant, keys, recognise
 from .weights.checkpoint import Checkpoint
-from .weights.recognise import candidates, choose
 
 __all__ = ["DCAE", "Device", "Dtype", "ImageAutoencoder"]
 
@@ -233,7 +232,7 @@ class DCAE(ImageAutoencoder):
     model: a name from `dcae_core.names()` or of a repository, or the path of a file or folder. device: None picks the
     accelerator, else the CPU. dtype: a torch dtype, "fp32", "bf16" or "fp16"; None picks what is fast and safe there.
     cache_dir: where weights are looked for and downloaded to; None is $DCAE_HOME or ~/.cache/dcae.
-    variant: for a file or folder that does not say which of several it is, as in `from_file`.
+    variant, config, precision: for a file or folder that does not say what it is, as in `from_file`.
     Raises UnknownVariant, DownloadError (not here, or could not be fetched) and CheckpointError (not a DC-AE).
 
         ae = DCAE("dc-ae-f32c32-mix-1.0", download=True)
@@ -255,12 +254,14 @@ class DCAE(ImageAutoencoder):
         cache_dir: str | os.PathLike | None = None,
         *,
         variant: str | Variant | None = None,
+        config: Mapping | None = None,
+        precision: str | None = None,
         download: bool = False,
     ):
         path, named = hub.locate(model, cache_dir, allow_download=download)
         if named is not None and variant is not None and variants.find(variant) != named:
             raise OptionError(f"{model} is a name, and variant says {variants.find(variant).name}: leave one out.")
-        self._load(path, named or variant, device, dtype)
+        self._load(Checkpoint(path, config, precision), named or variant, device, dtype)
 
     @classmethod
     def from_file(
@@ -269,15 +270,20 @@ class DCAE(ImageAutoencoder):
         variant: str | Variant | None = None,
         device: Device = None,
         dtype: Dtype = None,
+        *,
+        config: Mapping | None = None,
+        precision: str | None = None,
     ) -> DCAE:
-        """Load a safetensors file or a (diffusers) folder, in either key layout, with or without a prefix.
+        """Load a safetensors file or a (diffusers) folder, in either key layout, with or without a prefix: a published
+        variant, or any other AutoencoderDC, whose variant is then called after the file.
 
         `variant` is needed only where the file does not tell: `in` and `mix` differ in nothing but the scaling factor.
-        Where nothing names one, the size of its latents decides, if it can: see `infer_variant`. Raises
-        CheckpointError.
+        Where nothing names one, the size of its latents decides, if it can: see `infer_variant`. config: fields of
+        diffusers' config, such as scaling_factor and decoder_act_fns, that go before what config.json and metadata say;
+        `recognise` has the order. precision: "fp16" reads NAME.fp16.safetensors of a folder. Raises CheckpointError.
         """
         self = cls.__new__(cls)
-        self._load(path, variant, device, dtype)
+        self._load(Checkpoint(path, config, precision), variant, device, dtype)
         return self
 
     @classmethod
@@ -288,24 +294,28 @@ class DCAE(ImageAutoencoder):
         device: Device = None,
         dtype: Dtype = None,
         rewrites: Collection[str] = REWRITES,
+        config: Mapping | None = None,
     ) -> DCAE:
         """Take tensors in either key layout, with or without a prefix. Strict: every tensor must fit.
 
         Tensors that run as they are stay shared with the caller, others are copied: give a copy to go on training.
-        `rewrites`: those of `dcae_core.engine.rewrites` to make; tests leave some out. Raises CheckpointError.
+        `variant` and `config` as for `from_file`; an AutoencoderDC's own `config` will do. `rewrites`: those of
+        `dcae_core.engine.rewrites` to make; tests leave some out. Raises CheckpointError.
         """
         for key, tensor in state_dict.items():
             if not isinstance(key, str) or not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.is_meta:
                 raise CheckpointError(f"The state dict holds {key!r}: needed are names and real tensors with numbers.")
-        prefix = keys.prefix_of(state_dict)
-        inner = {k.removeprefix(prefix): t.detach() for k, t in state_dict.items() if k.startswith(prefix)}
-        layout, fits = candidates({k: tuple(t.shape) for k, t in inner.items()}, "The state dict")
+        where = "The state dict"
+        _, names = keys.autoencoder_names(state_dict, where)
+        inner = {k: state_dict[name].detach() for k, name in names.items()}
+        found = recognise.candidates({k: tuple(t.shape) for k, t in inner.items()}, where)
+        said, complete = recognise.said_by((recognise.CALLER, config or {}), where=where)
         self = cls.__new__(cls)
-        self.layout = layout
-        chosen, named = _first_unless(lambda: choose(fits, variant, [], "The state dict"), fits)
-        self._build(keys.to_diffusers(inner, layout, chosen.architecture), chosen, device, dtype, rewrites)
+        self.layout = found.layout
+        chosen, named = _first_unless(lambda: found.choose(variant, said, complete=complete), found.fits)
+        self._build(keys.to_diffusers(inner, found.layout, chosen.architecture), chosen, device, dtype, rewrites)
         if not named:
-            self.variant = infer_variant.infer(self.encode, fits, "The state dict")
+            self.variant = infer_variant.infer(self.encode, found.fits, where)
         return self
 
     @classmethod
@@ -325,8 +335,7 @@ class DCAE(ImageAutoencoder):
             raise CheckpointError(f"{self.name} was not loaded from a file: its tensors are those it was made of.")
         return Checkpoint(self.path).tensors()
 
-    def _load(self, path: str | os.PathLike, variant: str | Variant | None, device: Device, dtype: Dtype) -> None:
-        checkpoint = Checkpoint(path)
+    def _load(self, checkpoint: Checkpoint, variant: str | Variant | None, device: Device, dtype: Dtype) -> None:
         chosen, named = _first_unless(lambda: checkpoint.choose(variant), checkpoint.fits)
         self.path, self.layout = checkpoint.path, checkpoint.layout
         self._build(checkpoint.state(chosen.architecture), chosen, device, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -21,9 +22,11 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "MAX_JSON_BYTES",
     "MAX_PICKLE_BYTES",
+    "PICKLE",
     "file_in_folder",
     "header_bytes",
     "is_file",
+    "kind_of",
     "open_image",
     "open_safetensors",
     "parse_json",
@@ -37,6 +40,14 @@ MAX_HEADER_BYTES = 8 << 20
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' names of dtypes
 MAX_JSON_BYTES = 1 << 20  # parsing takes up to 25 times that
 MAX_PICKLE_BYTES = 64 << 20
+PICKLE = "a PyTorch pickle"
+KINDS = {  # by how a file begins
+    **{b"\x80" + bytes([protocol]): PICKLE for protocol in range(2, 6)},
+    b"\x93NUMPY": "a NumPy array",
+    b"GGUF": "a GGUF file",
+    b"\x89HDF": "an HDF5 file",
+    b"version https://git-lfs": "a Git LFS pointer",
+}
 MAX_PICKLE_PARTS = 1024  # tensors and what else torch.save puts into its zip file
 SAFE_TORCH = (2, 10)  # before, a file made for it could break `weights_only`: CVE-2026-24747
 # Formats that Pillow decodes itself (for EPS it runs Ghostscript), without rare and little-tested ones.
@@ -55,6 +66,27 @@ def file_in_folder(folder: str | os.PathLike, name: str) -> str | None:
     folder = os.path.abspath(folder)
     path = os.path.abspath(os.path.join(folder, name)) if "\0" not in name else ""
     return path if path.startswith(os.path.join(folder, "")) and is_file(path) else None
+
+
+def kind_of(path: str | os.PathLike) -> str | None:
+    """Return what a file is that is none of ours, for messages: PICKLE, "a NumPy array", "a picture (PNG)", "text" and
+    so on; None where that is not known. Raises OSError."""
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    for start, kind in KINDS.items():
+        if head.startswith(start):
+            return kind
+    if head.startswith(b"PK\x03\x04"):
+        return "a NumPy archive" if b".npy" in head[:256] else PICKLE if b"/data.pkl" in head else "a zip archive"
+    if not head:
+        return "empty"
+    with contextlib.suppress(Exception):  # Pillow's errors have no common class
+        return f"a picture ({open_image(path).format})"
+    with contextlib.suppress(UnicodeDecodeError):
+        text = head.decode() if len(head) < 4096 else head.decode(errors="ignore")
+        if all(character.isprintable() or character.isspace() for character in text):
+            return "a web page" if text.lstrip()[:1] == "<" else "text"
+    return None
 
 
 def shorten(text: object, limit: int = 100) -> str:

@@ -1,5 +1,5 @@
 """The table of published DC-AE variants: name, Architecture, scaling factor, repositories. Where files lie and what
-they hold is left to `weights`. No torch in here.
+they hold, also of networks that are not published, is left to `weights`. No torch in here.
 
 Sources: the configurations in mit-han-lab/efficientvit (`dc_ae.py`) and dc-ai-projects/DC-Gen (`dc_ae.py`); for the
 scaling factors the `config.json` files of the `-diffusers` repositories, and for 1.5 DC-Gen's `c2i_model_zoo.py`.
@@ -7,12 +7,13 @@ scaling factors the `config.json` files of the `-diffusers` repositories, and fo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .architecture import Architecture, CoderSpec, Stage
 from .errors import OptionError, UnknownVariant, counted
 
-__all__ = ["DEMO", "SCALING_FACTOR_RANGE", "VARIANTS", "Variant", "find", "names"]
+__all__ = ["DEMO", "SCALING_FACTOR_RANGE", "VARIANTS", "Variant", "find", "known", "latent_space", "names"]
 
 DEMO = "dc-ae-f32c32-demo"
 SCALING_FACTOR_RANGE = (1e-6, 1e6)  # others make numbers that can't be told from errors
@@ -21,7 +22,7 @@ WIDTHS = (128, 256, 512, 512, 1024, 1024)
 
 @dataclass(frozen=True)
 class Variant:
-    """A published network: what distinguishes one set of weights from another.
+    """What distinguishes one set of weights from another: a published one, or that of a file with another network.
 
     `scaling_factor` multiplies raw latents to give a diffusion model unit variance; divide by it before decoding. None:
     none is published. `repos` are Hugging Face repositories, preferred first; those ending in `-diffusers` hold the
@@ -156,14 +157,21 @@ def _table() -> dict[str, Variant]:
             sana,
             name=lite,
             architecture=replace(architecture, decoder=_lite_decoder()),
-            repos=("dc-ai/dc-ae-lite-f32c32-diffusers", "dc-ai/dc-ae-lite-f32c32", *_mit(lite)),
+            repos=(
+                "dc-ai/dc-ae-lite-f32c32-diffusers",
+                "dc-ai/dc-ae-lite-f32c32",
+                *_mit(lite),
+                *_mit("dc-ae-turbo-f32c32-sana-1.1"),  # what it was called first
+            ),
             note="for Sana: the encoder of sana-1.0, a fast decoder",
         ),
     ]
     for ratio, extra, factor in ((32, 0, None), (64, 1, 0.5935)):
         name, note = f"dc-ae-f{ratio}c128-1.5", "its latent's first channels decode without the others"
         fewer = tuple(range(16, 128, 16))  # what DC-Gen names models for, as dc-ae-f32c128-1.5-c16
-        found.append(Variant(name, _v1_5(extra), factor, (f"dc-ai/{name}",), note, adaptive=fewer))
+        newer = f"dc-ai/dc-ae-1.5-f{ratio}c128"
+        repos = f"dc-ai/{name}", newer, f"{newer}-diffusers"
+        found.append(Variant(name, _v1_5(extra), factor, repos, note, adaptive=fewer))
     note = "bundled: a small demonstration model, not for real work"
     found.append(Variant(DEMO, _demo(), 1.322, note=note))
     return {v.name: v for v in found}
@@ -176,22 +184,54 @@ def _mit(name: str) -> tuple[str, ...]:
 VARIANTS: dict[str, Variant] = _table()
 
 
+def _unlisted() -> Iterator[Variant]:
+    """What DC-Gen names beside them, with the network of one of the table but weights and so latents of its own. Whether
+    all of these are published is not known."""
+    v1_5, note = VARIANTS["dc-ae-f32c128-1.5"], "named in DC-Gen; its weights are not known to be published"
+    for end in ("", *(f"-c{channels}" for channels in v1_5.adaptive)):
+        yield replace(v1_5, name=f"dc-ae-f32c128-1.1{end}", repos=(), note=note, adaptive=())
+        if end:
+            yield replace(v1_5, name=v1_5.name + end, repos=(), note=note)
+    name = "dc-ae-f32c32-in-1.0-256px"
+    yield replace(VARIANTS["dc-ae-f32c32-in-1.0"], name=name, scaling_factor=None, repos=_mit(name)[1:], note=note)
+
+
+UNLISTED: dict[str, Variant] = {v.name: v for v in _unlisted()}
+OWNERS = frozenset(repo.split("/")[0] for variant in VARIANTS.values() for repo in variant.repos)
+
+
 def names() -> list[str]:
     """The names of all variants, in the order of the table."""
     return list(VARIANTS)
 
 
 def find(name: str | Variant) -> Variant:
-    """The variant called `name`: with or without `-diffusers` or a repository owner, in any case.
+    """The variant called `name`: with or without `-diffusers` or the owner of its repository, in any case.
 
     Raises UnknownVariant, which lists the names there are.
     """
     if isinstance(name, Variant):
         return name
-    plain = str(name).strip().lower().rstrip("/").rsplit("/", 1)[-1].removesuffix("-diffusers")
-    if plain in VARIANTS:
-        return VARIANTS[plain]
-    for variant in VARIANTS.values():
-        if any(plain == repo.rsplit("/", 1)[-1].removesuffix("-diffusers") for repo in variant.repos):
-            return variant
+    *owner, plain = str(name).strip().lower().rstrip("/").rsplit("/", 1)
+    plain = plain.removesuffix("-diffusers")
+    if not owner or owner[0] in OWNERS:
+        if listed := VARIANTS.get(plain) or UNLISTED.get(plain):
+            return listed
+        for variant in VARIANTS.values():
+            if any(plain == repo.rsplit("/", 1)[-1].removesuffix("-diffusers") for repo in variant.repos):
+                return variant
     raise UnknownVariant(f"There is no DC-AE variant named {name!r}. Choose one of: {', '.join(VARIANTS)}.")
+
+
+def known(name: str | None) -> Variant | None:
+    """The variant called `name`, None where there is none: files name those of other networks too."""
+    try:
+        return None if name is None else find(name)
+    except UnknownVariant:
+        return None
+
+
+def latent_space(name: str) -> str:
+    """The `latent_space` of the variant called `name`; of another network's, the name."""
+    variant = known(name)
+    return name if variant is None else variant.latent_space

@@ -72,7 +72,7 @@ class DCAEEncode(io.ComfyNode):
         latents = vae.encode(pixels, fit=fit, budget=int(budget_gib * 2**30), channels=latent_channels or None)
         latent = {"samples": latents} if mask is None else {"samples": latents, "noise_mask": fit_mask(mask, fit)}
         show_run(vae, (fit.height, fit.width), start)
-        return io.NodeOutput(remember(latent, fit.true, vae.dcae.variant))
+        return io.NodeOutput(remember(latent, fit.true, vae.dcae.variant.name))
 
 
 def fit_mask(mask: Tensor, fit: Fit) -> Tensor:

@@ -18,6 +18,7 @@ from ..dcae_core.errors import counted
 from ..dcae_core.media.latents import read
 from ..dcae_core.media.sizes import Fit
 from ..dcae_core.untrusted import file_in_folder
+from ..dcae_core.variants import latent_space
 from .geometry import true_area, ways
 from .schema import aliases
 from .vae import DCAEVAE, require
@@ -37,17 +38,17 @@ VARIANT = "dcae_variant"  # and for the name of the variant that it was made wit
 FROM_VAE = "from vae"
 
 
-def remember(latent: dict, size: tuple[int, int] | None, variant: Variant | None = None) -> dict:
-    """Return `latent` with entries for the true (height, width) of its picture, see `picture_area`, and its variant,
-    see `check_variant`."""
-    entries = {SIZE: size, VARIANT: variant and variant.name}
+def remember(latent: dict, size: tuple[int, int] | None, variant: str | None = None) -> dict:
+    """Return `latent` with entries for the true (height, width) of its picture, see `picture_area`, and the name of its
+    variant, see `check_variant`."""
+    entries = {SIZE: size, VARIANT: variant}
     return {**latent, **{name: value for name, value in entries.items() if value is not None}}
 
 
 def check_variant(latent: dict, variant: Variant) -> None:
     """Raise LatentError if the latent has an entry for a variant of another latent space. Its shape may be the same."""
     name = latent.get(VARIANT)
-    if name is not None and find(name).latent_space != variant.latent_space:
+    if name is not None and latent_space(name) != variant.latent_space:
         raise LatentError(
             f"The latent was made with {name}, but {variant.name} is given here and does not read it: use {name}."
         )
@@ -179,7 +180,7 @@ class DCAELoadLatent(io.ComfyNode):
     @classmethod
     def execute(cls, latent: str) -> io.NodeOutput:
         file = read(input_file(latent) or latent)
-        return io.NodeOutput(remember({"samples": file.raw}, file.size, file.variant))
+        return io.NodeOutput(remember({"samples": file.raw}, file.size, file.name))
 
 
 def input_file(name: str) -> str | None:

@@ -14,7 +14,8 @@ from ..dcae_core import DEMO, VARIANTS, CheckpointError, DownloadError, UnknownV
 from ..dcae_core.errors import AmbiguousVariant
 from ..dcae_core.files import ASSETS, atomic_write
 from ..dcae_core.variants import Variant
-from ..dcae_core.weights.checkpoint import Checkpoint, is_dcae, is_shard
+from ..dcae_core.weights.checkpoint import Checkpoint, is_dcae, signature
+from ..dcae_core.weights.folders import is_shard
 from . import taesana
 
 __all__ = ["DOWNLOAD", "choices", "fingerprint", "inspect", "locate", "place_example", "problem"]
@@ -98,12 +99,12 @@ def inspect(choice: str, requested: str | None = None) -> tuple[Variant, Checkpo
 
 
 def fingerprint(choice: str) -> str:
-    """Return a text that changes when the file behind a choice does, so that ComfyUI loads it again."""
+    """Return a text that changes when any file behind a choice does, its config.json too, so that ComfyUI loads it
+    again."""
     try:
-        tiny = choice == taesana.NAME
-        paths = taesana.files().values() if tiny else [locate(choice, allow_download=False)[0]]
-        stats = [(path, path.stat()) for path in paths]
-        return " ".join(f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats)
+        if choice != taesana.NAME:
+            return str(signature(locate(choice, allow_download=False)[0]))
+        return " ".join(f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in taesana.files().values())
     except (CheckpointError, DownloadError, OSError):
         return "absent"
 

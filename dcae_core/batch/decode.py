@@ -198,11 +198,11 @@ def _hash64(name: str) -> int:
 def _check(ae: DCAE, rows: list[tuple[Row, dict[str, str]]], file: str) -> None:
     """Raise LatentError if `ae` does not read the latents of one of the rows. Shapes alone do not tell."""
     for row, metadata in rows:
-        variant = variants.find(metadata["variant"])
-        if variant.latent_space != ae.variant.latent_space:
+        name = metadata["variant"]
+        if variants.latent_space(name) != ae.variant.latent_space:
             raise LatentError(
-                f"{file}: the latents of {shorten(row.key)!r} are of {variant.name}, but {ae.variant.name} is loaded "
-                f"and does not read them: use {variant.name}."
+                f"{file}: the latents of {shorten(row.key)!r} are of {name}, but {ae.name} is loaded and does not read "
+                f"them: use {name}."
             )
 
 

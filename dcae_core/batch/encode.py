@@ -4,7 +4,7 @@ this."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,16 +41,18 @@ __all__ = [
 class Options:
     """Options of `dcae batch encode`.
 
-    model: a variant's name, or a file or folder. size: (height, width) for fit "crop" and "bucket". store: dtype of the
-    stored latents, "bf16" or "fp16". scaled: store latents times the scaling factor, as diffusion models use them;
-    scaling_factor: replaces the published one. latent_channels: keep only the first ones (DC-AE 1.5). batch: pictures
-    encoded at once. part_size: picture files in a part. device, dtype and budget: as for DCAE.
+    model: a variant's name, or a file or folder; variant and config as for DCAE.from_file. size: (height, width) for
+    fit "crop" and "bucket". store: dtype of the stored latents, "bf16" or "fp16". scaled: store latents times the
+    scaling factor, as diffusion models use them; scaling_factor: replaces the published one. latent_channels: keep only
+    the first ones (DC-AE 1.5). batch: pictures encoded at once. part_size: picture files in a part. device, dtype and
+    budget: as for DCAE.
     """
 
     source: str
     destination: str
     model: str
     variant: str | None = None
+    config: Mapping | None = None
     fit: str = "crop"
     size: tuple[int, int] | None = (512, 512)
     kind: str = "parquet"
@@ -87,13 +89,14 @@ class Options:
 def open_model(options: Options, device: str | None = None) -> DCAE:
     """Load the autoencoder, which must be on this machine. Raises DCAEError."""
     device = device or options.device
-    return DCAE(options.model, device, options.dtype, options.cache_dir, variant=options.variant)
+    where = (device, options.dtype, options.cache_dir)
+    return DCAE(options.model, *where, variant=options.variant, config=options.config)
 
 
 def open_variant(options: Options) -> Variant:
     """Return the variant of the model that the options name, without loading weights."""
     path, variant = hub.locate(options.model, options.cache_dir)
-    return variant or Checkpoint(path).choose(options.variant)
+    return Checkpoint(path, options.config).choose(variant or options.variant)
 
 
 def open_job(options: Options, variant: Variant) -> Job:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from .. import variants
 from ..errors import LatentError
 from ..media.latents import check_shape, parse_metadata
 from ..media.nonfinite import describe_nonfinite, is_finite
@@ -95,7 +96,7 @@ def _validate(row: Row, common: Mapping[str, str]) -> dict[str, str]:
         sound = len(numbers) == count and all(isinstance(n, (int, kind)) and math.isfinite(n) for n in numbers)
         if not sound or (kind is int and min(numbers) < 1):
             raise ValueError(f"{shorten(row.key)!r} has the {name} {shorten(numbers)}")
-    variant, _, _ = parse_metadata(shared)
+    variant = variants.known(parse_metadata(shared)[0])
     for z in (row.latents,) if row.flipped is None else (row.latents, row.flipped):
         if not isinstance(z, Tensor) or z.dtype not in DTYPES.values():
             raise ValueError(f"{shorten(row.key)!r} has latents that are neither bf16 nor fp16")

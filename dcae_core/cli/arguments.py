@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DCAEError, OptionError, UnknownVariant, counted
+from ..untrusted import read_json
 
 if TYPE_CHECKING:
     from ..autoencoder import DCAE
@@ -18,6 +19,7 @@ __all__ = [
     "DTYPES",
     "add_cache_dir",
     "add_inputs",
+    "add_network",
     "add_run",
     "check_outputs",
     "files_with_bar",
@@ -26,6 +28,7 @@ __all__ = [
     "model_file",
     "output_paths",
     "parse_size",
+    "read_config",
 ]
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
@@ -41,7 +44,7 @@ def add_inputs(parser: argparse.ArgumentParser, default: str | None, inputs: str
             default=default,
             help=f"variant name, file or folder (default: {default or 'what the file says'})",
         )
-        parser.add_argument("--variant", help="for a file that could be `in` or `mix`: which it is")
+        add_network(parser)
         parser.add_argument("--download", action="store_true", help="fetch the variant if it is not here")
     add_run(parser)
 
@@ -52,6 +55,25 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--budget", help="memory beside the weights, such as 4GiB (default: what is free)")
     add_cache_dir(parser)
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Add what a file may not say of its network."""
+    parser.add_argument("--variant", help="for a file that could be `in` or `mix`: which it is")
+    parser.add_argument("--config", metavar="FILE", help="JSON with fields of an AutoencoderDC's config that it lacks")
+
+
+def read_config(arguments: argparse.Namespace) -> dict | None:
+    """Return the content of --config. Raises OptionError."""
+    if arguments.config is None:
+        return None
+    try:
+        config = read_json(Path(arguments.config))
+    except (OSError, ValueError) as error:
+        raise OptionError(f"--config {arguments.config} can't be read as JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise OptionError(f"--config {arguments.config} holds no JSON object: needed is something like a config.json.")
+    return config
 
 
 def add_cache_dir(parser: argparse.ArgumentParser) -> None:
@@ -122,9 +144,9 @@ def load(arguments: argparse.Namespace) -> DCAE:
     """Load the model that the arguments name."""
     from ..autoencoder import DCAE
 
-    variant = getattr(arguments, "variant", None)
+    network = {"variant": arguments.variant, "config": read_config(arguments)}
     where = (arguments.device, arguments.dtype, arguments.cache_dir)
-    return DCAE(arguments.model, *where, variant=variant, download=arguments.download)
+    return DCAE(arguments.model, *where, **network, download=arguments.download)
 
 
 def files_with_bar(pairs: list[tuple[Path, Path]]) -> Iterable[tuple[Path, Path]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ..errors import counted
 from ..variants import DEMO
-from .arguments import add_run, parse_size
+from .arguments import add_network, add_run, parse_size, read_config
 
 __all__ = ["add"]
 
@@ -29,7 +29,7 @@ def add(commands) -> None:
     parser.add_argument("source", help="folder, glob or file; a path, or an address such as s3://bucket/folder")
     parser.add_argument("dest", help="folder for the latents; a path or an address")
     running(parser, DEMO)
-    parser.add_argument("--variant", help="for a file that could be `in` or `mix`: which it is")
+    add_network(parser)
     parser.add_argument("--format", default="parquet", choices=("parquet", "webdataset", "safetensors"))
     parser.add_argument("--fit", default="crop", choices=("crop", "bucket", "pad"), help="see the docs (default: crop)")
     parser.add_argument("--size", default="512", help="side or WIDTHxHEIGHT, for crop and bucket (default: 512)")
@@ -67,6 +67,7 @@ def encode(arguments: argparse.Namespace) -> None:
         destination=arguments.dest,
         model=arguments.model,
         variant=arguments.variant,
+        config=read_config(arguments),
         fit=arguments.fit,
         size=parse_size(arguments.size),
         kind=arguments.format,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .. import variants
 from ..errors import DCAEError, ImageError, LatentError, OptionError, escape_unprintable
 from ..files import ASSETS
 from ..variants import DEMO
@@ -71,13 +72,16 @@ def decode(arguments: argparse.Namespace) -> None:
         file = latents.read(source)
         if ae is None:
             if not arguments.model and file.variant is None:
-                raise DCAEError(f"{source} does not say which DC-AE it was made with: say it with --model.")
-            arguments.model = arguments.model or file.variant.name
+                made = f"was made with {file.name}" if file.name else "does not say which DC-AE it was made with"
+                raise DCAEError(
+                    f"{source} {made}{', which is not published' if file.name else ''}: say it with --model."
+                )
+            arguments.model = arguments.model or file.name
             ae = load(arguments)
-        if file.variant is not None and file.variant.latent_space != ae.variant.latent_space:
+        if file.name is not None and variants.latent_space(file.name) != ae.variant.latent_space:
             raise LatentError(
-                f"{source} was made with {file.variant.name}, but {ae.variant.name} is loaded and does not read its "
-                f"latents: use --model {file.variant.name}."
+                f"{source} was made with {file.name}, but {ae.name} is loaded and does not read its latents: use "
+                f"--model {file.name}."
             )
         try:
             decoded = ae.decode(file.raw, file.size, arguments.budget, _strip_bar(source))

@@ -6,19 +6,21 @@ import argparse
 from pathlib import Path
 
 from .. import variants
-from ..errors import BudgetError, CheckpointError, DCAEError, OptionError, escape_unprintable
-from .arguments import DTYPES, add_cache_dir, format_size, model_file, parse_size
+from ..errors import AmbiguousVariant, BudgetError, DCAEError, OptionError, escape_unprintable
+from .arguments import DTYPES, add_cache_dir, add_network, format_size, model_file, parse_size, read_config
 
 __all__ = ["add"]
 
 
 def add(command) -> None:
     """Add the commands. command(run, name, help): makes the parser of one."""
-    parser = command(info, "info", "Say which variant a file holds, and how.")
+    parser = command(info, "info", "Say which network a file holds, and how.")
     parser.add_argument("file")
+    add_network(parser)
     add_cache_dir(command(list_variants, "variants", "List the variants, and which are on this machine."))
     parser = command(plan, "plan", "Say what memory a size needs, whole and within budgets.")
-    parser.add_argument("--variant", default="dc-ae-f32c32-mix-1.0", help="(default: dc-ae-f32c32-mix-1.0)")
+    default = "dc-ae-f32c32-mix-1.0"
+    parser.add_argument("--variant", default=default, help=f"its name, a file or a folder (default: {default})")
     parser.add_argument("--size", default="4096x4096", help="side or WIDTHxHEIGHT of the picture (default: 4096x4096)")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--budget", help="one budget instead of the table's, such as 6GiB")
@@ -32,16 +34,16 @@ def add(command) -> None:
     parser.add_argument("target", help="FILE.safetensors, or a folder (gets a config.json too)")
     parser.add_argument("--to", choices=("diffusers", "original"), required=True, help="key layout to write")
     parser.add_argument("--dtype", choices=("keep", "fp32", "bf16", "fp16"), default="keep")
-    parser.add_argument("--variant", help="for a file that could be `in` or `mix`: which it is")
+    add_network(parser)
 
 
 def info(arguments: argparse.Namespace) -> None:
     from ..weights.checkpoint import Checkpoint
 
-    opened = Checkpoint(model_file(arguments.file))
+    opened = Checkpoint(model_file(arguments.file), read_config(arguments))
     try:
-        chosen, doubt = opened.choose(), None
-    except CheckpointError as error:
+        chosen, doubt = opened.choose(arguments.variant), None
+    except AmbiguousVariant as error:
         chosen, doubt = opened.fits[0], str(error)
     either = " or ".join
     path = escape_unprintable(str(opened.path))
@@ -53,6 +55,11 @@ def info(arguments: argparse.Namespace) -> None:
     print(f"latent channels {chosen.latent_channels}")
     factors = [str(v.scaling_factor or "not published") for v in (opened.fits if doubt else [chosen])]
     print(f"scaling factor  {either(factors)}")
+    elsewhere = {source: [f for f, (_, s) in opened.said.items() if s == source] for _, source in opened.said.values()}
+    for source, fields in elsewhere.items():
+        print(f"said by         {source}: {', '.join(fields)}")
+    if chosen.name not in variants.VARIANTS:
+        print(f"note            {chosen.note}; all other fields are from its tensors")
     if doubt:
         print(f"note            {doubt}")
 
@@ -71,8 +78,11 @@ def plan(arguments: argparse.Namespace) -> None:
     from ..engine import memory
     from ..engine import plan as planning
     from ..engine.devices import best_device, best_dtype, parse_dtype
+    from ..weights import hub
+    from ..weights.checkpoint import Checkpoint
 
-    variant = variants.find(arguments.variant)
+    file = hub.is_path(arguments.variant)
+    variant = Checkpoint(arguments.variant).choose() if file else variants.find(arguments.variant)
     height, width = parse_size(arguments.size)
     device = best_device()
     dtype = parse_dtype(arguments.dtype) or best_dtype(device)
@@ -109,7 +119,7 @@ def convert(arguments: argparse.Namespace) -> None:
     target = Path(arguments.target)
     if target.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt", ".gguf"):
         raise OptionError(f"{target} would be a folder: name a file that ends in .safetensors, or a folder.")
-    source = checkpoint.Checkpoint(model_file(arguments.source))
+    source = checkpoint.Checkpoint(model_file(arguments.source), read_config(arguments))
     if target.exists() and any(target.samefile(file) for file in source.files):
         raise OptionError(f"{target} is what is converted, and would be written over: name another.")
     chosen = source.choose(arguments.variant)

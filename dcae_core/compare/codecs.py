@@ -112,14 +112,16 @@ def load(
         return _of_taesana(name, rest, device, dtype, budget, cache_dir)
     if colon and kind == "diffusers":
         return from_diffusers(_open(rest, dtype, download).to(device), name)
-    if not hub.is_path(name):
+    is_path = hub.is_path(name)
+    if not is_path and (variants.known(name) or "/" not in name):
         try:
             variants.find(name)
         except UnknownVariant as error:
             raise DCAEError(f"There is no file or folder {name}. {error}") from error
         return from_dcae(DCAE(name, device, dtype, cache_dir, download=download), budget)
-    if Path(name).is_file() or name.endswith(".safetensors") or is_dcae(name):
-        return from_dcae(DCAE.from_file(name, None, device, dtype), budget, name)
+    path = name if is_path else hub.cached(name) or name
+    if Path(path).is_file() or name.endswith(".safetensors") or is_dcae(path):
+        return from_dcae(DCAE.from_file(path, None, device, dtype), budget, name)
     return from_diffusers(_open(name, dtype, download).to(device), name)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ..engine.memory import Budget
 from ..engine.plan import Plan
 from ..errors import OptionError
 from ..variants import Variant
+from ..weights import hub
 
 __all__ = ["Latent", "StreamedAutoencoderDC"]
 
@@ -73,6 +74,7 @@ class StreamedAutoencoderDC(AutoencoderDC):
         model: str | os.PathLike,
         *,
         subfolder: str | None = None,
+        variant: str | None = None,
         torch_dtype: torch.dtype | None = None,
         budget: Budget = None,
         device: str | torch.device = "cpu",
@@ -81,13 +83,18 @@ class StreamedAutoencoderDC(AutoencoderDC):
         scaling_factor: float | None = None,
     ) -> StreamedAutoencoderDC:
         """From a folder or file in either key layout, or by the name of a variant or of its repository, which is
-        downloaded if it is not here, to `cache_dir` (None: $DCAE_HOME or ~/.cache/dcae).
+        downloaded if it is not here, to `cache_dir` (None: $DCAE_HOME or ~/.cache/dcae). Another repository, such as a
+        pipeline's, must be in the hub's cache.
 
-        torch_dtype: None is fp32, as in diffusers. Raises UnknownVariant, DownloadError, CheckpointError.
+        subfolder and variant: as in diffusers, of a folder or a repository in the hub's cache; variant is that of the
+        file, such as "fp16". torch_dtype: None is fp32, as in diffusers. Raises UnknownVariant, DownloadError,
+        CheckpointError.
         """
         if subfolder is not None:
-            model = Path(model) / subfolder
-        core = DCAE(model, device, torch_dtype or torch.float32, cache_dir, download=not local_files_only)
+            inside = None if hub.is_path(model) else hub.cached(model, subfolder)
+            model = inside or Path(model) / subfolder
+        options = {"precision": variant, "download": not local_files_only}
+        core = DCAE(model, device, torch_dtype or torch.float32, cache_dir, **options)
         return cls(core, budget, scaling_factor=scaling_factor)
 
     @classmethod
@@ -96,16 +103,18 @@ class StreamedAutoencoderDC(AutoencoderDC):
         path: str | os.PathLike,
         *,
         variant: str | Variant | None = None,
+        config: Mapping | None = None,
         torch_dtype: torch.dtype | None = None,
         budget: Budget = None,
         device: str | torch.device = "cpu",
         scaling_factor: float | None = None,
     ) -> StreamedAutoencoderDC:
-        """From a file (or folder) here; `variant` is needed only where nothing tells `in` from `mix`. Asks no hub.
+        """From a file (or folder) here; `variant` and `config` as for DCAE.from_file, where the file does not tell.
+        Asks no hub.
 
         Raises CheckpointError.
         """
-        core = DCAE.from_file(path, variant, device, torch_dtype or torch.float32)
+        core = DCAE.from_file(path, variant, device, torch_dtype or torch.float32, config=config)
         return cls(core, budget, scaling_factor=scaling_factor)
 
     def limit(self) -> Budget:

@@ -3,6 +3,7 @@ too. Data sets of latents are in `batch.shards`."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -17,7 +18,7 @@ from torch import Tensor
 from .. import variants
 from ..errors import LatentError
 from ..files import atomic_write
-from ..untrusted import FLOATS, is_file, open_safetensors, shorten
+from ..untrusted import FLOATS, is_file, kind_of, open_safetensors, shorten
 from ..variants import Variant
 from .nonfinite import describe_nonfinite, is_finite
 from .sizes import Fit
@@ -31,12 +32,17 @@ COMFYUI_KEY = "latent_tensor"  # SaveLatent's; always raw, and without the true 
 
 @dataclass(frozen=True)
 class LatentFile:
-    """`raw` latents [B, c, h, w]; `variant` None and `size` None where the file does not say; `size` is (height, width)
-    of the pictures before padding."""
+    """`raw` latents [B, c, h, w]; `name`, of the variant that they were made with, and `size`, (height, width) of the
+    pictures before padding, are None where the file does not say."""
 
     raw: Tensor
-    variant: Variant | None = None
+    name: str | None = None
     size: tuple[int, int] | None = None
+
+    @property
+    def variant(self) -> Variant | None:
+        """The published variant of this name, if there is one."""
+        return variants.known(self.name)
 
 
 def write(
@@ -96,30 +102,34 @@ def read(path: str | os.PathLike) -> LatentFile:
                     f"{COMFYUI_KEY!r} (ComfyUI's SaveLatent)."
                 )
             piece = file.get_slice(key)
-            variant, size, factor = parse_metadata(metadata)
-            check_shape(piece.get_shape(), variant, size)
+            name, size, factor = parse_metadata(metadata)
+            check_shape(piece.get_shape(), variants.known(name), size)
             if (dtype := str(piece.get_dtype())) not in FLOATS:
                 raise ValueError(f"its numbers are {shorten(dtype)}, not floating-point")
             raw = file.get_tensor(key).float() / factor
         if not is_finite(raw):
             raise ValueError(f"its numbers are not finite: {describe_nonfinite(raw)}")
     except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
-        raise LatentError(
-            f"{path} is not a readable latent file ({shorten(error, 200)}): cut short, or something else."
-        ) from error
+        raise LatentError(_not_latents(path, error)) from error
     except ValueError as error:
         if isinstance(error, LatentError):
             raise
         raise LatentError(f"{path} is not a latent file that can be used: {shorten(error, 500)}.") from error
-    return LatentFile(raw, variant, size)
+    return LatentFile(raw, name, size)
 
 
-def parse_metadata(metadata: Mapping[str, str]) -> tuple[Variant | None, tuple[int, int] | None, float]:
-    """Return (variant, size of the pictures, divisor for raw latents) from a file's metadata. Raises ValueError."""
-    variant = size = None
-    factor = 1.0
-    if "variant" in metadata:
-        variant = variants.find(shorten(metadata["variant"]))
+def _not_latents(path: str | os.PathLike, error: Exception) -> str:
+    with contextlib.suppress(OSError):
+        if (kind := kind_of(path)) is not None:
+            return f"{path} is {kind}, not a latent file: name one that dcae encode or ComfyUI's SaveLatent wrote."
+    return f"{path} is not a readable latent file ({shorten(error, 200)}): cut short, or something else."
+
+
+def parse_metadata(metadata: Mapping[str, str]) -> tuple[str | None, tuple[int, int] | None, float]:
+    """Return (name of the variant, size of the pictures, divisor for raw latents) from a file's metadata. Raises
+    ValueError."""
+    size, factor = None, 1.0
+    name = shorten(metadata["variant"]) if "variant" in metadata else None
     if "height" in metadata or "width" in metadata:
         size = tuple(_whole(side, metadata.get(side)) for side in ("height", "width"))
     if (scale := metadata.get("scale", "raw")) not in ("raw", "scaled"):
@@ -133,7 +143,7 @@ def parse_metadata(metadata: Mapping[str, str]) -> tuple[Variant | None, tuple[i
         low, high = variants.SCALING_FACTOR_RANGE
         if not low < factor < high:
             raise ValueError(f"scaling_factor {text!r} is no factor")
-    return variant, size, factor
+    return name, size, factor
 
 
 def _whole(name: str, text: str | None) -> int:

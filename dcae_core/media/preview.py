@@ -109,7 +109,7 @@ def fit_example(variant: Variant, encode: Encode) -> Preview:
 
 
 def find(variant: str | Variant) -> Preview | None:
-    """Return the bundled map for the latents of `variant`; None if none was fitted yet. Raises UnknownVariant."""
+    """Return the bundled map for the latents of `variant`; None if none was fitted. Raises UnknownVariant."""
     entry = _table().get(variants.find(variant).latent_space)
     return None if entry is None else Preview(torch.tensor(entry["factors"]), torch.tensor(entry["bias"]))
 

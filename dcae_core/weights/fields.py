@@ -7,6 +7,8 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 
+from ..architecture import MAX_STAGES
+
 __all__ = ["NOT_TOLD", "fields_of"]
 
 Shape = tuple[int, ...]
@@ -63,6 +65,8 @@ def _side(side: str, shapes: Mapping[str, Shape]) -> dict:
             stages[int(match[1])][int(match[2])][match[3]] = shape
     resamplers = {i: block["weight"] for i, blocks in stages.items() for block in blocks.values() if "weight" in block}
     last = max(stages)
+    if last > MAX_STAGES:
+        raise IndexError
     count = last + (2 if last in resamplers else 1)
     latent = shapes["conv_out.weight" if encodes else "conv_in.weight"]
     rows, head_dim = [], None

@@ -23,11 +23,14 @@ from ..errors import DownloadError, UnknownVariant
 from ..files import ASSETS, atomic_write
 from ..variants import DEMO, Variant
 from . import download as downloading
+from .folders import INDEX_FILES, SINGLE_FILES, is_repository_file
 
 __all__ = ["Progress", "bundled", "default_folder", "download", "find", "is_path", "locate"]
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
 def bundled() -> Path:
@@ -75,14 +78,24 @@ def locate(
 ) -> tuple[Path, Variant | None]:
     """Return the file or folder that `model` refers to, and the variant if `model` is a name; `is_path` decides that.
 
-    A path is returned unchanged, with None. A name is searched as in `find`, and if it is not here, downloaded to
-    `folder` with `allow_download`. Raises UnknownVariant for a string that is neither a path nor a name, DownloadError
-    for a variant that is not here or could not be downloaded.
+    A path is returned unchanged, with None. A name is searched as in `find`, then as a file or folder of that name, and
+    if it is not here, downloaded to `folder` with `allow_download`. Another repository is searched as in `cached`.
+    Raises UnknownVariant for a string that is nothing of these, DownloadError for a variant that is not here or could
+    not be downloaded.
     """
     if is_path(model):
         return Path(model), None
+    if variants.known(model) is None and _may_be_repository(model):
+        if (path := cached(model)) is not None:
+            return path, None
+        raise UnknownVariant(
+            f"{model} is no file or folder here, no repository in the Hugging Face cache, and not the name of a DC-AE: "
+            f"name a file, or one of {', '.join(variants.names())}."
+        )
     variant = variants.find(model)
     path = find(variant, folder)
+    if path is None and Path(model).exists():
+        return Path(model), None
     if path is None and not allow_download:
         where = Path(folder) if folder is not None else default_folder()
         raise DownloadError(
@@ -93,21 +106,37 @@ def locate(
 
 
 def is_path(model: str | os.PathLike) -> bool:
-    """Whether `model` is the path of a file or folder, not the name of a variant or of its repository.
+    """Whether `model` is the path of a file or folder, not the name of a variant or of a repository.
 
-    A string with a separator or a checkpoint's suffix is a path if it exists or is no name. Any other string is a path
-    if it exists and is no name.
+    A string with a separator or a file's suffix is a path if it exists or can't be a name; OWNER/NAME can. Any other
+    string is a path if it exists and is no name.
     """
     if isinstance(model, os.PathLike):
         return True
-    pathlike = "/" in model or os.sep in model or Path(model).suffix in (".safetensors", ".pt", ".pth", ".ckpt")
+    pathlike = "/" in model or os.sep in model or Path(model).suffix in SUFFIXES
     if pathlike and Path(model).exists():
         return True
-    try:
-        variants.find(model)
+    if variants.known(model) is not None:
         return False
-    except UnknownVariant:
-        return pathlike or Path(model).exists()
+    return Path(model).exists() or (pathlike and not _may_be_repository(model))
+
+
+def _may_be_repository(model: str) -> bool:
+    """Whether this is OWNER/NAME, and no file's name in a folder that is here."""
+    return bool(REPOSITORY.fullmatch(model)) and Path(model).suffix not in SUFFIXES and not Path(model).parent.is_dir()
+
+
+def cached(repo: str, subfolder: str = "") -> Path | None:
+    """Return the folder of a repository OWNER/NAME in the cache that huggingface_hub and diffusers share that holds
+    weights: its own or that of the vae of its pipeline; None if it is not there. Never uses the network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for folder in (f"{subfolder}/",) if subfolder else ("", "vae/"):
+        for name in ("config.json", *SINGLE_FILES, *INDEX_FILES):
+            file = try_to_load_from_cache(repo, folder + name)
+            if isinstance(file, str) and any(map(is_repository_file, (here := Path(file).parent).iterdir())):
+                return here
+    return None
 
 
 def download(

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..architecture import Architecture
+from ..errors import CheckpointError, counted
 from ..model import Autoencoder
+from ..untrusted import shorten
 
-__all__ = ["LAYOUTS", "OPTIONAL", "expected", "prefix_of", "to_diffusers", "to_original", "widened"]
+__all__ = ["LAYOUTS", "OPTIONAL", "autoencoder_names", "expected", "to_diffusers", "to_original", "widened"]
 
 LAYOUTS = ("diffusers", "original")
-PREFIXES = ("vae.", "first_stage_model.")
+WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# How an autoencoder's first and last convolutions are named: what is before "encoder." is a prefix.
+STARTS = re.compile(
+    rf"((?:.*\.)?)(encoder|decoder)\.(?:{WRAPPERS.pattern})*(?:conv_in|conv_out|project_in|project_out)\."
+)
 OPTIONAL = ".num_batches_tracked"  # batch-norm counters that inference does not read and some tools drop
 Shape = tuple[int, ...]
 
@@ -67,7 +73,7 @@ def _original_name(key: str, architecture: Architecture) -> str:
     return f"{side}.{name}{tail}"
 
 
-@cache
+@lru_cache(64)
 def _diffusers_shapes(architecture: Architecture) -> dict[str, Shape]:
     with torch.device("meta"):
         return {key: tuple(t.shape) for key, t in Autoencoder(architecture).state_dict().items()}
@@ -134,9 +140,29 @@ def widened(tensor: Tensor) -> Tensor:
     return tensor.bfloat16() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
-def prefix_of(keys: Iterable[str]) -> str:
-    """Return the one of PREFIXES under which these keys hold an autoencoder, or "" if they need none."""
-    keys = list(keys)
-    if any(k.startswith(("encoder.", "decoder.")) for k in keys):
-        return ""
-    return next((p for p in PREFIXES if any(k.startswith((f"{p}encoder.", f"{p}decoder.")) for k in keys)), "")
+def autoencoder_names(names: Iterable[str], where: str) -> tuple[str, dict[str, str]]:
+    """Return (prefix, {name in its layout: name as given}) of the one autoencoder among these names.
+
+    The prefix is what wrappers and whole models put before "encoder." and "decoder.", at any depth; what torch.compile
+    and the like put between is left out too. Where neither coder begins as one of a DC-AE does, all names are returned.
+    Raises CheckpointError for several autoencoders; `where` names the file.
+    """
+    names = list(names)
+    starts = [match.groups() for name in names if (match := STARTS.match(name))]
+    halves = [{prefix for prefix, side in starts if side == one} for one in ("encoder", "decoder")]
+    prefixes = sorted(halves[0] & halves[1] or halves[0] | halves[1]) or [""]
+    if len(prefixes) > 1:
+        listed = " and ".join(repr(shorten(prefix)) if prefix else "no prefix" for prefix in prefixes[:4])
+        raise CheckpointError(
+            f"{where} holds {counted(len(prefixes), 'autoencoder')}, with names under {listed}: save the one that you "
+            "want in a file of its own."
+        )
+    inner: dict[str, str] = {}
+    for name in (name for name in names if name.startswith(prefixes[0])):
+        plain = WRAPPERS.sub("", name.removeprefix(prefixes[0]))
+        if plain in inner:
+            raise CheckpointError(
+                f"{where} holds {shorten(plain)} twice, as {shorten(inner[plain])} and {shorten(name)}."
+            )
+        inner[plain] = name
+    return prefixes[0], inner

@@ -1,28 +1,36 @@
-"""Recognise the variant of a set of tensors: by their names and shapes, then by hints from around them.
+"""Recognise the network of a set of tensors: a published variant, or any other that diffusers' AutoencoderDC can be.
 
-Variants with the same Architecture have the same tensors. The caller, config.json, metadata and the names of files and
-folders tell them apart; where none of these does, the weights may (`infer_variant`).
+Names and shapes come first. What they do not tell (`fields.NOT_TOLD`, the scaling factor, and which of several variants
+with the same tensors) is believed in this order: the caller, config.json, the file's metadata, the name of a file or
+folder, a published variant with exactly these tensors. `in` and `mix`, which nothing else may tell apart, are then left
+to their latents (`infer_variant`); fields that nothing tells are an error.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import variants
-from ..errors import AmbiguousVariant, CheckpointError, UnknownVariant, counted
+from ..architecture import DEFAULTS, Architecture
+from ..errors import AmbiguousVariant, CheckpointError, OptionError, UnknownVariant, counted
 from ..untrusted import shorten
-from ..variants import VARIANTS, Variant
+from ..variants import SCALING_FACTOR_RANGE, UNLISTED, VARIANTS, Variant
 from . import keys
+from .fields import NOT_TOLD, fields_of
 
-__all__ = ["Hint", "candidates", "choose", "hints"]
+__all__ = ["CALLER", "Candidates", "Hint", "Said", "candidates", "hints", "said_by"]
 
 log = logging.getLogger(__name__)
 
-Hint = tuple[str, Variant | float]  # its source, and the variant or scaling factor that the source gives
+Hint = tuple[str, Variant]  # its source, and a variant that the source names
+Said = dict[str, tuple[object, str]]  # by the names of a config's fields: the value, and its source
+CALLER = "the config given"
 MAX_NAME_LENGTH = 200  # characters; the time that the patterns take grows with the square of it
 # How the part of a name that tells variants of one architecture apart appears in file and folder names.
 NAME_PARTS = (
@@ -31,15 +39,166 @@ NAME_PARTS = (
     (re.compile(r"sana[-_ .]?1[._]1"), "-sana-1.1"),
     (re.compile(r"sana[-_ .]?1[._]0"), "-sana-1.0"),
 )
+ALTERNATIVES = {  # two values of each field that tensors may not tell: where both do the same, it does not matter
+    "attention_head_dim": (1, 2),
+    "encoder_out_shortcut": (False, True),
+    "decoder_in_shortcut": (False, True),
+    "decoder_act_fns": ("relu", "silu"),
+    "decoder_conv_act_fn": ("relu", "silu"),
+}
+HOW_TO_SAY = "put its config.json beside it, or give them as config={...} (on the command line --config FILE)"
 
 
-def candidates(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, list[Variant]]:
-    """Return (layout, variants) whose tensors have exactly these names and shapes. `where` names the file in errors.
+@dataclass(frozen=True)
+class Candidates:
+    """What a set of tensors may be. where: names it in messages. fits: published variants with exactly these tensors,
+    none for another network. told: fields that the tensors tell, without a published variant."""
+
+    where: str
+    layout: str
+    fits: list[Variant]
+    told: Mapping[str, object]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def choose(
+        self,
+        requested: str | Variant | None = None,
+        said: Said | None = None,
+        hints: Iterable[Hint] = (),
+        name: str = "",
+        complete: bool = False,
+    ) -> Variant:
+        """Return the variant that these tensors are; see this module for what is believed.
+
+        requested: by the caller; taken if it has these tensors, with the fields of the caller's config. hints: names
+        around the file. name: what a network that is not published is called. complete: whether fields that are nowhere
+        have diffusers' defaults, as for an AutoencoderDC's own config.json. Raises CheckpointError: AmbiguousVariant if
+        only latents can tell the variants apart.
+        """
+        said, hints = said or {}, list(hints)
+        if requested is not None:
+            return self._requested(variants.find(requested), said, name)
+        unlisted = {v.name: v for _, v in hints if v.name in UNLISTED and self._has(v.architecture)}
+        fits = [v for v in (*self.fits, *unlisted.values()) if self._agrees(v, said)]
+        if not fits:
+            return self._own(self.fits[0] if self.fits else None, said, name, complete)
+        chosen = self._named(fits, hints)
+        factor = said.get("scaling_factor", (None,))[0]
+        return replace(chosen, scaling_factor=factor) if chosen.scaling_factor is None and factor else chosen
+
+    def _has(self, architecture: Architecture) -> bool:
+        return _required(keys.expected(architecture, self.layout)) == self.shapes
+
+    def _requested(self, requested: Variant, said: Said, name: str) -> Variant:
+        if not self._has(requested.architecture):
+            listed = " or ".join(v.name for v in self.fits) or "another AutoencoderDC"
+            raise CheckpointError(
+                f"{self.where} holds {listed}, not {requested.name}. Leave the variant out, or name another file."
+            )
+        caller = {field: pair for field, pair in said.items() if pair[1] == CALLER}
+        for field, (value, source) in said.items():
+            with contextlib.suppress(CheckpointError):  # of a field that can't be without the others
+                if source != CALLER and not self._agrees(requested, {field: (value, source)}):
+                    log.warning(
+                        "%s: loaded as %s, as requested, although %s says %s %s",
+                        *(self.where, requested.name, source, field, shorten(value)),
+                    )
+        return requested if self._agrees(requested, caller) else self._own(requested, caller, name, False)
+
+    def _agrees(self, variant: Variant, said: Said) -> bool:
+        """Whether nothing that is said makes this another network or another scaling factor."""
+        factor = said.get("scaling_factor", (None,))[0]
+        if factor and variant.scaling_factor and not math.isclose(factor, variant.scaling_factor, rel_tol=1e-5):
+            return False
+        if "adaptive_channels" in said and tuple(said["adaptive_channels"][0]) != variant.adaptive:
+            return False
+        architecture = self._architecture(variant.architecture.diffusers_config(), said)
+        return architecture.same_network(variant.architecture)
+
+    def _architecture(self, known: Mapping, said: Said) -> Architecture:
+        """`known` with what is said over it. Raises CheckpointError for values that can't be."""
+        try:
+            return Architecture.from_config({**known, **{field: value for field, (value, _) in said.items()}})
+        except OptionError as error:
+            sources = " and ".join(dict.fromkeys(source for field, (_, source) in said.items() if field in DEFAULTS))
+            raise CheckpointError(f"{self.where}: {sources or 'its tensors'} can't be of a DC-AE: {error}") from error
+
+    def _named(self, fits: list[Variant], hints: list[Hint]) -> Variant:
+        """The one of `fits` that all hints of a source name; the first, if they do not differ in the scaling factor."""
+        named = [(source, v) for source, hint in hints for v in fits if v == hint]
+        sources = list(dict.fromkeys(source for source, _ in named))
+        agreed = [v for v in fits if sources and all((s, v) in named for s in sources)]
+        if agreed or len({v.scaling_factor for v in fits}) == 1:
+            return (agreed or fits)[0]
+        if named:
+            clash = ", ".join(f"{source} says {v.name}" for source, v in named)
+            raise CheckpointError(f"{self.where}: {clash}. Set the variant: {fits[0].name!r} or {fits[-1].name!r}.")
+        listed = " or ".join(v.name for v in fits)
+        raise AmbiguousVariant(
+            f"{self.where} is {listed}: their files have the same keys and shapes and differ in the scaling factor "
+            f"({', '.join(str(v.scaling_factor) for v in fits)}), and no config.json, metadata, file or folder name says "
+            f"which. Set the variant ({fits[0].name!r} or {fits[-1].name!r}), or put it in the file's name."
+        )
+
+    def _own(self, like: Variant | None, said: Said, name: str, complete: bool) -> Variant:
+        """The network that is said, and not published. like: what has the same tensors, for fields that nothing says."""
+        known = dict(self.told)
+        if like is not None:
+            known = like.architecture.diffusers_config()
+        elif not complete:
+            known = {**{field: first for field, (first, _) in ALTERNATIVES.items()}, **known}
+            told = {*self.told, *said}
+            if missing := [field for field in NOT_TOLD if field not in told and self._matters(field, known, said)]:
+                raise CheckpointError(
+                    f"{self.where} is an AutoencoderDC that is not one of the published, and its tensors do not tell "
+                    f"{', '.join(missing)}: {HOW_TO_SAY}."
+                )
+        architecture = self._architecture(known, said)
+        if not self._has(architecture):
+            raise CheckpointError(self._contradiction(known, said, architecture))
+        factor, adaptive = (said.get(field, (None,))[0] for field in ("scaling_factor", "adaptive_channels"))
+        note = "another network" if like is None else f"another network with the tensors of {like.name}"
+        name = name or f"autoencoder-dc-f{architecture.spatial_ratio}c{architecture.latent_channels}"
+        with contextlib.suppress(UnknownVariant):
+            name = f"{variants.find(name).name}-custom"
+        try:
+            return Variant(name, architecture, factor, note=note, adaptive=tuple(adaptive or ()))
+        except OptionError as error:
+            raise CheckpointError(f"{self.where}: {error}") from error
+
+    def _matters(self, field: str, known: Mapping, said: Said) -> bool:
+        """Whether the network depends on the value of a field."""
+        plain = self._architecture(known, said)
+        try:
+            return not self._architecture({**known, field: ALTERNATIVES[field][1]}, said).same_network(plain)
+        except CheckpointError:  # the other value can't be: it is the first
+            return False
+
+    def _contradiction(self, known: Mapping, said: Said, architecture: Architecture) -> str:
+        wanted = architecture.diffusers_config()
+        try:
+            there = Architecture.from_config({**known, **self.told}).diffusers_config()
+        except OptionError:
+            there = wanted
+        fields = [field for field in said if field in wanted and wanted[field] != there[field]]
+        differences = "; ".join(
+            f"{said[field][1]} says {field} {shorten(wanted[field])}, its tensors {shorten(there[field])}"
+            for field in fields
+        )
+        return (
+            f"{self.where}: {differences or 'what is said of it does not fit its tensors'}. Is that the config of "
+            "another file?"
+        )
+
+
+def candidates(shapes: Mapping[str, tuple[int, ...]], where: str) -> Candidates:
+    """Return what tensors of these names and shapes may be. `where` names the file in errors.
 
     Raises CheckpointError, which lists missing, unexpected and misshapen tensors if some fit a variant, else what there
     is instead.
     """
     given = _required(shapes)
+    told = fields_of(given) or {}
     best = (-1, None, "", {})
     for layout in keys.LAYOUTS:
         fits = []
@@ -50,15 +209,29 @@ def candidates(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, 
             common = sum(given.get(k) == s for k, s in expected.items())
             score = 2 * common - len(expected)  # among variants that share tensors, the one with fewest missing
             if common and score > best[0]:
-                best = (score, variant, layout, expected)
+                best = (score, variant.name, layout, expected)
         if fits:
-            return layout, fits
-    _, variant, layout, expected = best
-    if variant is None:
+            return Candidates(where, layout, fits, told, given)
+    _, nearest, layout, expected = best
+    impossible = ""
+    if told:
+        own = Candidates(where, keys.LAYOUTS[any(".op_list." in k for k in given)], [], told, given)
+        shortcuts = {field: first for field, (first, _) in ALTERNATIVES.items()}
+        try:
+            architecture = Architecture.from_config({**shortcuts, **told})
+            if own._has(architecture):
+                return own
+            # Where more of it fits than of any published one, it is the better measure of what is wrong.
+            theirs = _required(keys.expected(architecture, own.layout))
+            if 2 * sum(given.get(k) == s for k, s in theirs.items()) - len(theirs) > best[0]:
+                nearest, layout, expected = f"an AutoencoderDC of its own ({architecture})", own.layout, theirs
+        except OptionError as error:
+            impossible = f" As an AutoencoderDC of its own: {shorten(error, 300)}"
+    if nearest is None:
         sample = f", such as {', '.join(map(shorten, list(given)[:3]))}" if given else ""
         raise CheckpointError(
-            f"{where} is not a DC-AE: it holds {counted(len(given), 'tensor')}{sample}. "
-            f"Choose a DC-AE file (original or diffusers keys) of one of: {', '.join(VARIANTS)}."
+            f"{where} is not a DC-AE: it holds {counted(len(given), 'tensor')}{sample}.{impossible} "
+            f"Choose a DC-AE file (original or diffusers keys): one of {', '.join(VARIANTS)}, or any other AutoencoderDC."
         )
     missing = [k for k in expected if k not in given]
     extra = [k for k in given if k not in expected]
@@ -71,8 +244,8 @@ def candidates(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, 
         if tensors
     ]
     raise CheckpointError(
-        f"{where} is nearest to {variant.name} in the {layout} layout, but its tensors do not fit: {'; '.join(parts)}. "
-        "It is damaged, incomplete or an unsupported variant."
+        f"{where} is nearest to {nearest} in the {layout} layout, but its tensors do not fit: {'; '.join(parts)}. "
+        f"It is damaged, incomplete or no AutoencoderDC.{impossible}"
     )
 
 
@@ -80,62 +253,38 @@ def _required(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...
     return {k: tuple(s) for k, s in shapes.items() if not k.endswith(keys.OPTIONAL)}
 
 
-def choose(fits: list[Variant], requested: str | Variant | None, hints: list[Hint], where: str) -> Variant:
-    """Return one of `fits`, the variants that keys and shapes allow.
-
-    `requested` is taken if it fits. Otherwise the hints decide if they agree. Otherwise, if all of `fits` have the same
-    scaling factor (sana-1.0 and 1.1), it is the first. Raises CheckpointError, which lists `fits`: AmbiguousVariant if
-    no hint names one of them.
-    """
-    listed = " or ".join(v.name for v in fits)
-    named = []
-    for source, hint in hints:
-        for v in fits:
-            if v == hint or (isinstance(hint, float) and v.scaling_factor and abs(v.scaling_factor - hint) < 1e-3):
-                named.append((source, v))
-    if requested is not None:
-        requested = variants.find(requested)
-        if requested not in fits:
-            raise CheckpointError(
-                f"{where} holds {listed}, not {requested.name}. Leave the variant out, or name another file."
-            )
-        for source, v in named:
-            if v.scaling_factor != requested.scaling_factor:
-                log.warning(
-                    "%s: loaded as %s, as requested, although %s says %s", where, requested.name, source, v.name
-                )
-        return requested
-    if len(fits) == 1:
-        for source, hint in hints:
-            if isinstance(hint, float) and abs(hint - (fits[0].scaling_factor or hint)) > 1e-3:
-                log.warning(
-                    "%s: the scaling factor of %s is used, although %s says %s", where, fits[0].name, source, hint
-                )
-        return fits[0]
-    sources = list(dict.fromkeys(source for source, _ in named))
-    agreed = [v for v in fits if sources and all((s, v) in named for s in sources)]
-    if agreed:
-        return agreed[0]
-    if len({v.scaling_factor for v in fits}) == 1:
-        return fits[0]
-    if named:
-        clash = ", ".join(f"{source} says {v.name}" for source, v in named)
-        raise CheckpointError(f"{where}: {clash}. Set the variant: {fits[0].name!r} or {fits[-1].name!r}.")
-    raise AmbiguousVariant(
-        f"{where} is {listed}: their files have the same keys and shapes and differ in the scaling factor "
-        f"({', '.join(str(v.scaling_factor) for v in fits)}), and no config.json, metadata, file or folder name says "
-        f"which. Set the variant ({fits[0].name!r} or {fits[-1].name!r}), or put it in the file's name."
-    )
+def said_by(*sources: tuple[str, Mapping], where: str) -> tuple[Said, bool]:
+    """Return the fields that (name, config) sources give, the first source believed first, and whether one of them is
+    an AutoencoderDC's own config, which has diffusers' defaults for what it leaves out. Fields that are null are not
+    given. Raises CheckpointError for a scaling factor or adaptive channels that can't be."""
+    said: Said = {}
+    complete = any("_class_name" in config or "encoder_block_out_channels" in config for _, config in sources)
+    for source, config in sources:
+        for field in (*DEFAULTS, "scaling_factor", "adaptive_channels"):
+            if (value := config.get(field)) is not None and field not in said:
+                said[field] = _checked(field, value, f"{where}: {source}"), source
+    return said, complete
 
 
-def hints(config: dict, metadata: Mapping[str, str], file: Path) -> Iterator[Hint]:
-    """Yield the hints in config.json, in the file's metadata, and in the names of the file and its folders."""
+def _checked(field: str, value: object, where: str) -> object:
+    if field == "scaling_factor":
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            if not isinstance(value, bool) and SCALING_FACTOR_RANGE[0] < float(value) < SCALING_FACTOR_RANGE[1]:
+                return float(value)
+        raise CheckpointError(f"{where} says scaling_factor {shorten(value)!r}: needed is a number from 1e-6 to 1e6.")
+    if field == "adaptive_channels":
+        if isinstance(value, (list, tuple)) and len(value) < 1000 and all(type(n) is int and n > 0 for n in value):
+            return tuple(value)
+        raise CheckpointError(f"{where} says adaptive_channels {shorten(value)!r}: needed is a list of numbers.")
+    return value
+
+
+def hints(config: Mapping, metadata: Mapping[str, str], file: Path) -> Iterator[Hint]:
+    """Yield the variants named in config.json, in the file's metadata, and by the file and its folders."""
     for source, fields in (("config.json", config), ("the file's metadata", metadata)):
         for name in ("variant", "model_name", "_name_or_path"):
             if isinstance(fields.get(name), str):
                 yield from _named_variants(source, fields[name])
-        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
-            yield source, float(fields["scaling_factor"])
     # Only the nearest name that gives a hint counts: the file's, its folder's, or in a hub cache the one of
     # models--mit-han-lab--NAME/snapshots/COMMIT/FILE.
     absolute = file.absolute()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from dcae_core import VARIANTS, UnknownVariant, hub, variants
 from dcae_core.variants import Variant
-from dcae_core.weights.checkpoint import INDEX_FILES, SINGLE_FILES, is_dcae, is_shard
+from dcae_core.weights.checkpoint import is_dcae
+from dcae_core.weights.folders import is_repository_file, is_shard
 
 __all__ = ["arrange", "downloadable_variant", "is_dcae_entry", "locate"]
 
@@ -22,16 +23,16 @@ def arrange(entries: dict[str, str], folder: Path, downloads: bool) -> None:
     """
     for name, path in list(entries.items()):
         path = Path(path)
-        generic = path.name in SINGLE_FILES or is_shard(path)
+        generic = is_repository_file(path) or is_shard(path)
         generic = (generic and path.parent != folder) or name.lower() == "vae"  # as in a pipeline's folder
         if path == folder or (generic and is_dcae(path)):
             del entries[name]
     for file in sorted(folder.rglob("*.safetensors*")):
         parent = file.parent
-        if file.name not in (*SINGLE_FILES, *INDEX_FILES):
+        if not is_repository_file(file) or is_shard(file):
             continue
         if parent == folder:
-            if is_dcae(file) and file.name in SINGLE_FILES:  # a file of this name elsewhere may have replaced it
+            if file.suffix == ".safetensors" and is_dcae(file):  # a file of this name elsewhere may have replaced it
                 entries[file.name] = str(file)
         elif str(parent) not in entries.values() and is_dcae(parent):
             entries[_unused_name(parent, folder, entries)] = str(parent)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from .errors import OptionError
+from .errors import OptionError, counted
 
 __all__ = ["ACTS", "DEFAULTS", "MAX_STAGES", "NORMS", "Architecture", "CoderSpec", "Stage"]
 
@@ -136,7 +136,8 @@ class Architecture:
                 "act": _each(fields["decoder_act_fns"] if decoding else "silu", widths),
             }
             if uneven := [name for name, column in columns.items() if len(column) != len(widths)]:
-                raise OptionError(f"{side}: {len(widths)} widths, but another number of {', '.join(uneven)}.")
+                stages = counted(len(widths), "width")
+                raise OptionError(f"{side}: {stages}, but another number of {', '.join(uneven)}.")
             rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
             stages = tuple(Stage(**row, head_dim=fields["attention_head_dim"]) for row in rows)
             more = {"conv_act": fields["decoder_conv_act_fn"]} if decoding else {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from .architecture import Architecture, CoderSpec, Stage
 from .errors import OptionError, UnknownVariant, counted
 
-__all__ = ["DEMO", "SCALING_FACTOR_RANGE", "VARIANTS", "Variant", "find", "known", "latent_space", "names"]
+__all__ = ["DEMO", "SCALING_FACTOR_RANGE", "UNLISTED", "VARIANTS", "Variant", "find", "known", "latent_space", "names"]
 
 DEMO = "dc-ae-f32c32-demo"
 SCALING_FACTOR_RANGE = (1e-6, 1e6)  # others make numbers that can't be told from errors
@@ -185,8 +185,8 @@ VARIANTS: dict[str, Variant] = _table()
 
 
 def _unlisted() -> Iterator[Variant]:
-    """What DC-Gen names beside them, with the network of one of the table but weights and so latents of its own. Whether
-    all of these are published is not known."""
+    """What DC-Gen names beside them: networks of the table with weights, and so latents, of their own. Whether all of
+    these are published is not known."""
     v1_5, note = VARIANTS["dc-ae-f32c128-1.5"], "named in DC-Gen; its weights are not known to be published"
     for end in ("", *(f"-c{channels}" for channels in v1_5.adaptive)):
         yield replace(v1_5, name=f"dc-ae-f32c128-1.1{end}", repos=(), note=note, adaptive=())
@@ -197,7 +197,6 @@ def _unlisted() -> Iterator[Variant]:
 
 
 UNLISTED: dict[str, Variant] = {v.name: v for v in _unlisted()}
-OWNERS = frozenset(repo.split("/")[0] for variant in VARIANTS.values() for repo in variant.repos)
 
 
 def names() -> list[str]:
@@ -214,7 +213,8 @@ def find(name: str | Variant) -> Variant:
         return name
     *owner, plain = str(name).strip().lower().rstrip("/").rsplit("/", 1)
     plain = plain.removesuffix("-diffusers")
-    if not owner or owner[0] in OWNERS:
+    owners = {repo.split("/")[0] for variant in VARIANTS.values() for repo in variant.repos}
+    if not owner or owner[0] in owners:
         if listed := VARIANTS.get(plain) or UNLISTED.get(plain):
             return listed
         for variant in VARIANTS.values():

@@ -65,14 +65,14 @@ def add_network(parser: argparse.ArgumentParser) -> None:
 
 def read_config(arguments: argparse.Namespace) -> dict | None:
     """Return the content of --config. Raises OptionError."""
-    if arguments.config is None:
+    if (path := getattr(arguments, "config", None)) is None:  # also where a command has none
         return None
     try:
-        config = read_json(Path(arguments.config))
+        config = read_json(Path(path))
     except (OSError, ValueError) as error:
-        raise OptionError(f"--config {arguments.config} can't be read as JSON: {error}.") from error
+        raise OptionError(f"--config {path} can't be read as JSON: {error}.") from error
     if not isinstance(config, dict):
-        raise OptionError(f"--config {arguments.config} holds no JSON object: needed is something like a config.json.")
+        raise OptionError(f"--config {path} holds no JSON object: needed is something like a config.json.")
     return config
 
 
@@ -144,7 +144,7 @@ def load(arguments: argparse.Namespace) -> DCAE:
     """Load the model that the arguments name."""
     from ..autoencoder import DCAE
 
-    network = {"variant": arguments.variant, "config": read_config(arguments)}
+    network = {"variant": getattr(arguments, "variant", None), "config": read_config(arguments)}
     where = (arguments.device, arguments.dtype, arguments.cache_dir)
     return DCAE(arguments.model, *where, **network, download=arguments.download)
 

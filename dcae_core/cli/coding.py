@@ -72,10 +72,10 @@ def decode(arguments: argparse.Namespace) -> None:
         file = latents.read(source)
         if ae is None:
             if not arguments.model and file.variant is None:
-                made = f"was made with {file.name}" if file.name else "does not say which DC-AE it was made with"
-                raise DCAEError(
-                    f"{source} {made}{', which is not published' if file.name else ''}: say it with --model."
-                )
+                made = "does not say which DC-AE it was made with"
+                if file.name:
+                    made = f"was made with {file.name}, which is not published"
+                raise DCAEError(f"{source} {made}: say where it is with --model.")
             arguments.model = arguments.model or file.name
             ae = load(arguments)
         if file.name is not None and variants.latent_space(file.name) != ae.variant.latent_space:

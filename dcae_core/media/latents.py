@@ -26,6 +26,7 @@ from .sizes import Fit
 __all__ = ["LatentFile", "check_shape", "parse_metadata", "read", "write"]
 
 MOST_NUMBERS = 1 << 28  # 1 GiB: of one picture with 92681 pixels along each side
+MAX_NAME_LENGTH = 200  # characters of a variant's name
 KEY = "latents"
 COMFYUI_KEY = "latent_tensor"  # SaveLatent's; always raw, and without the true size
 
@@ -129,7 +130,9 @@ def parse_metadata(metadata: Mapping[str, str]) -> tuple[str | None, tuple[int, 
     """Return (name of the variant, size of the pictures, divisor for raw latents) from a file's metadata. Raises
     ValueError."""
     size, factor = None, 1.0
-    name = shorten(metadata["variant"]) if "variant" in metadata else None
+    name = metadata.get("variant")
+    if name is not None and not (name.isprintable() and 0 < len(name) <= MAX_NAME_LENGTH):
+        raise ValueError(f"variant {shorten(name)!r} is no name")
     if "height" in metadata or "width" in metadata:
         size = tuple(_whole(side, metadata.get(side)) for side in ("height", "width"))
     if (scale := metadata.get("scale", "raw")) not in ("raw", "scaled"):

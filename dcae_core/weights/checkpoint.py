@@ -35,7 +35,7 @@ from ..untrusted import (
 )
 from ..variants import VARIANTS, Variant
 from . import keys
-from .folders import INDEX_FILES, SINGLE_FILES, is_repository_file, model_files, not_safetensors
+from .folders import INDEX_FILES, SINGLE_FILES, is_repository_file, model_files, not_safetensors, weights
 from .recognise import CALLER, candidates, hints, said_by
 
 __all__ = ["Checkpoint", "is_dcae", "save", "signature"]
@@ -52,9 +52,9 @@ class Checkpoint:
     caller knows, believed first. Opening reads only headers. Raises CheckpointError for anything that is not exactly
     one DC-AE.
 
-    Attributes: `path`, `files`, `layout` ("diffusers" or "original"), `fits` (the published variants with these keys and
-    shapes; none for another network), `prefix`, `metadata` (of the first file), `config` (a DC-AE's config.json in the
-    same folder, else {}), `said` (fields of all configs, with their sources), `dtypes`.
+    Attributes: `path`, `files`, `layout` ("diffusers" or "original"), `fits` (the published variants with these keys
+    and shapes; none for another network), `prefix`, `metadata` (of the first file), `config` (a DC-AE's config.json in
+    the same folder, else {}), `said` (fields of all configs, with their sources), `dtypes`.
     """
 
     def __init__(self, path: str | os.PathLike, config: Mapping | None = None, precision: str | None = None):
@@ -222,12 +222,8 @@ def _config_file(files: list[Path]) -> Path | None:
     """Return where the config.json of `files` would be: in the same folder, if they have a repository's file names or
     are the only weights there."""
     folder = files[0].parent
-    with contextlib.suppress(OSError):
-        if (
-            is_repository_file(files[0])
-            or len([name for name in os.listdir(folder) if name.endswith(".safetensors")]) == 1
-        ):
-            return folder / "config.json"
+    if is_repository_file(files[0]) or len(weights(folder)) == 1:
+        return folder / "config.json"
     return None
 
 

@@ -44,7 +44,7 @@ def fields_of(shapes: Mapping[str, Shape]) -> dict | None:
             if original:
                 name = {"encoder": "encoder_out_shortcut", "decoder": "decoder_in_shortcut"}[side]
                 found[name] = any(re.match(r"project_(in|out)\.main\.", n) for n in inner)
-    except (KeyError, IndexError, TypeError):
+    except (KeyError, IndexError, TypeError, ValueError):
         return None
     head_dims = {found.pop(f"{side}_head_dim") for side in ("encoder", "decoder")} - {None}
     return found | ({"attention_head_dim": head_dims.pop()} if len(head_dims) == 1 else {})

@@ -1,5 +1,5 @@
-"""Which files are the model at a path: a file, a folder of diffusers, shards, a repository in the hub's cache. Nothing of
-them is opened but the index of shards; what a file is that is no safetensors is said here too."""
+"""Which files are the model at a path: a file, a folder of diffusers, shards, a repository in the hub's cache. Nothing
+of them is opened but the index of shards; what a file is that is no safetensors is said here too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from pathlib import Path
 from ..errors import CheckpointError, counted
 from ..untrusted import PICKLE, is_file, kind_of, read_json, shorten
 
-__all__ = ["INDEX_FILES", "SINGLE_FILES", "is_repository_file", "is_shard", "model_files", "not_safetensors"]
+__all__ = [
+    "INDEX_FILES",
+    "SINGLE_FILES",
+    "holds_weights",
+    "is_repository_file",
+    "is_shard",
+    "model_files",
+    "not_safetensors",
+    "weights",
+]
 
 SINGLE_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX_FILES = ("diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json")
@@ -33,11 +42,9 @@ def is_shard(path: Path) -> bool:
 def is_repository_file(path: Path) -> bool:
     """Whether repositories of this kind call their weights so, or the index of their shards, with or without a
     precision in the name."""
-    name = path.name
-    shard = SHARD.fullmatch(name)
-    return bool(
-        WHOLE.fullmatch(name) or INDEX.fullmatch(name) or (shard and WHOLE.fullmatch(f"{shard[1]}.safetensors"))
-    )
+    shard = SHARD.fullmatch(path.name)
+    name = f"{shard[1]}.safetensors" if shard else path.name
+    return bool(WHOLE.fullmatch(name) or INDEX.fullmatch(name))
 
 
 def model_files(path: Path, precision: str | None = None) -> list[Path]:
@@ -62,6 +69,11 @@ def model_files(path: Path, precision: str | None = None) -> list[Path]:
     return _shards(path) if INDEX.fullmatch(path.name) else [path]
 
 
+def holds_weights(path: Path) -> bool:
+    """Whether this is a file, or a folder that holds safetensors where `model_files` would look for them."""
+    return is_file(path) or any(map(weights, _model_folders(path)))
+
+
 def _model_folders(path: Path) -> Iterator[Path]:
     """Yield the folders in which the model of a folder may be: itself, as the vae of a pipeline, or either in the
     snapshot that a repository's folder in the hub's cache has of its main branch, else in its newest."""
@@ -82,6 +94,11 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
+def weights(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder."""
+    return [folder / name for name in _names(folder) if name.endswith(".safetensors")]
+
+
 def _by_precision(folder: Path) -> dict[tuple[str, bool, str], Path]:
     """Return what a repository's weights may be here, by (precision, whole, stem)."""
     found = {}
@@ -98,8 +115,8 @@ def _in_folder(folder: Path, precision: str | None) -> list[Path]:
     if wanted := [key for key in order if precision in (None, key[0])]:
         path = found[wanted[0]]
         return [path] if wanted[0][1] else _shards(path)
-    files = [name for name in _names(folder) if name.endswith(".safetensors")]
-    return [folder / files[0]] if len(files) == 1 and precision is None else []
+    files = weights(folder)
+    return files if len(files) == 1 and precision is None else []
 
 
 def _no_model(path: Path, folders: list[Path], precision: str | None) -> str:

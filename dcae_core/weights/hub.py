@@ -23,9 +23,9 @@ from ..errors import DownloadError, UnknownVariant
 from ..files import ASSETS, atomic_write
 from ..variants import DEMO, Variant
 from . import download as downloading
-from .folders import INDEX_FILES, SINGLE_FILES, is_repository_file
+from .folders import INDEX_FILES, SINGLE_FILES, holds_weights
 
-__all__ = ["Progress", "bundled", "default_folder", "download", "find", "is_path", "locate"]
+__all__ = ["Progress", "bundled", "cached", "default_folder", "download", "find", "is_path", "locate"]
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -64,7 +64,7 @@ def find(variant: str | Variant, folder: str | os.PathLike | None = None) -> Pat
     others = [f"models--{repo.replace('/', '--')}" for repo in variant.repos]
     for name in (f"{variant.name}.safetensors", variant.name, f"{variant.name}-diffusers", *others):
         path = folder / name
-        if path.is_file() or (path.is_dir() and any(path.glob("*.safetensors"))):
+        if holds_weights(path):
             return path
     for repo in variant.repos:
         cached = try_to_load_from_cache(repo, _repo_file(repo))
@@ -94,7 +94,7 @@ def locate(
         )
     variant = variants.find(model)
     path = find(variant, folder)
-    if path is None and Path(model).exists():
+    if path is None and holds_weights(Path(model)):
         return Path(model), None
     if path is None and not allow_download:
         where = Path(folder) if folder is not None else default_folder()
@@ -134,8 +134,8 @@ def cached(repo: str, subfolder: str = "") -> Path | None:
     for folder in (f"{subfolder}/",) if subfolder else ("", "vae/"):
         for name in ("config.json", *SINGLE_FILES, *INDEX_FILES):
             file = try_to_load_from_cache(repo, folder + name)
-            if isinstance(file, str) and any(map(is_repository_file, (here := Path(file).parent).iterdir())):
-                return here
+            if isinstance(file, str) and holds_weights(Path(file).parent):
+                return Path(file).parent
     return None
 
 

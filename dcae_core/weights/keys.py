@@ -24,9 +24,7 @@ __all__ = ["LAYOUTS", "OPTIONAL", "autoencoder_names", "expected", "to_diffusers
 LAYOUTS = ("diffusers", "original")
 WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # How an autoencoder's first and last convolutions are named: what is before "encoder." is a prefix.
-STARTS = re.compile(
-    rf"((?:.*\.)?)(encoder|decoder)\.(?:{WRAPPERS.pattern})*(?:conv_in|conv_out|project_in|project_out)\."
-)
+STARTS = re.compile(rf"((?:.*\.)?)(encoder|decoder)\.(?:{WRAPPERS.pattern})*(?:conv|project)_(?:in|out)\.")
 OPTIONAL = ".num_batches_tracked"  # batch-norm counters that inference does not read and some tools drop
 Shape = tuple[int, ...]
 
@@ -161,8 +159,7 @@ def autoencoder_names(names: Iterable[str], where: str) -> tuple[str, dict[str, 
     for name in (name for name in names if name.startswith(prefixes[0])):
         plain = WRAPPERS.sub("", name.removeprefix(prefixes[0]))
         if plain in inner:
-            raise CheckpointError(
-                f"{where} holds {shorten(plain)} twice, as {shorten(inner[plain])} and {shorten(name)}."
-            )
+            both = f"{shorten(inner[plain])} and {shorten(name)}"
+            raise CheckpointError(f"{where} holds {shorten(plain)} twice, as {both}.")
         inner[plain] = name
     return prefixes[0], inner

@@ -136,12 +136,12 @@ class Candidates:
         listed = " or ".join(v.name for v in fits)
         raise AmbiguousVariant(
             f"{self.where} is {listed}: their files have the same keys and shapes and differ in the scaling factor "
-            f"({', '.join(str(v.scaling_factor) for v in fits)}), and no config.json, metadata, file or folder name says "
-            f"which. Set the variant ({fits[0].name!r} or {fits[-1].name!r}), or put it in the file's name."
+            f"({', '.join(str(v.scaling_factor) for v in fits)}), and no config.json, metadata, file or folder name "
+            f"says which. Set the variant ({fits[0].name!r} or {fits[-1].name!r}), or put it in the file's name."
         )
 
     def _own(self, like: Variant | None, said: Said, name: str, complete: bool) -> Variant:
-        """The network that is said, and not published. like: what has the same tensors, for fields that nothing says."""
+        """The network that is said, which is not published. like: one with the same tensors, for what is not said."""
         known = dict(self.told)
         if like is not None:
             known = like.architecture.diffusers_config()
@@ -231,7 +231,8 @@ def candidates(shapes: Mapping[str, tuple[int, ...]], where: str) -> Candidates:
         sample = f", such as {', '.join(map(shorten, list(given)[:3]))}" if given else ""
         raise CheckpointError(
             f"{where} is not a DC-AE: it holds {counted(len(given), 'tensor')}{sample}.{impossible} "
-            f"Choose a DC-AE file (original or diffusers keys): one of {', '.join(VARIANTS)}, or any other AutoencoderDC."
+            f"Choose a DC-AE file (original or diffusers keys) of one of: {', '.join(VARIANTS)}; or of any other "
+            "AutoencoderDC."
         )
     missing = [k for k in expected if k not in given]
     extra = [k for k in given if k not in expected]
@@ -271,7 +272,10 @@ def _checked(field: str, value: object, where: str) -> object:
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             if not isinstance(value, bool) and SCALING_FACTOR_RANGE[0] < float(value) < SCALING_FACTOR_RANGE[1]:
                 return float(value)
-        raise CheckpointError(f"{where} says scaling_factor {shorten(value)!r}: needed is a number from 1e-6 to 1e6.")
+        raise CheckpointError(
+            f"{where} says scaling_factor {shorten(value)!r}: needed is a number from 1e-6 to 1e6. Correct it, or give "
+            "config={'scaling_factor': ...}."
+        )
     if field == "adaptive_channels":
         if isinstance(value, (list, tuple)) and len(value) < 1000 and all(type(n) is int and n > 0 for n in value):
             return tuple(value)

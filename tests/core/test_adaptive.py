@@ -60,7 +60,8 @@ def test_any_number_of_channels_is_as_with_that_part_of_the_weights(pair):
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_the_published_layout_is_told_from_all_others(name):
     expected = keys.expected(VARIANTS[name].architecture, "original")
-    assert recognise.candidates(expected, "x") == ("original", [VARIANTS[name]])
+    found = recognise.candidates(expected, "x")
+    assert (found.layout, found.fits) == ("original", [VARIANTS[name]])
     assert expected["encoder.project_out.op_list.0.conv.weight"] == (128, 1024, 3, 3)
     assert expected["decoder.project_in.conv.weight"] == (1024, 128, 3, 3)
 

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 
 from dcae_core import DCAE, VARIANTS, Variant, plan
 from dcae_core.architecture import Architecture
-from dcae_core.engine.coder import InferenceAutoencoder
 from dcae_core.engine.rewrites import REWRITES
 from dcae_core.errors import OptionError
-from dcae_core.model import Autoencoder
 from dcae_core.weights import keys
 from dcae_core.weights.fields import NOT_TOLD, fields_of
 from tests.core.architectures import configs
@@ -31,19 +29,11 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def autoencoder(architecture: Architecture, state: dict, rewrites) -> DCAE:
-    ae = DCAE.empty(Variant("any", architecture, None), "cpu", "fp32")
-    reference = Autoencoder(architecture)
-    reference.load_state_dict(state)
-    ae.model = InferenceAutoencoder(reference, rewrites)
-    return ae
-
-
 @settings(max_examples=200, **SETTINGS)
 @given(configs(), st.sampled_from([REWRITES, ()]), st.integers(0, 2**16))
 def test_it_does_what_diffusers_does(config, rewrites, seed):
     oracle = randomised(lambda: AutoencoderDC(**config), seed)
-    ae = autoencoder(Architecture.from_config(config), oracle.state_dict(), rewrites)
+    ae = DCAE.from_state_dict(oracle.state_dict(), None, "cpu", "fp32", rewrites, config)
     x = torch.rand(1, 3, 5 * ae.spatial_ratio, 3 * ae.spatial_ratio) * 2 - 1
     with torch.no_grad():
         z = oracle.encode(x).latent

@@ -142,12 +142,12 @@ def test_mistakes_are_one_line(picture, tmp_path, capsys):
     assert "dcae download" in fails(["encode", str(picture), "--model", "dc-ae-f32c32-in-1.0"], capsys)
     assert "no picture at" in fails(["encode", str(tmp_path / "absent.png"), *CPU], capsys)
     assert "not a latent file" in fails(["decode", str(hub.bundled()), *CPU], capsys)
-    assert "not a readable latent file" in fails(["decode", str(picture), *CPU], capsys)
+    assert "is a picture (PNG), not a latent file" in fails(["decode", str(picture), *CPU], capsys)
     foreign = tmp_path / "foreign.safetensors"
     latents.write(foreign, torch.zeros(1, 128, 2, 2), VARIANTS["dc-ae-f64c128-in-1.0"], (128, 128))
     nameless = tmp_path / "nameless.latent"
     save_file({"latent_tensor": torch.zeros(1, 32, 1, 1)}, nameless)
-    assert "say it with --model" in fails(["decode", str(nameless), *CPU], capsys)
+    assert "say where it is with --model" in fails(["decode", str(nameless), *CPU], capsys)
     assert ". is a folder: name the files in it." in fails(["decode", ".", *CPU], capsys)
     assert "of inf bytes can't be" in fails(["encode", str(picture), "--budget", "9" * 400 + "GiB", *CPU], capsys)
     save_file({"latents": torch.zeros(1, 32, 1, 1)}, nameless, {"height": "999", "width": "999"})

@@ -214,12 +214,12 @@ def test_a_header_whose_length_looks_like_something_else(tmp_path):
         refused(tmp_path / "x.safetensors", "not a readable safetensors file", "cut short or damaged")
 
 
-def test_a_scaling_factor_that_is_not_heeded_is_said(tmp_path, small_state, caplog):
+def test_what_is_requested_goes_before_the_config_which_is_said(tmp_path, small_state, caplog):
     checkpoint.save(tmp_path, small_state, VARIANTS[DEMO])
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
-    assert Checkpoint(tmp_path).choose() is VARIANTS[DEMO]
-    assert "the scaling factor of dc-ae-f32c32-demo is used, although config.json says 0.5" in caplog.text
+    assert Checkpoint(tmp_path).choose(DEMO) is VARIANTS[DEMO]
+    assert "loaded as dc-ae-f32c32-demo, as requested, although config.json says scaling_factor 0.5" in caplog.text
 
 
 @pytest.mark.parametrize("wrong", [{1: torch.zeros(1)}, {"a": 3}, {"a": torch.zeros(1, dtype=torch.complex64)}])

@@ -163,13 +163,15 @@ def test_locate_decides_between_a_path_and_a_name(tmp_path, monkeypatch):
     Path(REPO).mkdir(parents=True)
     assert hub.locate(REPO, models) == (Path(REPO), None), "a folder that is there, not the repository"
 
-    Path(NAME).mkdir()  # without a separator a name stays a name
+    Path(NAME).mkdir()  # without weights in it a name stays a name
     for name in (NAME, f"{NAME}-diffusers"):
         with pytest.raises(DownloadError, match=f"{NAME} is not in .*models nor in the Hugging Face cache"):
             hub.locate(name, models)
     assert fetched == []
     assert hub.locate(NAME, models, allow_download=True) == (tmp_path, VARIANTS[NAME])
     assert fetched.pop() == (NAME, models)
+    (Path(NAME) / "my-own.safetensors").touch()
+    assert hub.locate(NAME, models, allow_download=True) == (Path(NAME), None), "a folder here, by its name"
     models.mkdir()
     (models / path.name).touch()
     for allowed in (False, True):

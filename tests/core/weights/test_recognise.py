@@ -100,8 +100,10 @@ def test_the_caller_is_not_believed_against_the_shapes(ambiguous):
 
 def test_sana_1_0_and_1_1_need_no_name_since_their_numbers_are_the_same():
     sana = [VARIANTS["dc-ae-f32c32-sana-1.0"], VARIANTS["dc-ae-f32c32-sana-1.1"]]
-    assert recognise.choose(sana, None, [], "x") == sana[0]
-    assert recognise.choose(sana, None, [("the name 'x'", sana[1])], "x") == sana[1]
+    found = recognise.candidates(keys.expected(sana[0].architecture, "diffusers"), "x")
+    assert found.fits == sana
+    assert found.choose() == sana[0]
+    assert found.choose(hints=[("the name 'x'", sana[1])]) == sana[1]
 
 
 def test_variant_names_as_people_write_them():
@@ -146,11 +148,11 @@ def test_batch_norm_counters_may_be_left_out():
         for k, s in keys.expected(variant.architecture, "original").items()
         if not k.endswith("num_batches_tracked")
     }
-    layout, fits = recognise.candidates(shapes, "x")
-    assert layout == "original"
-    assert variant in fits
+    found = recognise.candidates(shapes, "x")
+    assert found.layout == "original"
+    assert variant in found.fits
     state = {k: torch.empty(s, device="meta") for k, s in shapes.items()}
-    state = keys.to_diffusers(state, layout, variant.architecture)
+    state = keys.to_diffusers(state, found.layout, variant.architecture)
     assert {k: tuple(t.shape) for k, t in state.items()} == keys.expected(variant.architecture, "diffusers")
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from .errors import OptionError, counted
 
-__all__ = ["ACTS", "DEFAULTS", "MAX_STAGES", "NORMS", "Architecture", "CoderSpec", "Stage"]
+__all__ = ["ACTS", "DEFAULTS", "MAX_STAGES", "MAX_WIDTH", "NORMS", "Architecture", "CoderSpec", "Stage"]
 
 ACTS, NORMS = ("relu", "silu", "gelu", "mish"), ("rms_norm", "batch_norm")
 

@@ -201,12 +201,10 @@ def _name(file: Path) -> str:
     file = file.absolute()
     if not is_repository_file(file):
         return file.stem
-    for folder in file.parents:
-        if folder.name.startswith("models--"):  # of a hub's cache: models--OWNER--NAME/snapshots/COMMIT
-            return folder.name.rsplit("--", 1)[-1]
-        if folder.name not in ("vae", "") and folder.parent.name != "snapshots":
-            return folder.name
-    return ""
+    folder = file.parent if file.parent.name != "vae" else file.parents[1]
+    if folder.parent.name == "snapshots":  # of a hub's cache: models--OWNER--NAME/snapshots/COMMIT
+        folder = folder.parents[1]
+    return folder.name.rsplit("--", 1)[-1]
 
 
 def _of(metadata: Mapping[str, str]) -> dict:

@@ -7,11 +7,12 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 
-from ..architecture import MAX_STAGES
+from ..architecture import MAX_STAGES, MAX_WIDTH
 
-__all__ = ["NOT_TOLD", "fields_of"]
+__all__ = ["HEAD_DIMS", "NOT_TOLD", "fields_of"]
 
 Shape = tuple[int, ...]
+HEAD_DIMS = "attention_head_dims"
 # Tensors tell the head dimension only with multi-scale branches, the shortcuts only in the original layout.
 NOT_TOLD = ("attention_head_dim", "encoder_out_shortcut", "decoder_in_shortcut")
 NOT_TOLD += ("decoder_act_fns", "decoder_conv_act_fn")
@@ -34,7 +35,7 @@ NAMES = (
 
 def fields_of(shapes: Mapping[str, Shape]) -> dict | None:
     """Return what names and shapes tell, by the names of the fields; None where they are of no such network. Whether
-    all tensors fit is not checked."""
+    all tensors fit is not checked. Head dimensions that fit, where several do, are under HEAD_DIMS."""
     original = any(".op_list." in name for name in shapes)
     found: dict = {}
     try:
@@ -46,8 +47,14 @@ def fields_of(shapes: Mapping[str, Shape]) -> dict | None:
                 found[name] = any(re.match(r"project_(in|out)\.main\.", n) for n in inner)
     except (KeyError, IndexError, TypeError, ValueError):
         return None
-    head_dims = {found.pop(f"{side}_head_dim") for side in ("encoder", "decoder")} - {None}
-    return found | ({"attention_head_dim": head_dims.pop()} if len(head_dims) == 1 else {})
+    heads = [pair for side in ("encoder", "decoder") for pair in found.pop(f"{side}_heads")]
+    sizes = range(1, min((width for width, _ in heads if width < MAX_WIDTH), default=0) + 1)
+    fit = [size for size in sizes if all(width // size * size == inner for width, inner in heads)]
+    branches = {size for side in ("encoder", "decoder") for size in found.pop(f"{side}_head_dims")}
+    fit = [size for size in fit if branches in (set(), {size})]
+    if len(fit) == 1:
+        return found | {"attention_head_dim": fit[0]}
+    return found | ({HEAD_DIMS: fit} if fit else {})
 
 
 def _plain(name: str) -> str:
@@ -57,7 +64,8 @@ def _plain(name: str) -> str:
 
 
 def _side(side: str, shapes: Mapping[str, Shape]) -> dict:
-    """The fields of an encoder or a decoder, and its head dimension. Raises KeyError and the like for other things."""
+    """The fields of an encoder or a decoder, the widths of its attention before and after it, and the head dimensions
+    that its branches have. Raises KeyError and the like for other things."""
     encodes = side == "encoder"
     stages: dict[int, dict[int, dict[str, Shape]]] = defaultdict(lambda: defaultdict(dict))
     for name, shape in shapes.items():
@@ -69,14 +77,16 @@ def _side(side: str, shapes: Mapping[str, Shape]) -> dict:
         raise IndexError
     count = last + (2 if last in resamplers else 1)
     latent = shapes["conv_out.weight" if encodes else "conv_in.weight"]
-    rows, head_dim = [], None
+    rows, heads, head_dims = [], [], set()
     for i in range(count):
         blocks = [block for _, block in sorted(stages[i].items()) if "weight" not in block]
         block = blocks[0] if blocks else {}
         attends = "attn.to_out.weight" in block
         branches = sorted(name for name in block if name.endswith("proj_in.weight"))
-        if branches:
-            head_dim = block[branches[0].replace("proj_in", "proj_out")][1]
+        head_dims |= {block[name.replace("proj_in", "proj_out")][1] for name in branches}
+        if attends:  # heads are as many as are whole
+            width, inner = block["attn.to_out.weight"][:2]
+            heads.append((width, inner // (1 + len(branches))))
         width = block["attn.to_out.weight" if attends else "conv1.weight"][0] if block else 0
         norm = "batch_norm" if "norm.running_mean" in block else "rms_norm"
         kind = "EfficientViTBlock" if attends else "ResBlock"
@@ -95,7 +105,8 @@ def _side(side: str, shapes: Mapping[str, Shape]) -> dict:
         f"{side}_layers_per_block": depths,
         f"{side}_block_types": kinds,
         f"{side}_qkv_multiscales": scales,
-        f"{side}_head_dim": head_dim,
+        f"{side}_heads": heads,
+        f"{side}_head_dims": head_dims,
     }
     if encodes:
         return found | {"downsample_block_type": "pixel_unshuffle" if shuffles else "Conv"}

@@ -156,10 +156,13 @@ def autoencoder_names(names: Iterable[str], where: str) -> tuple[str, dict[str, 
             "want in a file of its own."
         )
     inner: dict[str, str] = {}
-    for name in (name for name in names if name.startswith(prefixes[0])):
-        plain = WRAPPERS.sub("", name.removeprefix(prefixes[0]))
+    prefix = prefixes[0]
+    for name in names:
+        if prefix and not name.startswith((f"{prefix}encoder.", f"{prefix}decoder.")):
+            continue  # of the whole model that the prefix is of
+        plain = WRAPPERS.sub("", name.removeprefix(prefix))
         if plain in inner:
             both = f"{shorten(inner[plain])} and {shorten(name)}"
             raise CheckpointError(f"{where} holds {shorten(plain)} twice, as {both}.")
         inner[plain] = name
-    return prefixes[0], inner
+    return prefix, inner

@@ -22,7 +22,7 @@ from ..errors import AmbiguousVariant, CheckpointError, OptionError, UnknownVari
 from ..untrusted import shorten
 from ..variants import SCALING_FACTOR_RANGE, UNLISTED, VARIANTS, Variant
 from . import keys
-from .fields import NOT_TOLD, fields_of
+from .fields import HEAD_DIMS, NOT_TOLD, fields_of
 
 __all__ = ["CALLER", "Candidates", "Hint", "Said", "candidates", "hints", "said_by"]
 
@@ -40,7 +40,6 @@ NAME_PARTS = (
     (re.compile(r"sana[-_ .]?1[._]0"), "-sana-1.0"),
 )
 ALTERNATIVES = {  # two values of each field that tensors may not tell: where both do the same, it does not matter
-    "attention_head_dim": (1, 2),
     "encoder_out_shortcut": (False, True),
     "decoder_in_shortcut": (False, True),
     "decoder_act_fns": ("relu", "silu"),
@@ -146,7 +145,7 @@ class Candidates:
         if like is not None:
             known = like.architecture.diffusers_config()
         elif not complete:
-            known = {**{field: first for field, (first, _) in ALTERNATIVES.items()}, **known}
+            known = self._either(0)
             told = {*self.told, *said}
             if missing := [field for field in NOT_TOLD if field not in told and self._matters(field, known, said)]:
                 raise CheckpointError(
@@ -155,7 +154,7 @@ class Candidates:
                 )
         architecture = self._architecture(known, said)
         if not self._has(architecture):
-            raise CheckpointError(self._contradiction(known, said, architecture))
+            raise CheckpointError(self._contradiction(said, architecture))
         factor, adaptive = (said.get(field, (None,))[0] for field in ("scaling_factor", "adaptive_channels"))
         note = "another network" if like is None else f"another network with the tensors of {like.name}"
         name = name or f"autoencoder-dc-f{architecture.spatial_ratio}c{architecture.latent_channels}"
@@ -166,18 +165,24 @@ class Candidates:
         except OptionError as error:
             raise CheckpointError(f"{self.where}: {error}") from error
 
+    def _either(self, which: int) -> dict:
+        """What the tensors tell, with the first (0) or the last (-1) of values that they allow for what they do not."""
+        alternatives = {**ALTERNATIVES, "attention_head_dim": self.told.get(HEAD_DIMS, (1,))}
+        return {**{field: values[which] for field, values in alternatives.items()}, **self.told}
+
     def _matters(self, field: str, known: Mapping, said: Said) -> bool:
         """Whether the network depends on the value of a field."""
         plain = self._architecture(known, said)
         try:
-            return not self._architecture({**known, field: ALTERNATIVES[field][1]}, said).same_network(plain)
+            return not self._architecture({**known, field: self._either(-1)[field]}, said).same_network(plain)
         except CheckpointError:  # the other value can't be: it is the first
             return False
 
-    def _contradiction(self, known: Mapping, said: Said, architecture: Architecture) -> str:
+    def _contradiction(self, said: Said, architecture: Architecture) -> str:
         wanted = architecture.diffusers_config()
         try:
-            there = Architecture.from_config({**known, **self.told}).diffusers_config()
+            untold = {field: value for field, (value, _) in said.items() if field not in self.told}
+            there = Architecture.from_config({**self._either(0), **untold}).diffusers_config()
         except OptionError:
             there = wanted
         fields = [field for field in said if field in wanted and wanted[field] != there[field]]
@@ -216,9 +221,8 @@ def candidates(shapes: Mapping[str, tuple[int, ...]], where: str) -> Candidates:
     impossible = ""
     if told:
         own = Candidates(where, keys.LAYOUTS[any(".op_list." in k for k in given)], [], told, given)
-        shortcuts = {field: first for field, (first, _) in ALTERNATIVES.items()}
         try:
-            architecture = Architecture.from_config({**shortcuts, **told})
+            architecture = Architecture.from_config(own._either(0))
             if own._has(architecture):
                 return own
             # Where more of it fits than of any published one, it is the better measure of what is wrong.

@@ -42,7 +42,7 @@ def test_a_folder_with_a_precision_in_its_names(tmp_path, vae, options):
     assert Checkpoint(tmp_path, precision="fp16").dtypes == {"F16"}
     assert DCAE.from_file(tmp_path, device="cpu", dtype="fp32", precision="fp16").path == tmp_path
     assert StreamedAutoencoderDC.from_pretrained(tmp_path, variant="fp16").core.name == DEMO
-    with pytest.raises(CheckpointError, match="has no DC-AE for bf16: it has one without a precision.*, fp16"):
+    with pytest.raises(CheckpointError, match=r"has no DC-AE for bf16: it has one without a precision.*, fp16"):
         StreamedAutoencoderDC.from_pretrained(tmp_path, variant="bf16")
 
 

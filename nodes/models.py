@@ -49,7 +49,8 @@ def problem(choice: str) -> str | None:
             "Names that end in (download) are fetched when allow_download is on."
         )
     try:
-        Checkpoint(path)
+        if not (checkpoint := Checkpoint(path)).fits:
+            checkpoint.choose()  # what its fields are, no choice of variant tells
     except CheckpointError as error:
         return str(error)
     return None

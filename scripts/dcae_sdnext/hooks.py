@@ -179,7 +179,7 @@ def apply_choice(pipe, name: str, path: str | None) -> bool:
 def why_not_dcae(path: str) -> str:
     """Return the error that opening a file as a DC-AE gives."""
     try:
-        Checkpoint(path)
+        Checkpoint(path).choose()
     except DCAEError as error:
         return str(error)
     return ""

@@ -5,6 +5,7 @@ Loads it, puts it into a pipeline and puts the checkpoint's VAE back. `hooks` de
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from accelerate.hooks import remove_hook_from_module
@@ -14,6 +15,7 @@ from modules import devices, sd_models, sd_vae, shared
 from dcae_core import DCAE, DCAEError, DownloadError, hub
 from dcae_core.integrations.diffusers import StreamedAutoencoderDC
 from dcae_core.integrations.sana import SanaImg2ImgPipeline
+from dcae_core.weights.checkpoint import signature
 
 from . import names, settings
 from .host import log
@@ -109,16 +111,16 @@ def load(name: str, path: str, scaling_factor: float | None = None) -> HostedAut
 
 
 def fingerprint(path: str | Path) -> tuple:
-    """Return what a loaded VAE depends on: path, modification times of its files, and precision of the settings."""
-    path = Path(path)
-    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-    return str(path), tuple(file.stat().st_mtime_ns for file in files), settings.dtype()
+    """Return what a loaded VAE depends on: path, its files and config.json, and precision of the settings."""
+    return str(path), signature(path), settings.dtype()
 
 
 def in_use(pipe, path: str) -> bool:
     """Whether the pipeline's VAE was loaded from `path` as it is now, in the precision of the settings."""
     vae = hosted_vae(pipe)
-    return vae is not None and Path(path).exists() and vae.fingerprint == fingerprint(path)
+    with contextlib.suppress(DCAEError, OSError):  # it is no longer there, or something else
+        return vae is not None and vae.fingerprint == fingerprint(path)
+    return False
 
 
 def download_progress():

@@ -16,6 +16,7 @@ from tests.servers import PACK, python_of
 from .server import MODEL, RequestFailed, Server
 
 OTHER = "Diffusers/other_sana_diffusers"
+TUNED = "Diffusers/tuned_sana_diffusers"  # the other's weights with another scaling factor
 FORMS = ("other-folder-1.0", "repository", "other_original.safetensors", "other_diffusers.safetensors")
 SANA = f"Diffusers/{MODEL}"
 SD = "Diffusers/tiny_sd"
@@ -31,9 +32,9 @@ def default_settings(sdnext: Server):
 
 @pytest.fixture(scope="module")
 def pictures(sdnext: Server) -> dict[str, Image.Image]:
-    """Pictures of diffusers' AutoencoderDC in SD.Next, with the weights of both checkpoints."""
+    """Pictures of diffusers' AutoencoderDC in SD.Next, with the weights of each checkpoint."""
     pictures = {}
-    for checkpoint in (SANA, OTHER):
+    for checkpoint in (SANA, OTHER, TUNED):
         sdnext.set(sd_model_checkpoint=checkpoint)
         sdnext.set(sd_vae="Default")
         assert sdnext.status()["class"] == "AutoencoderDC"
@@ -63,8 +64,9 @@ def check(sdnext: Server, expected: Image.Image, vae: str | None, tolerance: int
     assert difference(result[0], expected)[0] <= tolerance and vae_in(infotext) == vae
 
 
-def test_the_two_checkpoints_differ(pictures):
+def test_the_checkpoints_differ(pictures):
     assert difference(pictures[SANA], pictures[OTHER])[1] > 2
+    assert difference(pictures[TUNED], pictures[OTHER])[1] > 2
 
 
 def test_the_list(sdnext):
@@ -94,6 +96,15 @@ def test_a_chosen_dcae_gives_diffusers_picture(sdnext, pictures, form):
     assert sdnext.set(sd_vae="Default") == {"sd_vae": True}
     check(sdnext, pictures[SANA], None, tolerance=0)
     assert not sdnext.status()["active"]
+
+
+def test_a_network_that_is_not_published(sdnext, pictures):
+    """A folder whose config has another factor, and whose file has a precision in its name."""
+    assert "tuned" in sdnext.vaes() and not any("fp16" in name for name in sdnext.vaes())
+    assert sdnext.set(sd_vae="tuned") == {"sd_vae": True}
+    check(sdnext, pictures[TUNED], "tuned")
+    status = sdnext.status()
+    assert (status["variant"], status["scaling_factor"]) == ("tuned", 0.77)
 
 
 def test_for_one_request(sdnext, pictures):

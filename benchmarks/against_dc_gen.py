@@ -1,54 +1,73 @@
-"""Ours beside the published code of DC-AE 1.5: `python benchmarks/against_dc_gen.py CHECKOUT [--variants NAME ...]`.
+"""Ours beside the published code of DC-AE: `python benchmarks/against_dc_gen.py CHECKOUT ... [--names NAME ...]`.
 
-CHECKOUT is a clone of https://github.com/dc-ai-projects/DC-Gen, whose models are run as they are: `pip install
-omegaconf triton` for them. Their norm is a Triton kernel, run by Triton's interpreter where there is no GPU.
-Random weights at full width, random pictures, fp32. Ours loads DC-Gen's state dict, so names and shapes are held to it
-too, and the variant is found out from them. For each number of latent channels, a picture and its latent:
-encode, decode: |ours - theirs| / |theirs|; strips: ours in the smallest strips there are, against theirs.
+CHECKOUT is a clone of https://github.com/dc-ai-projects/DC-Gen (1.0 to 1.5) or of
+https://github.com/mit-han-lab/efficientvit (1.0), whose models are run as they are: `pip install omegaconf triton timm
+torchvision segment-anything` for them. Their norm is a Triton kernel, run by Triton's interpreter where there is no GPU
+(efficientvit's makes a buffer on "cuda" by that name: there it is made on the CPU). Every name in their registries;
+random weights at full width, random pictures, fp32. Ours loads their state dict, so names and shapes are held to it
+too, and finds the network out from them and from the name as their config.json has it. A picture and its latent:
+encode, decode: |ours - theirs| / |theirs|; strips: ours in the smallest strips there are, against theirs. The first
+name of a network is run with two sizes, for 1.5 with each number of channels, others of it with one.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.machinery
+import importlib.util
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.streaming import machine, picture, smallest
-from dcae_core import DCAE, VARIANTS
+from dcae_core import DCAE
 from dcae_core.engine.execute import run_plan
+from dcae_core.weights import recognise
 
-ADAPTIVE = [name for name, variant in VARIANTS.items() if variant.adaptive]
+UNUSED = ("onnx", "onnxsim", "ipdb")  # imported by their training code; stood in for where absent
+ZOOS = {"dc_gen": "dc_gen.aecore.models.dc_ae", "efficientvit": "efficientvit.models.efficientvit.dc_ae"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkout", type=Path)
-    parser.add_argument("--variants", nargs="+", choices=ADAPTIVE, default=ADAPTIVE, metavar="NAME")
+    parser.add_argument("checkouts", type=Path, nargs="+", metavar="CHECKOUT")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="some of theirs (default: all)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="also write what is printed to this file")
     arguments = parser.parse_args()
     if arguments.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # read when DC-Gen imports Triton
-    sys.path.insert(0, str(arguments.checkout.resolve()))
-    lines, worst = [], 0.0
+    for name in UNUSED:
+        if importlib.util.find_spec(name) is None:
+            sys.modules[name] = mock.MagicMock(__spec__=importlib.machinery.ModuleSpec(name, None))
+    lines, worst, seen = [], 0.0, set()
 
     def say(line: str) -> None:
         print(line, flush=True)
         lines.append(line)
 
-    say(f"# DC-Gen {commit(arguments.checkout)}; {machine(arguments.device)}, float32")
-    say(f"{'variant':20} {'picture':>9} channels    encode    decode  strips: encode    decode")
-    for name in arguments.variants:
-        for size, channels, errors in case(name, arguments.device):
-            worst = max(worst, *errors)
-            numbers = "".join(f"{error:18.1e}" if i == 2 else f"{error:10.1e}" for i, error in enumerate(errors))
-            say(f"{name:20} {size[1]:>4}x{size[0]:<4} {channels:>8}{numbers}")
+    say(f"# {machine(arguments.device)}, float32")
+    say(f"{'name':26} {'picture':>9} channels    encode    decode  strips: encode    decode")
+    for checkout in arguments.checkouts:
+        sys.path.insert(0, str(checkout.resolve()))
+        package = next(package for package in ZOOS if (checkout / package).is_dir())
+        zoo = importlib.import_module(f"{package}.ae_model_zoo")
+        if arguments.device == "cpu" and (norm := sys.modules.get(f"{package}.models.nn.triton_rms_norm")):
+            empty = {"empty": lambda *shape, device, **options: torch.empty(*shape, **options)}
+            norm.torch = types.SimpleNamespace(**{**vars(torch), **empty})
+        say(f"# {package} {commit(checkout)}: {len(zoo.REGISTERED_DCAE_MODEL)} names")
+        for name in arguments.names or zoo.REGISTERED_DCAE_MODEL:
+            for size, channels, errors in case(name, zoo, package, arguments.device, seen):
+                worst = max(worst, *errors)
+                numbers = "".join(f"{error:18.1e}" if i == 2 else f"{error:10.1e}" for i, error in enumerate(errors))
+                say(f"{name:26} {size[1]:>4}x{size[0]:<4} {channels:>8}{numbers}")
     say(f"largest: {worst:.1e}")
     if arguments.out:
         arguments.out.write_text("\n".join(lines) + "\n")
@@ -64,23 +83,29 @@ def commit(checkout: Path) -> str:
 
 
 @torch.no_grad()
-def case(name: str, device: str):
-    """((height, width), channels, errors) of one variant."""
-    from dc_gen.ae_model_zoo import create_dc_ae_model_cfg
-    from dc_gen.aecore.models.dc_ae import DCAE as Published
-
+def case(name: str, zoo, package: str, device: str, seen: set):
+    """((height, width), channels, errors) of one name. seen: the architectures that were run before."""
     torch.manual_seed(0)
-    theirs = Published(create_dc_ae_model_cfg(name)).eval().to(device)
+    config = zoo.create_dc_ae_model_cfg(name)
+    config.pretrained_path = None  # some name a file of their authors
+    theirs = importlib.import_module(ZOOS[package]).DCAE(config).eval().to(device)
     for key, tensor in theirs.state_dict().items():
         if tensor.ndim == 1:  # norms and biases away from their defaults, where mistakes would not show
             tensor.uniform_(0.75, 1.25).sub_(1.0 if key.endswith(("bias", "mean")) else 0.0)
-    ours = DCAE.from_state_dict(theirs.state_dict(), device=device, dtype="fp32")
-    assert (ours.variant.name, ours.layout) == (name, "original")
-    fewer = list(ours.variant.adaptive)
-    for size, some in (((64, 64), fewer), ((64, 128), fewer[2:3])):
+    shapes = {key: tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
+    found = recognise.candidates(shapes, name)
+    variant = found.choose(hints=recognise.hints({"model_name": name}, {}, Path("model.safetensors")))
+    assert (variant.name, found.layout) == (name, "original"), variant
+    ours = DCAE.from_state_dict(theirs.state_dict(), variant, device=device, dtype="fp32")
+    fewer = list(variant.adaptive) if variant.architecture not in seen else []
+    again = variant.architecture in seen
+    seen.add(variant.architecture)
+    side = max(64, ours.spatial_ratio)
+    for size, some in (((side, side), fewer), ((side, 2 * side), fewer[2:3]))[: 1 if again else 2]:
         x = picture(*size, device)
         # A list makes theirs give one latent for each number: the network before them runs once.
-        latents = theirs.encode(x, latent_channels=[*some, ours.latent_channels])
+        fewer_too = {"latent_channels": [*some, ours.latent_channels]} if variant.adaptive else {}
+        latents = theirs.encode(x, **fewer_too) if fewer_too else [theirs.encode(x)]
         for z in latents:
             y, channels = theirs.decode(z), z.shape[1]
             whole = ours.encode(x, latent_channels=channels), ours.decode(z)

@@ -42,7 +42,7 @@ def test_a_class_is_used_as_it_is_by_hand(kind, models):
     channels = CLASSES[kind][2]
     ratio = 2 ** (CLASSES[kind][1] - 1)
     codec = of_file(kind, models)
-    assert (codec.kind, codec.ratio, codec.name) == (kind, ratio, str(models / kind))
+    assert (codec.kind, codec.ratio, codec.name.removeprefix("diffusers:")) == (kind, ratio, str(models / kind))
 
     vae = getattr(diffusers, kind).from_pretrained(models / kind).eval()
     rows, columns = -(-45 // ratio), -(-70 // ratio)
@@ -87,6 +87,13 @@ def every_codec(models: Path, folder: Path) -> dict[str, codecs.Codec]:
     made = {kind: of_file(kind, models) for kind in CLASSES}
     taesana_files(folder)
     return {**made, "DC-AE": demo(), "TAESANA": codecs.load(f"taesana:{folder}", "cpu", "fp32")}
+
+
+def test_a_dcae_that_is_not_published_runs_on_ours_without_a_prefix(models):
+    ours, theirs = codecs.load(str(models / "AutoencoderDC"), "cpu", "fp32"), of_file("AutoencoderDC", models)
+    x = images.from_host(photograph(64, 96))
+    assert (ours.kind, ours.ratio) == ("DC-AE", theirs.ratio)
+    assert torch.allclose(ours.encode(x), theirs.encode(x), atol=1e-4)
 
 
 def test_every_network_sees_black_and_white_as_it_was_trained_to(models, tmp_path):

@@ -82,7 +82,8 @@ def photograph(height: int, width: int, name: str = "astronaut", left: int = 150
 
 
 def of_file(kind: str, models: Path) -> codecs.Codec:
-    return codecs.load(str(models / kind), "cpu", "fp32")
+    """By diffusers' class, also where ours would run it."""
+    return codecs.load(f"{'diffusers:' if kind == 'AutoencoderDC' else ''}{models / kind}", "cpu", "fp32")
 
 
 def demo() -> codecs.Codec:

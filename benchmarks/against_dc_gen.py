@@ -102,7 +102,7 @@ def case(name: str, zoo, package: str, device: str, seen: set):
     seen.add(variant.architecture)
     side = max(64, ours.spatial_ratio)
     for size, some in (((side, side), fewer), ((side, 2 * side), fewer[2:3]))[: 1 if again else 2]:
-        x = picture(*size, device)
+        x = picture(*size, device).contiguous()  # efficientvit's norm writes as if all were
         # A list makes theirs give one latent for each number: the network before them runs once.
         fewer_too = {"latent_channels": [*some, ours.latent_channels]} if variant.adaptive else {}
         latents = theirs.encode(x, **fewer_too) if fewer_too else [theirs.encode(x)]

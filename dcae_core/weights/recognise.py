@@ -261,11 +261,19 @@ def _required(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...
 def said_by(*sources: tuple[str, Mapping], where: str) -> tuple[Said, bool]:
     """Return the fields that (name, config) sources give, the first source believed first, and whether one of them is
     an AutoencoderDC's own config, which has diffusers' defaults for what it leaves out. Fields that are null are not
-    given. Raises CheckpointError for a scaling factor or adaptive channels that can't be."""
+    given. Raises CheckpointError for a scaling factor or adaptive channels that can't be, and for names in the caller's
+    that are no fields."""
     said: Said = {}
+    fields = (*DEFAULTS, "scaling_factor", "adaptive_channels")
     complete = any("_class_name" in config or "encoder_block_out_channels" in config for _, config in sources)
     for source, config in sources:
-        for field in (*DEFAULTS, "scaling_factor", "adaptive_channels"):
+        others = [str(name) for name in config if name not in fields and not str(name).startswith("_")]
+        if source == CALLER and others:
+            raise CheckpointError(
+                f"{where}: {CALLER} has {shorten(', '.join(others))}, which is no field of an AutoencoderDC's config. "
+                f"Those are {', '.join(fields)}."
+            )
+        for field in fields:
             if (value := config.get(field)) is not None and field not in said:
                 said[field] = _checked(field, value, f"{where}: {source}"), source
     return said, complete

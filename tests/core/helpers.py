@@ -76,6 +76,17 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
+def check_same(ae: DCAE, oracle) -> None:
+    """Ours does what diffusers' AutoencoderDC does, whole and in strips."""
+    x = torch.rand(1, 3, 5 * ae.spatial_ratio, 3 * ae.spatial_ratio) * 2 - 1
+    with torch.no_grad():
+        z = oracle.encode(x).latent
+        y = oracle.decode(z).sample
+    for direction, given, wanted in (("encode", x, z), ("decode", z, y)):
+        assert relative_error(getattr(ae, direction)(given), wanted) <= 1e-5
+        assert relative_error(streamed(ae, direction, given), wanted) <= 1e-5
+
+
 def photograph(height: int, width: int, left: int = 100) -> torch.Tensor:
     """A part of the bundled photograph, [1, 3, height, width] in [-1, 1]."""
     return images.from_host(images.read(ASSETS / "example.jpg"))[:, :, :height, left : left + width]

@@ -15,7 +15,7 @@ from dcae_core.errors import OptionError
 from dcae_core.weights import keys
 from dcae_core.weights.fields import NOT_TOLD, fields_of
 from tests.core.architectures import configs
-from tests.core.helpers import counted, least, randomised, relative_error, streamed
+from tests.core.helpers import check_same, counted, least, randomised
 
 SETTINGS = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 
@@ -34,13 +34,7 @@ def one_thread():
 def test_it_does_what_diffusers_does(config, rewrites, seed):
     oracle = randomised(lambda: AutoencoderDC(**config), seed)
     ae = DCAE.from_state_dict(oracle.state_dict(), None, "cpu", "fp32", rewrites, config)
-    x = torch.rand(1, 3, 5 * ae.spatial_ratio, 3 * ae.spatial_ratio) * 2 - 1
-    with torch.no_grad():
-        z = oracle.encode(x).latent
-        y = oracle.decode(z).sample
-    for direction, given_, wanted in (("encode", x, z), ("decode", z, y)):
-        assert relative_error(getattr(ae, direction)(given_), wanted) <= 1e-5
-        assert relative_error(streamed(ae, direction, given_), wanted) <= 1e-5
+    check_same(ae, oracle)
 
 
 @settings(max_examples=200, **SETTINGS)

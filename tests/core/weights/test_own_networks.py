@@ -26,7 +26,7 @@ from dcae_core.errors import OptionError
 from dcae_core.integrations.diffusers import StreamedAutoencoderDC
 from dcae_core.weights import keys, recognise
 from dcae_core.weights.checkpoint import Checkpoint
-from tests.core.helpers import photograph, randomised, relative_error, streamed
+from tests.core.helpers import check_same, photograph, randomised
 
 SMALL = {  # nothing of it is published
     "latent_channels": 6,
@@ -61,23 +61,12 @@ def saved(folder, config: dict) -> AutoencoderDC:
     return vae
 
 
-def check(ae: DCAE, vae: AutoencoderDC) -> None:
-    """Both do the same, whole and in strips."""
-    x = images.from_host(torch.rand(1, 5 * ae.spatial_ratio, 3 * ae.spatial_ratio, 3))
-    with torch.no_grad():
-        z = vae.encode(x).latent
-        y = vae.decode(z).sample
-    for direction, given, wanted in (("encode", x, z), ("decode", z, y)):
-        assert relative_error(getattr(ae, direction)(given), wanted) <= 1e-5
-        assert relative_error(streamed(ae, direction, given), wanted) <= 1e-5
-
-
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_a_config_with_the_tensors_of_a_published_network_runs_as_it_says(tmp_path, change):
     vae = saved(tmp_path / "mine", VARIANTS[DEMO].diffusers_config() | change)
     ae = DCAE.from_file(tmp_path / "mine", device="cpu", dtype="fp32")
     assert ae.variant.name == "mine"
-    check(ae, vae)
+    check_same(ae, vae)
 
 
 @pytest.mark.parametrize("name", [n for n, v in VARIANTS.items() if v.scaling_factor])
@@ -106,7 +95,7 @@ def test_a_factor_reaches_everything(tmp_path, capsys):
     vae = saved(folder, VARIANTS[DEMO].diffusers_config() | {"scaling_factor": 0.77})
     ae = DCAE.from_file(folder, device="cpu", dtype="fp32")
     assert (ae.scaling_factor, ae.name) == (0.77, "tuned")
-    check(ae, vae)
+    check_same(ae, vae)
     assert main(["info", str(folder)]) == 0
     said = capsys.readouterr().out
     assert "variant         tuned" in said and "scaling factor  0.77" in said
@@ -152,7 +141,7 @@ def test_converting_keeps_the_network(tmp_path, config, capsys):
         ae = DCAE.from_file(paths[-1], device="cpu", dtype="fp32")
         assert (ae.layout, ae.name, ae.variant.scaling_factor) == (to, paths[-1].stem, config["scaling_factor"])
         assert ae.variant.architecture.same_network(first.choose().architecture)
-        check(ae, vae)
+        check_same(ae, vae)
     again = AutoencoderDC.from_pretrained(tmp_path / "e")
     assert all(torch.equal(again.state_dict()[k], t) for k, t in vae.state_dict().items())
     for field in ("scaling_factor", "attention_head_dim", "decoder_conv_act_fn", "encoder_out_shortcut"):
@@ -176,7 +165,7 @@ def test_what_nothing_tells_is_asked_for_by_field(tmp_path, capsys):
     told |= {"encoder_out_shortcut": True, "decoder_in_shortcut": True}
     ae = DCAE.from_file(file, None, "cpu", "fp32", config=told)
     assert (ae.name, ae.variant.scaling_factor) == ("small one", None)
-    check(ae, vae)
+    check_same(ae, vae)
     with pytest.raises(OptionError, match="No scaling factor is published for small one"):
         ae.scaling_factor  # noqa: B018 - it raises
     (tmp_path / "told.json").write_text(json.dumps(told | {"scaling_factor": 2}))
@@ -204,6 +193,12 @@ def test_the_order_of_belief(tmp_path):
     assert Checkpoint(tmp_path / "model.safetensors", {"scaling_factor": 0.5}).choose().scaling_factor == 0.5
     assert Checkpoint(tmp_path / "model.safetensors").choose(DEMO).scaling_factor == 1.322
     assert Checkpoint(tmp_path / "model.safetensors", {"scaling_factor": 0.5}).choose(DEMO).scaling_factor == 0.5
+
+
+def test_a_field_that_there_is_not(tmp_path):
+    saved(tmp_path / "a", SMALL)
+    with pytest.raises(CheckpointError, match=r"the config given has scale, which is no field .*scaling_factor"):
+        DCAE.from_file(tmp_path / "a", config={"scale": 0.5})
 
 
 def test_a_config_of_another_file_is_refused_by_field(tmp_path):

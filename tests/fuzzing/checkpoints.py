@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from dcae_core import DCAE, DEMO, VARIANTS, hub
+from dcae_core.architecture import Architecture
 from dcae_core.cli import main
 from dcae_core.weights import keys
 from dcae_core.weights.checkpoint import Checkpoint, is_dcae
@@ -31,6 +32,22 @@ NAMES = (
 SHARD = "diffusion_pytorch_model-{:05}-of-{:05}.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 SMALL = 64 << 20  # bytes of a file that is loaded, not only looked at
+
+OWN = {  # nothing of it is published
+    "latent_channels": 4,
+    "attention_head_dim": 8,
+    "encoder_block_types": ["ResBlock", "EfficientViTBlock"],
+    "decoder_block_types": ["EfficientViTBlock", "ResBlock"],
+    "encoder_block_out_channels": [8, 16],
+    "decoder_block_out_channels": [8, 16],
+    "encoder_layers_per_block": [0, 1],
+    "decoder_layers_per_block": [1, 1],
+    "encoder_qkv_multiscales": [[], [3]],
+    "decoder_qkv_multiscales": [[5], []],
+    "decoder_norm_types": ["rms_norm", "batch_norm"],
+    "decoder_act_fns": ["silu", "relu"],
+    "scaling_factor": 0.5,
+}
 
 
 def make(chance: Random, folder: Path) -> Path:
@@ -52,13 +69,17 @@ def make(chance: Random, folder: Path) -> Path:
 
 
 def write(chance: Random, path: Path, mutations: int, part: tuple[int, int] = (0, 1)) -> None:
-    """A file with the header of a variant, and zeros for weights; `part` (i, n) is every n-th tensor from i on."""
-    variant = chance.choice((DEMO, DEMO, DEMO, *VARIANTS))
+    """A file with the header of a variant or of another network, and zeros for weights; `part` (i, n) is every n-th
+    tensor from i on."""
+    variant = chance.choice((DEMO, DEMO, DEMO, "own", "own", *VARIANTS))
+    architecture = Architecture.from_config(OWN) if variant == "own" else VARIANTS[variant].architecture
     layout, dtype = chance.choice(keys.LAYOUTS), chance.choice(("F16", "F32", "BF16", "F8_E4M3"))
-    prefix = chance.choice(("", "", "vae.", "first_stage_model."))
-    shapes = list(keys.expected(VARIANTS[variant].architecture, layout).items())[part[0] :: part[1]]
+    prefix = chance.choice(("", "", "vae.", "first_stage_model.", "module._orig_mod."))
+    shapes = list(keys.expected(architecture, layout).items())[part[0] :: part[1]]
     tensors = {prefix + k: ("I64" if k.endswith(keys.OPTIONAL) else dtype, list(shape)) for k, shape in shapes}
     metadata = chance.choice((None, {}, {"variant": variant, "scaling_factor": "0.4552"}, {"format": "pt"}))
+    if metadata is not None and chance.random() < 0.3:
+        metadata = metadata | {"config": config(chance).decode(errors="replace")}
     front, size = pack(chance, tensors, metadata, mutations)
     write_sparse(path, front, size)
     if chance.random() < 0.3 and 0 < size < SMALL:  # some weights that are not finite
@@ -96,8 +117,9 @@ def repository(chance: Random, folder: Path) -> Path:
 
 
 def config(chance: Random) -> bytes:
-    value = VARIANTS[chance.choice(list(VARIANTS))].diffusers_config() | {"model_name": "dc-ae-f32c32-mix-1.0"}
-    for key in ("scaling_factor", "_name_or_path", "model_name", "variant"):
+    named = {"_class_name": "AutoencoderDC", "model_name": "dc-ae-f32c32-mix-1.0"}
+    value = named | chance.choice((OWN, *(variant.diffusers_config() for variant in VARIANTS.values())))
+    for key in ("scaling_factor", "_name_or_path", "model_name", "variant", *chance.sample(list(OWN), 1)):
         if chance.random() < 0.4:
             value[key] = odd(chance)
     return json_bytes(chance, bent(chance, value) if chance.random() < 0.5 else value)
@@ -127,17 +149,18 @@ def open_all(path: Path, chance: Random) -> None:
     found = attempt(path, Checkpoint, path)
     if found is None:
         return
-    if not found.fits or found.layout not in keys.LAYOUTS or found.bytes < 0:
-        raise Broken(f"{found.fits}, {found.layout}, {found.bytes}")
-    chosen = attempt(path, found.choose) or found.fits[0]
-    if found.bytes > SMALL or chosen.name != DEMO:
+    if found.layout not in keys.LAYOUTS or found.bytes < 0:
+        raise Broken(f"{found.layout}, {found.bytes}")
+    chosen = attempt(path, found.choose) or next(iter(found.fits), None)
+    if chosen is None or found.bytes > SMALL:
         return
     ae = attempt(path, DCAE.from_file, path, chosen, "cpu", chance.choice(("fp32", "bf16")))
     if ae is not None:
         if not all(t.isfinite().all() for t in ae.model.state_dict().values()):
             raise Broken("weights that are not finite were loaded")
         target = path.with_name("converted") if path.is_file() else path / "converted"
-        cli(path, "convert", str(path), str(target), "--to", chance.choice(keys.LAYOUTS), "--variant", chosen.name)
+        which = ("--variant", chosen.name) if chosen.name in VARIANTS else ()
+        cli(path, "convert", str(path), str(target), "--to", chance.choice(keys.LAYOUTS), *which)
         if not attempt(target, Checkpoint, target):
             raise Broken("what was converted is refused")
 

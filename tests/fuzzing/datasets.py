@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dcae_core import DEMO, VARIANTS
+from dcae_core import DEMO, variants
 from dcae_core.batch import shards, sources
 from dcae_core.batch.decode import DecodeOptions, decode
 from dcae_core.batch.prepare import Geometry, PreparedImage, prepare_all
@@ -127,7 +127,7 @@ def open_shards(path: Path, chance: Random) -> None:
     result = attempt(path, lambda: list(shards.read(storage, name)))
     for row, common in result or []:
         factor = float(common["scaling_factor"]) if common["scale"] == "scaled" else 1.0
-        good(row.latents[None].float() / factor, row.size, VARIANTS[common["variant"]])
+        good(row.latents[None].float() / factor, row.size, variants.known(common["variant"]))
     if chance.randrange(20) == 17 and len(result or []) < 10:
         attempt(path, decode, DecodeOptions(str(path), str(path / "back"), DEMO, device="cpu"))
         if extra := {entry.name for entry in path.iterdir()} - {name, "done", "back"}:

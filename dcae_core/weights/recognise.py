@@ -95,13 +95,14 @@ class Candidates:
                 f"{self.where} holds {listed}, not {requested.name}. Leave the variant out, or name another file."
             )
         caller = {field: pair for field, pair in said.items() if pair[1] == CALLER}
-        for field, (value, source) in said.items():
-            with contextlib.suppress(CheckpointError):  # of a field that can't be without the others
-                if source != CALLER and not self._agrees(requested, {field: (value, source)}):
-                    log.warning(
-                        "%s: loaded as %s, as requested, although %s says %s %s",
-                        *(self.where, requested.name, source, field, shorten(value)),
-                    )
+        others = [
+            f"{source} says {field} {shorten(value)}"
+            for field, (value, source) in said.items()
+            if source != CALLER and not self._agrees_alone(requested, field, (value, source))
+        ]
+        if others:
+            also = f" and {counted(len(others) - 1, 'other thing')}" if len(others) > 1 else ""
+            log.warning("%s: loaded as %s, as requested, although %s%s", self.where, requested.name, others[0], also)
         return requested if self._agrees(requested, caller) else self._own(requested, caller, name, False)
 
     def _agrees(self, variant: Variant, said: Said) -> bool:
@@ -113,6 +114,12 @@ class Candidates:
             return False
         architecture = self._architecture(variant.architecture.diffusers_config(), said)
         return architecture.same_network(variant.architecture)
+
+    def _agrees_alone(self, variant: Variant, field: str, pair: tuple[object, str]) -> bool:
+        try:
+            return self._agrees(variant, {field: pair})
+        except CheckpointError:  # a field that can't be without the others
+            return False
 
     def _architecture(self, known: Mapping, said: Said) -> Architecture:
         """`known` with what is said over it. Raises CheckpointError for values that can't be."""

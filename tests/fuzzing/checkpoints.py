@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import io
 import pickle
@@ -118,7 +119,7 @@ def repository(chance: Random, folder: Path) -> Path:
 
 def config(chance: Random) -> bytes:
     named = {"_class_name": "AutoencoderDC", "model_name": "dc-ae-f32c32-mix-1.0"}
-    value = named | chance.choice((OWN, *(variant.diffusers_config() for variant in VARIANTS.values())))
+    value = named | chance.choice((copy.deepcopy(OWN), *(variant.diffusers_config() for variant in VARIANTS.values())))
     for key in ("scaling_factor", "_name_or_path", "model_name", "variant", *chance.sample(list(OWN), 1)):
         if chance.random() < 0.4:
             value[key] = odd(chance)

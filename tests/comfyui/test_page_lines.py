@@ -73,6 +73,21 @@ def test_a_result_stays(page):
 
 
 @canvas_only
+def test_a_node_that_is_removed_while_it_is_planned(page):
+    """The page's console has no error of it, as `page` asserts."""
+    held, plans = [], "**/dcae/plan?*"
+    page.route(plans, lambda route: held.append(route))
+    with page.expect_request(plans):
+        change(page, "Decode", "budget_gib", 0.5)
+    page.evaluate("app.graph.clear()")
+    with page.expect_response(plans):
+        for route in held:
+            route.continue_()
+    page.unroute(plans)
+    page.wait_for_timeout(300)
+
+
+@canvas_only
 def test_an_answer_counts_for_what_was_queued(page):
     """A refusal or a result that comes after the next change is not shown for that."""
     bundled = page.evaluate("app.graph._nodes.find(n => n.comfyClass === 'DCAE_Loader').widgets[0].value")

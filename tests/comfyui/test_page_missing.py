@@ -34,8 +34,8 @@ def of_another_pack(*loaders: tuple[str, str]) -> dict:
 
 def suggestions(page) -> list[str]:
     """What the pack's note to the user says, which comes soon after a graph."""
-    appears(page.get_by_text(" is not installed: use DC-AE ").first, 1.5)
-    said = re.findall(r"(\w+) is not installed: use (DC-AE [\w ]+) in its place", page.locator("body").inner_text())
+    appears(page.get_by_text(NOTE).first, 1.5)
+    said = re.findall(rf"(\w+){NOTE}(DC-AE [\w ]+) in its place", page.locator("body").inner_text())
     return sorted({" → ".join(one) for one in said})
 
 
@@ -51,10 +51,12 @@ def replacing(page) -> Iterator[bool]:
     """Whether the page replaces nodes: ComfyUI 0.14 and newer. Notes of earlier tests are gone, and in the end the list
     of missing nodes is."""
     page.evaluate("const {toast} = app.extensionManager; toast.dismissAll ? toast.dismissAll() : toast.removeAll()")
+    page.get_by_text(NOTE).first.wait_for(state="hidden")
     yield requests.get(f"{page.server.url}/node_replacements", timeout=30).ok
     dismiss(page)
 
 
+NOTE = " is not installed: use "
 DCAE, KL = "dcae-f32c32-sana-1.1-diffusers", "kl-f8"
 LATENT, LOADER = "EmptySanaLatentImage → DC-AE Empty Latent", "ExtraVAELoader → DC-AE Loader"
 

@@ -76,19 +76,11 @@ def round_trip(page) -> None:
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item):
+def pytest_runtest_call(item: pytest.Item):
     """Show what ComfyUI printed during a test that fails."""
-    report = (yield).get_result()
-    if (server := server_of(item)) and report.when == "call" and report.failed:
-        report.sections.append(("ComfyUI's log", "\n".join(server.log()[item.log_from :].splitlines()[-60:])))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call(item: pytest.Item) -> None:
-    server = server_of(item)
-    item.log_from = len(server.log()) if server else 0
-
-
-def server_of(item: pytest.Item) -> Server | None:
     arguments = getattr(item, "funcargs", {})
-    return arguments.get("comfyui") or arguments.get("frontend")
+    server = arguments.get("comfyui") or arguments.get("frontend")
+    before = len(server.log()) if server else 0
+    outcome = yield
+    if server and outcome.excinfo:
+        item.add_report_section("call", "ComfyUI", "\n".join(server.log()[before:].splitlines()[-60:]))

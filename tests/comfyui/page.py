@@ -21,9 +21,11 @@ RENDERERS = ["canvas", "Nodes 2.0"]
 canvas_only = pytest.mark.parametrize("renderer", RENDERERS[:1], indirect=True)
 newest_only = pytest.mark.parametrize("frontend", [*FRONTENDS][:1], indirect=True)
 
-
 SIZES = "1000x667 (padded to 1024x672)"  # of the round trip
 VIEW = {"width": 1500, "height": 900}
+# The first node of a kind, also in a subgraph: nodeOf("Encode"), nodeOf("ImageScale").
+NODE_OF = """window.nodeOf = kind => app.graph._nodes.flatMap(node => [node, ...(node.subgraph?._nodes ?? [])])
+    .find(node => [kind, `DCAE_${kind}`].includes(node.comfyClass))"""
 
 
 def page_server(frontend: str, environ: Mapping[str, str] | None = None, **options) -> Server:
@@ -37,7 +39,7 @@ def opened_page(browser, server: Server, renderer: str) -> Iterator:
     """Yield a server's page with nodes drawn by one of RENDERERS, and the round trip open in it.
 
     `.server` is its server, `.vue` whether it has Nodes 2.0, `.complaints` what its console says, `.cost` what `load`
-    returned.
+    returned. Its scripts have `nodeOf`.
     """
     vue = renderer == "Nodes 2.0"
     for name, value in {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue}.items():
@@ -46,6 +48,7 @@ def opened_page(browser, server: Server, renderer: str) -> Iterator:
         page.server, page.complaints, page.vue = server, [], vue
         page.on("pageerror", lambda error: page.complaints.append(str(error.stack or error)))
         page.on("console", lambda one: page.complaints.append(f"{one.type} {one.text} {one.location['url']}"))
+        page.add_init_script(NODE_OF)
         page.goto(f"{server.url}/system_stats")  # of the same origin already, for the profiler to start in
         page.cost = load(page)
         yield page
@@ -96,11 +99,11 @@ def load(page) -> float:
 
 
 def line(page, kind: str) -> str:
-    """Return the text of a node's line if it is on the page, else nothing."""
+    """Return the text of a node's line; nothing if the page does not have it, but has the node's graph open."""
     return page.evaluate(
         """kind => {
-            const node = app.graph._nodes.find(n => n.comfyClass === `DCAE_${kind}`);
-            return node.dcae.element.isConnected ? node.dcae.element.textContent : '';
+            const {graph, dcae: {element}} = nodeOf(kind);
+            return element.isConnected || graph !== app.canvas.graph ? element.textContent : '';
         }""",
         kind,
     )
@@ -124,13 +127,22 @@ def appears(locator, seconds: float) -> bool:
 def change(page, kind: str, widget: str, value) -> None:
     page.evaluate(
         """([kind, name, value]) => {
-            const node = app.graph._nodes.find(n => [kind, `DCAE_${kind}`].includes(n.comfyClass));
-            const widget = node.widgets.find(w => w.name === name);
+            const widget = nodeOf(kind).widgets.find(w => w.name === name);
             widget.value = value;
             widget.callback?.(value);
         }""",
         [kind, widget, value],
     )
+
+
+def make_4k_small(page) -> None:
+    """Make the picture in the 4K template 512x344, and the budget so small that it streams still."""
+    for widget, value in {"width": 512, "height": 344}.items():
+        change(page, "ImageScale", widget, value)
+    for kind in ("Encode", "Decode"):
+        change(page, kind, "budget_gib", 0.03)
+    for kind in ("Encode", "Decode"):
+        wait(page, kind, lambda text: "512x352" in text and "strips" in text)  # the size alone comes first, and whole
 
 
 def open_templates(page):

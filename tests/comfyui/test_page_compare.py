@@ -22,7 +22,7 @@ def test_compare_in_each_theme(page):
             for label in ("VAE", "view"):
                 ink, paper = page.get_by_label(label, exact=True).evaluate(COLOURS)
                 assert abs(sum(ink) - sum(paper)) > 3 * 90, (theme, label, ink, paper)
-            assert page.evaluate("app.graph._nodes.find(n => n.comfyClass === 'DCAE_Compare').imgs?.length ?? 0") == 0
+            assert page.evaluate("nodeOf('Compare').imgs?.length ?? 0") == 0
             inside = page.locator("[data-node-id]").filter(has=page.locator(".dcae-compare"))
             assert inside.count() == page.vue and inside.locator("img").count() == 2 * page.vue
     finally:
@@ -61,9 +61,8 @@ def test_the_slider(page):
     press(page, "Run")
     cut = page.get_by_label("original left, result right")
     cut.wait_for(timeout=120_000)
-    node = "app.graph._nodes.find(n => n.comfyClass === 'DCAE_Compare')"
     page.wait_for_function(f"() => [...{PICTURES}].every(one => one.complete && one.naturalWidth === 1000)")
-    place, box = page.evaluate(f"[...{node}.pos]"), cut.bounding_box()
+    place, box = page.evaluate("[...nodeOf('Compare').pos]"), cut.bounding_box()
     assert abs(box["width"] / box["height"] - 1000 / 667) < 0.02
     middle = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + box["width"] / 2, middle)
@@ -76,7 +75,7 @@ def test_the_slider(page):
     page.keyboard.press("ArrowRight")
     assert float(cut.input_value()) == at + 1
     assert page.evaluate(f"{PICTURES}[1].style.clipPath") == f"inset(0px 0px 0px {at + 1:g}%)"
-    assert page.evaluate(f"[...{node}.pos]") == place
+    assert page.evaluate("[...nodeOf('Compare').pos]") == place
     result = page.evaluate(f"{PICTURES}[1].src")
     page.get_by_label("view", exact=True).select_option("difference")
     page.wait_for_function(f"before => {PICTURES}[1].src !== before && {PICTURES}[1].complete", arg=result)

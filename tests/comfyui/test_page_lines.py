@@ -13,8 +13,9 @@ from .page import (
     change,
     dismiss,
     line,
+    load,
+    make_4k_small,
     newest_only,
-    open_round_trip,
     open_template,
     press,
     wait,
@@ -36,12 +37,7 @@ def test_a_run_is_cancelled(page):
     press(page, "Cancel current run")
     wait(page, "Encode", lambda text: text == "stopped", 120)
     wait_for_idle(page, 10)
-    for widget, value in {"width": 512, "height": 344}.items():
-        change(page, "ImageScale", widget, value)
-    for kind in ("Encode", "Decode"):
-        change(page, kind, "budget_gib", 0.03)
-    for kind in ("Encode", "Decode"):
-        wait(page, kind, lambda text: "512x352" in text and "strips" in text)  # the size alone comes first, and whole
+    make_4k_small(page)
     press(page, "Run")
     for kind in ("Encode", "Decode"):
         assert "strips" in wait(page, kind, lambda text: text.endswith(" s"))
@@ -90,7 +86,7 @@ def test_a_node_that_is_removed_while_it_is_planned(page):
 @canvas_only
 def test_an_answer_counts_for_what_was_queued(page):
     """A refusal or a result that comes after the next change is not shown for that."""
-    bundled = page.evaluate("app.graph._nodes.find(n => n.comfyClass === 'DCAE_Loader').widgets[0].value")
+    bundled = page.evaluate("nodeOf('Loader').widgets[0].value")
     held = []
     page.route("**/prompt", lambda route: held.append(route))
     with page.expect_request("**/prompt"):
@@ -124,9 +120,7 @@ def test_an_answer_counts_for_what_was_queued(page):
 def test_a_run_that_the_page_did_not_queue(page):
     """As after it was loaded anew while one ran: it has the client's name still."""
     name, made = page.evaluate("app.graphToPrompt().then(made => [app.api.clientId, made.output])")
-    page.reload()
-    page.wait_for_function("window.app?.graph?._nodes.length", timeout=120_000)
-    open_round_trip(page)
+    load(page)
     assert page.evaluate("app.api.clientId") == name
     requests.post(f"{page.server.url}/prompt", json={"prompt": made, "client_id": name}, timeout=30).raise_for_status()
     for kind in ("Encode", "Decode"):
@@ -156,43 +150,22 @@ def test_sizes_before_a_run(page):
 @canvas_only
 def test_in_a_subgraph(page):
     """Where nodes have other ids in a run's messages."""
-    page.evaluate(
-        """() => {
-            const inside = ["DCAE_Loader", "DCAE_Encode", "DCAE_Decode"];
-            app.graph.convertToSubgraph(new Set(app.graph._nodes.filter(node => inside.includes(node.comfyClass))));
-        }"""
-    )
-    shown = """kind => {
-        const inside = app.graph._nodes.flatMap(node => node.subgraph?._nodes ?? []);
-        return inside.find(node => node.comfyClass === kind)?.dcae.element.textContent ?? "";
-    }"""
-    wait_for = "([kind, end]) => (" + shown + ")(kind).endsWith(end)"
+    page.evaluate("void app.graph.convertToSubgraph(new Set(['Loader', 'Encode', 'Decode'].map(nodeOf)))")
+    assert page.evaluate("nodeOf('Decode').graph !== app.graph")
     page.evaluate("app.queuePrompt(0, 1)")
-    for kind in ("DCAE_Encode", "DCAE_Decode"):
-        page.wait_for_function(wait_for, arg=[kind, " s"])
-        assert " · whole · peak " in page.evaluate(shown, kind)
-    page.evaluate(
-        """() => {
-            const inside = app.graph._nodes.flatMap(node => node.subgraph?._nodes ?? []);
-            const decode = inside.find(node => node.comfyClass === "DCAE_Decode");
-            decode.widgets.find(w => w.name === "budget_gib").value = 0.01;
-        }"""
-    )
+    for kind in ("Encode", "Decode"):
+        assert " · whole · peak " in wait(page, kind, lambda text: text.endswith(" s"))
+    change(page, "Decode", "budget_gib", 0.01)
     page.evaluate("app.queuePrompt(0, 1)")
-    page.wait_for_function("(" + shown.strip() + ")('DCAE_Decode').includes('includes the weights')")
+    wait(page, "Decode", lambda text: "includes the weights" in text)
     dismiss(page)
 
 
 @canvas_only
 def test_the_loaders_line_after_a_run(page):
     """What a download said goes when it has ended, and an error when it has been put right."""
-    page.evaluate(
-        """() => {
-            const node = app.graph._nodes.find(n => n.comfyClass === 'DCAE_Loader');
-            const detail = {node: node.id, text: '9 of 9 MB', state: 'busy'};
-            app.api.dispatchEvent(new CustomEvent('dcae.line', {detail}));
-        }"""
-    )
+    detail = "{node: nodeOf('Loader').id, text: '9 of 9 MB', state: 'busy'}"
+    page.evaluate(f"app.api.dispatchEvent(new CustomEvent('dcae.line', {{detail: {detail}}}))")
     assert line(page, "Loader") == "9 of 9 MB"
     page.evaluate("app.queuePrompt(0, 1)")
     wait(page, "Loader", lambda text: "factor" in text)
@@ -217,8 +190,7 @@ def test_lines_before_and_after(page, tmp_path):
     assert "strips" in wait(page, "Decode", lambda text: not text.endswith(" s"))
     press(page, "Run")
     assert "strips" in wait(page, "Decode", lambda text: text.endswith(" s"))
-    if page.vue:
-        assert page.locator("[data-node-id] .dcae-line").count() == 3
+    assert page.locator("[data-node-id] .dcae-line").count() == 3 * page.vue
     page.screenshot(path=tmp_path / "page.png")
 
 

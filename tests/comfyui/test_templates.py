@@ -16,10 +16,10 @@ from .page import (
     FRONTENDS,
     RENDERERS,
     VIEW,
-    change,
     choose,
     dismiss,
     forget_runs,
+    make_4k_small,
     open_template,
     open_templates,
     opened_page,
@@ -61,11 +61,7 @@ def test_it_opens_and_runs(page, path, tmp_path):
     if path.stem == SANA:  # without its nodes; with them below
         return
     if path.stem.startswith("4K"):
-        for widget, value in {"width": 512, "height": 344}.items():
-            change(page, "ImageScale", widget, value)
-        for kind in ("Encode", "Decode"):
-            change(page, kind, "budget_gib", 0.03)
-            wait(page, kind, lambda text: "512x352" in text and "strips" in text)
+        make_4k_small(page)
     with page.expect_response("**/prompt") as asked:
         press(page, "Run")
     if path.stem.startswith("Compare"):

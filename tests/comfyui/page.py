@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from .prompts import node
 from .server import FP32, Server, default_env
 
 FRONTENDS = {"1.58.1": ["--front-end-root", str(default_env() / "frontend")], "its own": []}  # arguments of the server
@@ -65,6 +66,9 @@ def forget_runs(page) -> None:
     """Wait for the queue to get empty; the server then keeps no outputs of nodes and no models."""
     wait_for_idle(page)
     requests.post(f"{page.server.url}/free", json={"free_memory": True}, timeout=30).raise_for_status()
+    # A server that is not waiting for a prompt just then frees only after its next one.
+    blank = node("EmptyImage", width=8, height=8, batch_size=1, color=0)
+    page.server.run({"1": blank, "2": node("PreviewImage", images=["1", 0])})
 
 
 def open_round_trip(page) -> None:

@@ -83,10 +83,11 @@ def test_the_slider(page):
     output_text = page.locator(".dcae-compare").inner_text()
     assert re.search(r"\b2[67]\.\d\d dB", output_text) and "SSIM" in output_text
     page.get_by_label("view", exact=True).select_option("slider")
+    page.wait_for_function(f"src => {PICTURES}[1].src === src && {PICTURES}[1].complete", arg=result)
     fingers = page.context.new_cdp_session(page)
     y = box["y"] + box["height"] / 2
     for kind, part in (("touchStart", 0.5), ("touchMove", 0.6), ("touchMove", 0.8), ("touchEnd", None)):
         points = [] if part is None else [{"x": box["x"] + box["width"] * part, "y": y}]
         fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     fingers.detach()
-    assert 75 < float(cut.input_value()) < 85
+    page.wait_for_function("cut => 75 < cut.value && cut.value < 85", arg=cut.element_handle())

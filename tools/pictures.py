@@ -8,8 +8,9 @@
     round_trip  photograph and reconstruction, from `dcae demo`
     seams       tiles against strips at 4096x2752; its table goes to benchmarks/results/seams.txt
 
-Without a name it makes all, in about ten minutes on two cores. Runs where the tests run: with the ComfyUI that
-`python3 tools/run.py test` makes, Playwright and Chromium. What the pictures are of: web/docs/images/SOURCES.md.
+Without a name it makes all, in about ten minutes on two cores. The numbers in them are those of bf16 if the CPU has
+instructions for it. Runs where the tests run: with the ComfyUI that `python3 tools/run.py test` makes, Playwright and
+Chromium. What the pictures are of: web/docs/images/SOURCES.md.
 """
 
 from __future__ import annotations
@@ -197,9 +198,9 @@ def compare(studio: Studio) -> None:
 
 
 def nodes(studio: Studio) -> None:
-    kinds = [*json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8")), "DCAE_Compare"]
+    kinds = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     opened = None
-    for kind in sorted(set(kinds), key=lambda kind: TEMPLATE_OF.get(kind.removeprefix("DCAE_"), "")):
+    for kind in sorted(kinds, key=lambda kind: TEMPLATE_OF.get(kind.removeprefix("DCAE_"), "")):
         template = TEMPLATE_OF.get(kind.removeprefix("DCAE_"))
         if template is None:
             # A fresh id, else it shows the picture of a template's node.

@@ -16,6 +16,7 @@ export async function updatePlan(node) {
   Object.assign(node.dcae, { key, request });
   if (first && node.dcae.state) return; // the line shows the result of a run
   const answer = await (await api.fetchApi(`/dcae/${key}`)).json();
+  if (!node.graph) return; // it was removed meanwhile
   if (node.dcae.request === request && node.dcae.state !== "busy" && planQuery(node) === key) {
     show(node, answer.text ?? answer.problem, answer.text ? "plan" : "error");
   }

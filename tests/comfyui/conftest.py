@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dcae_core.weights.hub import bundled
 from tests.core.standin_hub import StandinHub
 from tests.servers import python_of
 
+from .page import FRONTENDS, RENDERERS, forget_runs, open_round_trip, opened_page, page_server
 from .server import FP32, Server, comfyui_of, default_env
 
 
@@ -37,16 +40,47 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory, hub: StandinHub) -> Iterat
         yield server
 
 
+@pytest.fixture(scope="package", params=FRONTENDS)
+def frontend(request) -> Iterator[Server]:
+    """A started ComfyUI with one of the page's frontends, for both renderers."""
+    with page_server(request.param) as server:
+        shutil.copy(bundled(), server.base / "models" / "vae" / "mine.safetensors")
+        yield server
+
+
+@pytest.fixture(scope="package", params=RENDERERS)
+def renderer(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="package")
+def shared_page(browser, frontend, renderer) -> Iterator:
+    with opened_page(browser, frontend, renderer) as page:
+        yield page
+
+
+@pytest.fixture
+def page(shared_page) -> Iterator:
+    """ComfyUI's page, as `opened_page` has it, and as the test before has left it; its console says nothing of ours."""
+    yield shared_page
+    ours = (f"extensions/{shared_page.server.pack_name}/", "/dcae/", "extension 'dcae'")
+    said, shared_page.complaints[:] = [*shared_page.complaints], []
+    assert not [one for one in said if any(name in one for name in ours)]
+
+
+@pytest.fixture
+def round_trip(page) -> None:
+    """The page with the round trip open, and a server with nothing of an earlier run."""
+    forget_runs(page)
+    open_round_trip(page)
+
+
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item):
+def pytest_runtest_call(item: pytest.Item):
     """Show what ComfyUI printed during a test that fails."""
-    report = (yield).get_result()
-    server = getattr(item, "funcargs", {}).get("comfyui")
-    if server and report.when == "call" and report.failed:
-        report.sections.append(("ComfyUI's log", "\n".join(server.log()[item.log_from :].splitlines()[-60:])))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call(item: pytest.Item) -> None:
-    server = getattr(item, "funcargs", {}).get("comfyui")
-    item.log_from = len(server.log()) if server else 0
+    arguments = getattr(item, "funcargs", {})
+    server = arguments.get("comfyui") or arguments.get("frontend")
+    before = len(server.log()) if server else 0
+    outcome = yield
+    if server and outcome.excinfo:
+        item.add_report_section("call", "ComfyUI", "\n".join(server.log()[before:].splitlines()[-60:]))

@@ -5,43 +5,54 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import pytest
 import requests
 
+from .prompts import node
 from .server import FP32, Server, default_env
 
-# Which page: arguments of the server, and whether nodes are drawn by Nodes 2.0.
-PAGES = {
-    "its own, canvas": ([], False),
-    "its own, Nodes 2.0": ([], True),
-    "1.58.1, canvas": (["--front-end-root", str(default_env() / "frontend")], False),
-    "1.58.1, Nodes 2.0": (["--front-end-root", str(default_env() / "frontend")], True),
-}
+FRONTENDS = {"1.58.1": ["--front-end-root", str(default_env() / "frontend")], "its own": []}  # arguments of the server
+RENDERERS = ["canvas", "Nodes 2.0"]
+
+# A test of `page` runs in all four, if no mark says that it is of something that is the same in Nodes 2.0, or in both
+# frontends. Both keep the first of a list: pytest groups tests by places in it, so that each server starts once.
+canvas_only = pytest.mark.parametrize("renderer", RENDERERS[:1], indirect=True)
+newest_only = pytest.mark.parametrize("frontend", [*FRONTENDS][:1], indirect=True)
+
 SIZES = "1000x667 (padded to 1024x672)"  # of the round trip
 VIEW = {"width": 1500, "height": 900}
+# The first node of a kind, also in a subgraph: nodeOf("Encode"), nodeOf("ImageScale").
+NODE_OF = """window.nodeOf = kind => app.graph._nodes.flatMap(node => [node, ...(node.subgraph?._nodes ?? [])])
+    .find(node => [kind, `DCAE_${kind}`].includes(node.comfyClass))"""
+
+
+def page_server(frontend: str, environ: Mapping[str, str] | None = None, **options) -> Server:
+    """Return a server with one of FRONTENDS, not yet started."""
+    # One thread: the browser draws on the same cores, and threads that wait for each other would stand still.
+    return Server(args=[*FRONTENDS[frontend], *FP32], environ={"OMP_NUM_THREADS": "1", **(environ or {})}, **options)
 
 
 @contextlib.contextmanager
-def served_page(browser, of: str, others: Sequence[Path] = (), environ: Mapping[str, str] | None = None) -> Iterator:
-    """Start a server with one of PAGES; yield a browser's page of the same origin, where ComfyUI's is not yet opened.
+def opened_page(browser, server: Server, renderer: str) -> Iterator:
+    """Yield a server's page with nodes drawn by one of RENDERERS, and the round trip open in it.
 
-    `.server` is its server, `.vue` whether it has Nodes 2.0, `.complaints` what its console says.
+    `.server` is its server, `.vue` whether it has Nodes 2.0, `.complaints` what its console says, `.cost` what `load`
+    returned. Its scripts have `nodeOf`.
     """
-    arguments, vue = PAGES[of]
-    # One thread: the browser draws on the same cores, and threads that wait for each other would stand still.
-    environ = {"OMP_NUM_THREADS": "1", **(environ or {})}
-    with Server(args=[*arguments, *FP32], others=others, environ=environ) as server:
-        for name, value in {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue}.items():
-            requests.post(f"{server.url}/settings/{name}", json=value, timeout=30).raise_for_status()
-        page = browser.new_page(viewport=VIEW)
+    vue = renderer == "Nodes 2.0"
+    for name, value in {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue}.items():
+        requests.post(f"{server.url}/settings/{name}", json=value, timeout=30).raise_for_status()
+    with browser.new_page(viewport=VIEW) as page:
         page.server, page.complaints, page.vue = server, [], vue
         page.on("pageerror", lambda error: page.complaints.append(str(error.stack or error)))
         page.on("console", lambda one: page.complaints.append(f"{one.type} {one.text} {one.location['url']}"))
-        page.goto(f"{server.url}/system_stats")
+        page.add_init_script(NODE_OF)
+        page.goto(f"{server.url}/system_stats")  # of the same origin already, for the profiler to start in
+        page.cost = load(page)
         yield page
-        page.close()
 
 
 def wait_for_idle(page, seconds: float = 60) -> None:
@@ -49,6 +60,15 @@ def wait_for_idle(page, seconds: float = 60) -> None:
     while any(page.server.get("/queue").json().values()):
         assert time.monotonic() < deadline, "the queue does not get empty"
         time.sleep(0.2)
+
+
+def forget_runs(page) -> None:
+    """Wait for the queue to get empty; the server then keeps no outputs of nodes and no models."""
+    wait_for_idle(page)
+    requests.post(f"{page.server.url}/free", json={"free_memory": True}, timeout=30).raise_for_status()
+    # A server that is not waiting for a prompt just then frees only after its next one.
+    blank = node("EmptyImage", width=8, height=8, batch_size=1, color=0)
+    page.server.run({"1": blank, "2": node("PreviewImage", images=["1", 0])})
 
 
 def open_round_trip(page) -> None:
@@ -83,11 +103,11 @@ def load(page) -> float:
 
 
 def line(page, kind: str) -> str:
-    """Return the text of a node's line if it is on the page, else nothing."""
+    """Return the text of a node's line; nothing if the page does not have it, but has the node's graph open."""
     return page.evaluate(
         """kind => {
-            const node = app.graph._nodes.find(n => n.comfyClass === `DCAE_${kind}`);
-            return node.dcae.element.isConnected ? node.dcae.element.textContent : '';
+            const {graph, dcae: {element}} = nodeOf(kind);
+            return element.isConnected || graph !== app.canvas.graph ? element.textContent : '';
         }""",
         kind,
     )
@@ -101,16 +121,32 @@ def wait(page, kind: str, condition, seconds: float = 60) -> str:
     return text
 
 
+def appears(locator, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (seen := locator.is_visible()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return seen
+
+
 def change(page, kind: str, widget: str, value) -> None:
     page.evaluate(
         """([kind, name, value]) => {
-            const node = app.graph._nodes.find(n => [kind, `DCAE_${kind}`].includes(n.comfyClass));
-            const widget = node.widgets.find(w => w.name === name);
+            const widget = nodeOf(kind).widgets.find(w => w.name === name);
             widget.value = value;
             widget.callback?.(value);
         }""",
         [kind, widget, value],
     )
+
+
+def make_4k_small(page) -> None:
+    """Make the picture in the 4K template 512x344, and the budget so small that it streams still."""
+    for widget, value in {"width": 512, "height": 344}.items():
+        change(page, "ImageScale", widget, value)
+    for kind in ("Encode", "Decode"):
+        change(page, kind, "budget_gib", 0.03)
+    for kind in ("Encode", "Decode"):
+        wait(page, kind, lambda text: "512x352" in text and "strips" in text)  # the size alone comes first, and whole
 
 
 def open_templates(page):
@@ -123,7 +159,10 @@ def open_templates(page):
 
 def open_template(page, name: str) -> None:
     """As a user does: the side bar's button, the pack's name in the dialog, the template's picture."""
-    dialog = open_templates(page)
+    choose(open_templates(page), name)
+
+
+def choose(dialog, name: str) -> None:
     card = dialog.get_by_test_id(f"template-workflow-{name}")
     card.click()
     card.wait_for(state="detached")

@@ -19,8 +19,6 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.chromium import chromium
-
 from .server import Server, default_env
 
 PACK = Path(__file__).resolve().parents[2]
@@ -225,9 +223,9 @@ def test_a_browser_shows_the_pages(nodes, pages, newest, language):
 
 
 @pytest.fixture(scope="module")
-def newest():
+def newest(browser):
     """Opens ComfyUI's page in its newest frontend, in a language."""
-    with chromium() as browser, Server(args=["--front-end-root", str(default_env() / "frontend")]) as server:
+    with Server(args=["--front-end-root", str(default_env() / "frontend")]) as server:
 
         def opened(language: str):
             for name, value in {"Comfy.TutorialCompleted": True, "Comfy.Locale": language}.items():

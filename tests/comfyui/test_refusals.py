@@ -1,5 +1,7 @@
 """What the nodes don't take, and the sentences that say so, in a real ComfyUI."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -191,3 +193,14 @@ def test_a_latent_and_the_wrong_scaling_factor(comfyui):
         },
     )
     assert f"4 channels, but {DEMO} has 32" in reported
+
+
+def test_the_routes_take_no_paths(comfyui):
+    for choice in ("../../secret.safetensors", "/etc/passwd", ""):
+        assert "problem" in comfyui.get(f"/dcae/model?choice={choice}").json()
+    assert "numbers" in comfyui.get("/dcae/plan?choice=x&width=a").json()["problem"]
+    for budget in ("inf", "nan", "1e308", "x"):
+        asked = f"/dcae/plan?choice=x&width=64&height=64&batch=1&budget_gib={budget}"
+        assert "numbers" in comfyui.get(asked).json()["problem"]
+    huge = comfyui.get("/dcae/plan?choice=x&width=999999999&height=1&batch=1").json()
+    assert "can't be planned" in json.dumps(huge)

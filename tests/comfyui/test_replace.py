@@ -1,4 +1,4 @@
-"""Prompts with nodes of ComfyUI_ExtraModels, which is not here, over the API. The page is in test_page.py."""
+"""Prompts with nodes of ComfyUI_ExtraModels, which is not here, over the API. The page is in test_page_missing.py."""
 
 import shutil
 

@@ -18,8 +18,9 @@ from dcae_core.media import latents, preview
 from tests.core.helpers import randomised
 
 from . import tiny_sana
+from .extramodels import beside
 from .prompts import PACK, loader, node, photograph, pixels, save
-from .server import FP32, Server, default_env
+from .server import FP32, Server
 
 WIDTH, HEIGHT = 200, 136  # no multiples of 32: 224x160
 WHOLE = (224, 160)
@@ -30,24 +31,11 @@ DEMO_FILE = f"{DEMO}.safetensors"
 
 
 @pytest.fixture(scope="module")
-def sources() -> Path:
-    if not os.environ.get("DCAE_EXTRAMODELS_PATH"):
-        pytest.skip("DCAE_EXTRAMODELS_PATH does not name the sources of ComfyUI_ExtraModels, so nothing was sampled")
-    return Path(os.environ["DCAE_EXTRAMODELS_PATH"]).resolve()
-
-
-@pytest.fixture(scope="module")
-def comfyui(sources, tmp_path_factory) -> Iterator[Server]:
+def comfyui(tmp_path_factory) -> Iterator[Server]:
     """A ComfyUI of its own: with that pack, and without a hub."""
-    packages = Path(os.environ.get("DCAE_EXTRAMODELS_PACKAGES") or default_env() / "extramodels")
-    if not (packages / "timm").is_dir():
-        pytest.fail(f"{packages} has no timm. This makes it: python3 tools/run.py test {__name__}", pytrace=False)
     cache = tmp_path_factory.mktemp("hf-home")
-    server = Server(
-        others=[sources, Path(__file__).parent / "standin_tiny_sana"],
-        args=["--preview-method", "latent2rgb", *FP32],
-        environ={"PYTHONPATH": str(packages), "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"},
-    )
+    options = beside(Path(__file__).parent / "standin_tiny_sana", HF_HOME=str(cache))
+    server = Server(args=["--preview-method", "latent2rgb", *FP32], **options)
     tiny_sana.write(server.base / "models", cache)
     write_autoencoders(server.base / "models" / "vae")
     with server:

@@ -1,6 +1,5 @@
 """In a real browser: the VAE dropdown and the DC-AE tab of a real SD.Next."""
 
-import shutil
 import time
 
 import pytest
@@ -13,24 +12,16 @@ EXAMPLE = ASSETS / "example.jpg"
 
 
 @pytest.fixture(scope="module")
-def page(needs_sdnext):
+def page(needs_sdnext, browser):
     """A page of Chromium that shows an SD.Next with the VAE dropdown at the top. `page.server` is that SD.Next."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser to test in")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no Chromium (on Debian: apt install chromium): no browser to test in")
-    with (
-        Server(options={"quicksettings_list": ["sd_model_checkpoint", "sd_vae"]}) as server,
-        sync_api.sync_playwright() as p,
-    ):
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+    with Server(options={"quicksettings_list": ["sd_model_checkpoint", "sd_vae"]}) as server:
         page = browser.new_page(viewport={"width": 1300, "height": 800})
         page.server = server
         page.goto(server.url)
         page.wait_for_selector("#setting_sd_vae input", timeout=120_000)
         time.sleep(3)  # SD.Next rearranges its page after loading
         yield page
-        browser.close()
+        page.close()
 
 
 def test_choose_one_in_the_dropdown(page, tmp_path):

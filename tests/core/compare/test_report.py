@@ -16,7 +16,6 @@ from dcae_core.cli import main
 from dcae_core.compare import sheet, text
 from dcae_core.compare.page import write_page
 from dcae_core.compare.run import Cell, Column, Comparison, Row
-from tests.chromium import chromium
 from tests.core.compare.vaes import CPU, photograph
 
 pytestmark = pytest.mark.usefixtures("nothing_else_here")
@@ -137,12 +136,6 @@ def test_the_page_names_only_files_that_are_there_and_escapes_names(report, tmp_
 
     result, off, original = (images.read(report.parent / unquote(page.addresses[i]))[0] for i in (0, 1, 4))
     assert (off - ((original - result).abs() * 4).clamp(0, 1)).abs().max() < 0.51 / 255
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 def test_the_page_in_a_browser(report, browser, tmp_path):

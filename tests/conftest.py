@@ -1,15 +1,14 @@
-"""The browser for tests of web pages."""
+"""The browser that the tests of web pages share."""
 
-import contextlib
 import shutil
 from collections.abc import Iterator
 
 import pytest
 
 
-@contextlib.contextmanager
-def chromium() -> Iterator:
-    """Yield Playwright's Browser, on Debian's Chromium. Skip the test if there is none."""
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """Playwright's Browser, on Debian's Chromium. Skips the test if there is none."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser to test in")
     executable = shutil.which("chromium")
     if executable is None:

@@ -133,9 +133,7 @@ def test_it_runs(path, comfyui):
         assert float(shown["results"][0]["text"].split()[0]) == pytest.approx(26.9, abs=0.25)
         return
     sizes = {Image.open(file).size for file in result.images}
-    assert sizes == {
-        (512, 344) if path.stem.startswith("4K") else (992, 640) if "inpaint" in path.stem else (1000, 667)
-    }
+    assert sizes == {(512, 344) if path.stem.startswith("4K") else (1000, 667)}
     shown = result.lines.values()
     assert shown and all("strips" in text for text in shown) == path.stem.startswith("4K")
 

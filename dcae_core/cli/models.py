@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from .. import variants
-from ..errors import AmbiguousVariant, BudgetError, DCAEError, OptionError, escape_unprintable
+from ..errors import BudgetError, CheckpointError, DCAEError, OptionError, escape_unprintable
 from .arguments import DTYPES, add_cache_dir, add_network, format_size, model_file, parse_size, read_config
 
 __all__ = ["add"]
@@ -43,7 +43,9 @@ def info(arguments: argparse.Namespace) -> None:
     opened = Checkpoint(model_file(arguments.file), read_config(arguments))
     try:
         chosen, doubt = opened.choose(arguments.variant), None
-    except AmbiguousVariant as error:
+    except CheckpointError as error:
+        if not opened.fits:
+            raise
         chosen, doubt = opened.fits[0], str(error)
     either = " or ".join
     path = escape_unprintable(str(opened.path))

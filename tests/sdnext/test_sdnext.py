@@ -273,7 +273,9 @@ def test_recognisable_names(needs_sdnext):
     shutil.copy(server.vae_folder / "other_diffusers.safetensors", server.vae_folder / "model.safetensors")
     with server:
         listed = [name for name in server.vaes() if not name.endswith("(download)")]
-        assert sorted(listed) == sorted([*FORMS, "broken.safetensors", "not_dcae", "model.safetensors", "pipeline"])
+        assert sorted(listed) == sorted(
+            [*FORMS, "tuned", "broken.safetensors", "not_dcae", "model.safetensors", "pipeline"]
+        )
         assert server.set(sd_vae="pipeline") == {"sd_vae": True}
         assert server.status()["active"]
 

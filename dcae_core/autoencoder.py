@@ -309,10 +309,10 @@ class DCAE(ImageAutoencoder):
         _, names = keys.autoencoder_names(state_dict, where)
         inner = {k: state_dict[name].detach() for k, name in names.items()}
         found = recognise.candidates({k: tuple(t.shape) for k, t in inner.items()}, where)
-        said, complete = recognise.said_by((recognise.CALLER, config or {}), where=where)
+        configured, complete = recognise.merge_configs((recognise.CALLER, config or {}), where=where)
         self = cls.__new__(cls)
         self.layout = found.layout
-        chosen, named = _first_unless(lambda: found.choose(variant, said, complete=complete), found.fits)
+        chosen, named = _first_unless(lambda: found.choose(variant, configured, complete=complete), found.fits)
         self._build(keys.to_diffusers(inner, found.layout, chosen.architecture), chosen, device, dtype, rewrites)
         if not named:
             self.variant = infer_variant.infer(self.encode, found.fits, where)

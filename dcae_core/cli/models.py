@@ -57,9 +57,9 @@ def info(arguments: argparse.Namespace) -> None:
     print(f"latent channels {chosen.latent_channels}")
     factors = [str(v.scaling_factor or "not published") for v in (opened.fits if doubt else [chosen])]
     print(f"scaling factor  {either(factors)}")
-    elsewhere = {source: [f for f, (_, s) in opened.said.items() if s == source] for _, source in opened.said.values()}
-    for source, fields in elsewhere.items():
-        print(f"said by         {source}: {', '.join(fields)}")
+    for source in dict.fromkeys(source for _, source in opened.configured.values()):
+        fields = [field for field, (_, where) in opened.configured.items() if where == source]
+        print(f"fields from     {source}: {', '.join(fields)}")
     if chosen.name not in variants.VARIANTS:
         print(f"note            {chosen.note}; all other fields are from its tensors")
     if doubt:

@@ -36,7 +36,7 @@ from ..untrusted import (
 from ..variants import VARIANTS, Variant
 from . import keys
 from .folders import INDEX_FILES, SINGLE_FILES, is_repository_file, model_files, not_safetensors, weights
-from .recognise import CALLER, candidates, hints, said_by
+from .recognise import CALLER, candidates, hints, merge_configs
 
 __all__ = ["Checkpoint", "is_dcae", "save", "signature"]
 
@@ -54,7 +54,7 @@ class Checkpoint:
 
     Attributes: `path`, `files`, `layout` ("diffusers" or "original"), `fits` (the published variants with these keys
     and shapes; none for another network), `prefix`, `metadata` (of the first file), `config` (a DC-AE's config.json in
-    the same folder, else {}), `said` (fields of all configs, with their sources), `dtypes`.
+    the same folder, else {}), `configured` (fields of all configs, with their sources), `dtypes`.
     """
 
     def __init__(self, path: str | os.PathLike, config: Mapping | None = None, precision: str | None = None):
@@ -89,7 +89,7 @@ class Checkpoint:
                 )
         self.config = _config(self.files)
         sources = [(CALLER, config or {}), ("config.json", self.config), ("the file's metadata", _of(self.metadata))]
-        self.said, self._complete = said_by(*sources, where=str(self.path))
+        self.configured, self._complete = merge_configs(*sources, where=str(self.path))
 
     @property
     def bytes(self) -> int:
@@ -100,7 +100,7 @@ class Checkpoint:
         """Return the variant of this file, named after it if it is not published; `variant` is the one that the caller
         requests. Raises CheckpointError; see `recognise.Candidates.choose`."""
         named = hints(self.config, self.metadata, self.files[0])
-        return self._candidates.choose(variant, self.said, named, _name(self.files[0]), self._complete)
+        return self._candidates.choose(variant, self.configured, named, _name(self.files[0]), self._complete)
 
     def state(self, architecture: Architecture) -> dict[str, Tensor]:
         """Return the tensors for `model`: diffusers layout, no prefix, memory-mapped on the CPU. `architecture` is that

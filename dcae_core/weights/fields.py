@@ -1,5 +1,5 @@
 """Read the fields of an AutoencoderDC config from the names and shapes of tensors, in either key layout: all that these
-tell. The rest (`NOT_TOLD`, and the scaling factor) is left to a config."""
+determine. The rest (`NOT_IN_TENSORS`, and the scaling factor) is left to a config."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 from ..architecture import MAX_STAGES, MAX_WIDTH
 
-__all__ = ["HEAD_DIMS", "NOT_TOLD", "fields_of"]
+__all__ = ["HEAD_DIMS", "NOT_IN_TENSORS", "fields_of"]
 
 Shape = tuple[int, ...]
 HEAD_DIMS = "attention_head_dims"
 # Tensors tell the head dimension only with multi-scale branches, the shortcuts only in the original layout.
-NOT_TOLD = ("attention_head_dim", "encoder_out_shortcut", "decoder_in_shortcut")
-NOT_TOLD += ("decoder_act_fns", "decoder_conv_act_fn")
+NOT_IN_TENSORS = ("attention_head_dim", "encoder_out_shortcut", "decoder_in_shortcut")
+NOT_IN_TENSORS += ("decoder_act_fns", "decoder_conv_act_fn")
 
 # Of the weights that matter here: diffusers' name for the original one.
 NAMES = (

@@ -1,9 +1,9 @@
 """Recognise the network of a set of tensors: a published variant, or any other that diffusers' AutoencoderDC can be.
 
-Names and shapes come first. What they do not tell (`fields.NOT_TOLD`, the scaling factor, and which of several variants
-with the same tensors) is believed in this order: the caller, config.json, the file's metadata, the name of a file or
-folder, a published variant with exactly these tensors. `in` and `mix`, which nothing else may tell apart, are then left
-to their latents (`infer_variant`); fields that nothing tells are an error.
+Names and shapes come first. The rest (`fields.NOT_IN_TENSORS`, the scaling factor, and which of several variants with
+the same tensors) is taken from the first of these that has it: the caller, config.json, the file's metadata, the name of
+a file or folder, a published variant with exactly these tensors. `in` and `mix`, which nothing else may tell apart, are
+then left to their latents (`infer_variant`). A field that none of them has is an error.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ..errors import AmbiguousVariant, CheckpointError, OptionError, UnknownVari
 from ..untrusted import shorten
 from ..variants import SCALING_FACTOR_RANGE, UNLISTED, VARIANTS, Variant
 from . import keys
-from .fields import HEAD_DIMS, NOT_TOLD, fields_of
+from .fields import HEAD_DIMS, NOT_IN_TENSORS, fields_of
 
-__all__ = ["CALLER", "Candidates", "Hint", "Said", "candidates", "hints", "said_by"]
+__all__ = ["CALLER", "Candidates", "ConfigFields", "Hint", "candidates", "hints", "merge_configs"]
 
 log = logging.getLogger(__name__)
 
 Hint = tuple[str, Variant]  # its source, and a variant that the source names
-Said = dict[str, tuple[object, str]]  # by the names of a config's fields: the value, and its source
+ConfigFields = dict[str, tuple[object, str]]  # by the names of a config's fields: the value, and its source
 CALLER = "the config given"
 MAX_NAME_LENGTH = 200  # characters; the time that the patterns take grows with the square of it
 # How the part of a name that tells variants of one architecture apart appears in file and folder names.
@@ -39,80 +39,80 @@ NAME_PARTS = (
     (re.compile(r"sana[-_ .]?1[._]1"), "-sana-1.1"),
     (re.compile(r"sana[-_ .]?1[._]0"), "-sana-1.0"),
 )
-ALTERNATIVES = {  # two values of each field that tensors may not tell: where both do the same, it does not matter
+ALTERNATIVES = {  # two values of each field that tensors may not determine: where both do the same, it does not matter
     "encoder_out_shortcut": (False, True),
     "decoder_in_shortcut": (False, True),
     "decoder_act_fns": ("relu", "silu"),
     "decoder_conv_act_fn": ("relu", "silu"),
 }
-HOW_TO_SAY = "put its config.json beside it, or give them as config={...} (on the command line --config FILE)"
+HOW_TO_GIVE = "put its config.json beside it, or give them as config={...} (on the command line --config FILE)"
 
 
 @dataclass(frozen=True)
 class Candidates:
     """What a set of tensors may be. where: names it in messages. fits: published variants with exactly these tensors,
-    none for another network. told: fields that the tensors tell, without a published variant."""
+    none for another network. inferred: fields of a config, from the tensors alone."""
 
     where: str
     layout: str
     fits: list[Variant]
-    told: Mapping[str, object]
+    inferred: Mapping[str, object]
     shapes: Mapping[str, tuple[int, ...]]
 
     def choose(
         self,
         requested: str | Variant | None = None,
-        said: Said | None = None,
+        config: ConfigFields | None = None,
         hints: Iterable[Hint] = (),
         name: str = "",
         complete: bool = False,
     ) -> Variant:
-        """Return the variant that these tensors are; see this module for what is believed.
+        """Return the variant that these tensors are; see this module for the order.
 
         requested: by the caller; taken if it has these tensors, with the fields of the caller's config. hints: names
         around the file. name: what a network that is not published is called. complete: whether fields that are nowhere
         have diffusers' defaults, as for an AutoencoderDC's own config.json. Raises CheckpointError: AmbiguousVariant if
         only latents can tell the variants apart.
         """
-        said, hints = said or {}, list(hints)
+        config, hints = config or {}, list(hints)
         if requested is not None:
-            return self._requested(variants.find(requested), said, name)
+            return self._requested(variants.find(requested), config, name)
         unlisted = {v.name: v for _, v in hints if v.name in UNLISTED and self._has(v.architecture)}
-        fits = [v for v in (*self.fits, *unlisted.values()) if self._agrees(v, said)]
+        fits = [v for v in (*self.fits, *unlisted.values()) if self._agrees(v, config)]
         if not fits:
-            return self._own(self.fits[0] if self.fits else None, said, name, complete)
+            return self._custom(self.fits[0] if self.fits else None, config, name, complete)
         chosen = self._named(fits, hints)
-        factor = said.get("scaling_factor", (None,))[0]
+        factor = config.get("scaling_factor", (None,))[0]
         return replace(chosen, scaling_factor=factor) if chosen.scaling_factor is None and factor else chosen
 
     def _has(self, architecture: Architecture) -> bool:
         return _required(keys.expected(architecture, self.layout)) == self.shapes
 
-    def _requested(self, requested: Variant, said: Said, name: str) -> Variant:
+    def _requested(self, requested: Variant, config: ConfigFields, name: str) -> Variant:
         if not self._has(requested.architecture):
             listed = " or ".join(v.name for v in self.fits) or "another AutoencoderDC"
             raise CheckpointError(
                 f"{self.where} holds {listed}, not {requested.name}. Leave the variant out, or name another file."
             )
-        caller = {field: pair for field, pair in said.items() if pair[1] == CALLER}
+        caller = {field: pair for field, pair in config.items() if pair[1] == CALLER}
         others = [
             f"{source} says {field} {shorten(value)}"
-            for field, (value, source) in said.items()
+            for field, (value, source) in config.items()
             if source != CALLER and not self._agrees_alone(requested, field, (value, source))
         ]
         if others:
             also = f" and {counted(len(others) - 1, 'other thing')}" if len(others) > 1 else ""
             log.warning("%s: loaded as %s, as requested, although %s%s", self.where, requested.name, others[0], also)
-        return requested if self._agrees(requested, caller) else self._own(requested, caller, name, False)
+        return requested if self._agrees(requested, caller) else self._custom(requested, caller, name, False)
 
-    def _agrees(self, variant: Variant, said: Said) -> bool:
-        """Whether nothing that is said makes this another network or another scaling factor."""
-        factor = said.get("scaling_factor", (None,))[0]
+    def _agrees(self, variant: Variant, config: ConfigFields) -> bool:
+        """Whether no config makes this another network or another scaling factor."""
+        factor = config.get("scaling_factor", (None,))[0]
         if factor and variant.scaling_factor and not math.isclose(factor, variant.scaling_factor, rel_tol=1e-5):
             return False
-        if "adaptive_channels" in said and tuple(said["adaptive_channels"][0]) != variant.adaptive:
+        if "adaptive_channels" in config and tuple(config["adaptive_channels"][0]) != variant.adaptive:
             return False
-        architecture = self._architecture(variant.architecture.diffusers_config(), said)
+        architecture = self._architecture(variant.architecture.diffusers_config(), config)
         return architecture.same_network(variant.architecture)
 
     def _agrees_alone(self, variant: Variant, field: str, pair: tuple[object, str]) -> bool:
@@ -121,12 +121,12 @@ class Candidates:
         except CheckpointError:  # a field that can't be without the others
             return False
 
-    def _architecture(self, known: Mapping, said: Said) -> Architecture:
-        """`known` with what is said over it. Raises CheckpointError for values that can't be."""
+    def _architecture(self, known: Mapping, config: ConfigFields) -> Architecture:
+        """`known` with the configs over it. Raises CheckpointError for values that can't be."""
         try:
-            return Architecture.from_config({**known, **{field: value for field, (value, _) in said.items()}})
+            return Architecture.from_config({**known, **{field: value for field, (value, _) in config.items()}})
         except OptionError as error:
-            sources = " and ".join(dict.fromkeys(source for field, (_, source) in said.items() if field in DEFAULTS))
+            sources = " and ".join(dict.fromkeys(source for field, (_, source) in config.items() if field in DEFAULTS))
             raise CheckpointError(f"{self.where}: {sources or 'its tensors'} can't be of a DC-AE: {error}") from error
 
     def _named(self, fits: list[Variant], hints: list[Hint]) -> Variant:
@@ -146,23 +146,23 @@ class Candidates:
             f"says which. Set the variant ({fits[0].name!r} or {fits[-1].name!r}), or put it in the file's name."
         )
 
-    def _own(self, like: Variant | None, said: Said, name: str, complete: bool) -> Variant:
-        """The network that is said, which is not published. like: one with the same tensors, for what is not said."""
-        known = dict(self.told)
+    def _custom(self, like: Variant | None, config: ConfigFields, name: str, complete: bool) -> Variant:
+        """The network of the configs, which is not published. like: one with the same tensors, for what they lack."""
+        known = dict(self.inferred)
         if like is not None:
             known = like.architecture.diffusers_config()
         elif not complete:
-            known = self._either(0)
-            told = {*self.told, *said}
-            if missing := [field for field in NOT_TOLD if field not in told and self._matters(field, known, said)]:
+            known = self._alternative(0)
+            open_fields = [field for field in NOT_IN_TENSORS if field not in (*self.inferred, *config)]
+            if missing := [field for field in open_fields if self._matters(field, known, config)]:
                 raise CheckpointError(
-                    f"{self.where} is an AutoencoderDC that is not one of the published, and its tensors do not tell "
-                    f"{', '.join(missing)}: {HOW_TO_SAY}."
+                    f"{self.where} is no published AutoencoderDC, and its tensors do not determine "
+                    f"{', '.join(missing)}: {HOW_TO_GIVE}."
                 )
-        architecture = self._architecture(known, said)
+        architecture = self._architecture(known, config)
         if not self._has(architecture):
-            raise CheckpointError(self._contradiction(said, architecture))
-        factor, adaptive = (said.get(field, (None,))[0] for field in ("scaling_factor", "adaptive_channels"))
+            raise CheckpointError(self._contradiction(config, architecture))
+        factor, adaptive = (config.get(field, (None,))[0] for field in ("scaling_factor", "adaptive_channels"))
         note = "another network" if like is None else f"another network with the tensors of {like.name}"
         name = name or f"autoencoder-dc-f{architecture.spatial_ratio}c{architecture.latent_channels}"
         with contextlib.suppress(UnknownVariant):
@@ -172,34 +172,34 @@ class Candidates:
         except OptionError as error:
             raise CheckpointError(f"{self.where}: {error}") from error
 
-    def _either(self, which: int) -> dict:
-        """What the tensors tell, with the first (0) or the last (-1) of values that they allow for what they do not."""
-        alternatives = {**ALTERNATIVES, "attention_head_dim": self.told.get(HEAD_DIMS, (1,))}
-        return {**{field: values[which] for field, values in alternatives.items()}, **self.told}
+    def _alternative(self, which: int) -> dict:
+        """What the tensors determine, with the first (0) or last (-1) of the values that they allow for the rest."""
+        alternatives = {**ALTERNATIVES, "attention_head_dim": self.inferred.get(HEAD_DIMS, (1,))}
+        return {**{field: values[which] for field, values in alternatives.items()}, **self.inferred}
 
-    def _matters(self, field: str, known: Mapping, said: Said) -> bool:
+    def _matters(self, field: str, known: Mapping, config: ConfigFields) -> bool:
         """Whether the network depends on the value of a field."""
-        plain = self._architecture(known, said)
+        plain = self._architecture(known, config)
         try:
-            return not self._architecture({**known, field: self._either(-1)[field]}, said).same_network(plain)
+            other = self._architecture({**known, field: self._alternative(-1)[field]}, config)
+            return not other.same_network(plain)
         except CheckpointError:  # the other value can't be: it is the first
             return False
 
-    def _contradiction(self, said: Said, architecture: Architecture) -> str:
+    def _contradiction(self, config: ConfigFields, architecture: Architecture) -> str:
         wanted = architecture.diffusers_config()
         try:
-            untold = {field: value for field, (value, _) in said.items() if field not in self.told}
-            there = Architecture.from_config({**self._either(0), **untold}).diffusers_config()
+            others = {field: value for field, (value, _) in config.items() if field not in self.inferred}
+            there = Architecture.from_config({**self._alternative(0), **others}).diffusers_config()
         except OptionError:
             there = wanted
-        fields = [field for field in said if field in wanted and wanted[field] != there[field]]
+        fields = [field for field in config if field in wanted and wanted[field] != there[field]]
         differences = "; ".join(
-            f"{said[field][1]} says {field} {shorten(wanted[field])}, its tensors {shorten(there[field])}"
+            f"{config[field][1]} says {field} {shorten(wanted[field])}, its tensors {shorten(there[field])}"
             for field in fields
         )
         return (
-            f"{self.where}: {differences or 'what is said of it does not fit its tensors'}. Is that the config of "
-            "another file?"
+            f"{self.where}: {differences or 'its config does not fit its tensors'}. Is that the config of another file?"
         )
 
 
@@ -210,7 +210,7 @@ def candidates(shapes: Mapping[str, tuple[int, ...]], where: str) -> Candidates:
     is instead.
     """
     given = _required(shapes)
-    told = fields_of(given) or {}
+    inferred = fields_of(given) or {}
     best = (-1, None, "", {})
     for layout in keys.LAYOUTS:
         fits = []
@@ -223,21 +223,21 @@ def candidates(shapes: Mapping[str, tuple[int, ...]], where: str) -> Candidates:
             if common and score > best[0]:
                 best = (score, variant.name, layout, expected)
         if fits:
-            return Candidates(where, layout, fits, told, given)
+            return Candidates(where, layout, fits, inferred, given)
     _, nearest, layout, expected = best
     impossible = ""
-    if told:
-        own = Candidates(where, keys.LAYOUTS[any(".op_list." in k for k in given)], [], told, given)
+    if inferred:
+        custom = Candidates(where, keys.LAYOUTS[any(".op_list." in k for k in given)], [], inferred, given)
         try:
-            architecture = Architecture.from_config(own._either(0))
-            if own._has(architecture):
-                return own
+            architecture = Architecture.from_config(custom._alternative(0))
+            if custom._has(architecture):
+                return custom
             # Where more of it fits than of any published one, it is the better measure of what is wrong.
-            theirs = _required(keys.expected(architecture, own.layout))
+            theirs = _required(keys.expected(architecture, custom.layout))
             if 2 * sum(given.get(k) == s for k, s in theirs.items()) - len(theirs) > best[0]:
-                nearest, layout, expected = f"an AutoencoderDC of its own ({architecture})", own.layout, theirs
+                nearest, layout, expected = f"a custom AutoencoderDC ({architecture})", custom.layout, theirs
         except OptionError as error:
-            impossible = f" As an AutoencoderDC of its own: {shorten(error, 300)}"
+            impossible = f" As a custom AutoencoderDC: {shorten(error, 300)}"
     if nearest is None:
         sample = f", such as {', '.join(map(shorten, list(given)[:3]))}" if given else ""
         raise CheckpointError(
@@ -265,12 +265,12 @@ def _required(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...
     return {k: tuple(s) for k, s in shapes.items() if not k.endswith(keys.OPTIONAL)}
 
 
-def said_by(*sources: tuple[str, Mapping], where: str) -> tuple[Said, bool]:
+def merge_configs(*sources: tuple[str, Mapping], where: str) -> tuple[ConfigFields, bool]:
     """Return the fields that (name, config) sources give, the first source believed first, and whether one of them is
     an AutoencoderDC's own config, which has diffusers' defaults for what it leaves out. Fields that are null are not
     given. Raises CheckpointError for a scaling factor or adaptive channels that can't be, and for names in the caller's
     that are no fields."""
-    said: Said = {}
+    merged: ConfigFields = {}
     fields = (*DEFAULTS, "scaling_factor", "adaptive_channels")
     complete = any("_class_name" in config or "encoder_block_out_channels" in config for _, config in sources)
     for source, config in sources:
@@ -281,9 +281,9 @@ def said_by(*sources: tuple[str, Mapping], where: str) -> tuple[Said, bool]:
                 f"Those are {', '.join(fields)}."
             )
         for field in fields:
-            if (value := config.get(field)) is not None and field not in said:
-                said[field] = _checked(field, value, f"{where}: {source}"), source
-    return said, complete
+            if (value := config.get(field)) is not None and field not in merged:
+                merged[field] = _checked(field, value, f"{where}: {source}"), source
+    return merged, complete
 
 
 def _checked(field: str, value: object, where: str) -> object:

@@ -13,7 +13,7 @@ from dcae_core.architecture import Architecture
 from dcae_core.engine.rewrites import REWRITES
 from dcae_core.errors import OptionError
 from dcae_core.weights import keys
-from dcae_core.weights.fields import NOT_TOLD, fields_of
+from dcae_core.weights.fields import NOT_IN_TENSORS, fields_of
 from tests.core.architectures import configs
 from tests.core.helpers import check_same, counted, least, randomised
 
@@ -57,7 +57,7 @@ def test_its_tensors_tell_what_they_can(config):
     for layout in keys.LAYOUTS:
         shapes = keys.expected(architecture, layout)
         told = fields_of(shapes)
-        again = Architecture.from_config({**{name: whole[name] for name in NOT_TOLD}, **told})
+        again = Architecture.from_config({**{name: whole[name] for name in NOT_IN_TENSORS}, **told})
         assert again.same_network(architecture)
         assert keys.expected(again, layout) == shapes
 
@@ -69,7 +69,7 @@ def test_what_is_published_can_be_read_from_its_config_and_its_tensors(name):
     assert Architecture.from_config(config) == architecture
     for layout in keys.LAYOUTS:
         told = fields_of(keys.expected(architecture, layout))
-        again = Architecture.from_config({**{name: config[name] for name in NOT_TOLD}, **told})
+        again = Architecture.from_config({**{name: config[name] for name in NOT_IN_TENSORS}, **told})
         assert again.same_network(architecture)
 
 

@@ -34,7 +34,7 @@ SHARD = "diffusion_pytorch_model-{:05}-of-{:05}.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 SMALL = 64 << 20  # bytes of a file that is loaded, not only looked at
 
-OWN = {  # nothing of it is published
+CUSTOM = {  # nothing of it is published
     "latent_channels": 4,
     "attention_head_dim": 8,
     "encoder_block_types": ["ResBlock", "EfficientViTBlock"],
@@ -72,8 +72,8 @@ def make(chance: Random, folder: Path) -> Path:
 def write(chance: Random, path: Path, mutations: int, part: tuple[int, int] = (0, 1)) -> None:
     """A file with the header of a variant or of another network, and zeros for weights; `part` (i, n) is every n-th
     tensor from i on."""
-    variant = chance.choice((DEMO, DEMO, DEMO, "own", "own", *VARIANTS))
-    architecture = Architecture.from_config(OWN) if variant == "own" else VARIANTS[variant].architecture
+    variant = chance.choice((DEMO, DEMO, DEMO, "custom", "custom", *VARIANTS))
+    architecture = Architecture.from_config(CUSTOM) if variant == "custom" else VARIANTS[variant].architecture
     layout, dtype = chance.choice(keys.LAYOUTS), chance.choice(("F16", "F32", "BF16", "F8_E4M3"))
     prefix = chance.choice(("", "", "vae.", "first_stage_model.", "module._orig_mod."))
     shapes = list(keys.expected(architecture, layout).items())[part[0] :: part[1]]
@@ -119,8 +119,9 @@ def repository(chance: Random, folder: Path) -> Path:
 
 def config(chance: Random) -> bytes:
     named = {"_class_name": "AutoencoderDC", "model_name": "dc-ae-f32c32-mix-1.0"}
-    value = named | chance.choice((copy.deepcopy(OWN), *(variant.diffusers_config() for variant in VARIANTS.values())))
-    for key in ("scaling_factor", "_name_or_path", "model_name", "variant", *chance.sample(list(OWN), 1)):
+    published = [variant.diffusers_config() for variant in VARIANTS.values()]
+    value = named | chance.choice((copy.deepcopy(CUSTOM), *published))
+    for key in ("scaling_factor", "_name_or_path", "model_name", "variant", *chance.sample(list(CUSTOM), 1)):
         if chance.random() < 0.4:
             value[key] = odd(chance)
     return json_bytes(chance, bent(chance, value) if chance.random() < 0.5 else value)

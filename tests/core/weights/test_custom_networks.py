@@ -75,19 +75,19 @@ def test_another_scaling_factor_is_another_model(name, layout):
     variant = VARIANTS[name]
     found = recognise.candidates(keys.expected(variant.architecture, layout), "x")
     config = variant.diffusers_config() | {"_class_name": "AutoencoderDC"}
-    said, complete = recognise.said_by(("config.json", config | {"scaling_factor": 0.77}), where="x")
-    chosen = found.choose(None, said, [("the name", variant)], name, complete)
+    configured, complete = recognise.merge_configs(("config.json", config | {"scaling_factor": 0.77}), where="x")
+    chosen = found.choose(None, configured, [("the name", variant)], name, complete)
     assert (chosen.scaling_factor, chosen.name) == (0.77, f"{name}-custom")
     assert chosen.architecture == variant.architecture
-    said, complete = recognise.said_by(("config.json", config), where="x")
-    assert found.choose(None, said, [("the name", variant)], name, complete) is variant
+    configured, complete = recognise.merge_configs(("config.json", config), where="x")
+    assert found.choose(None, configured, [("the name", variant)], name, complete) is variant
 
 
 def test_where_none_is_published_a_config_gives_the_factor():
     variant = find("dc-ae-f32c128-1.5")
     found = recognise.candidates(keys.expected(variant.architecture, "original"), "x")
-    said, _ = recognise.said_by(("config.json", {"scaling_factor": 0.5}), where="x")
-    assert found.choose(None, said) == replace(variant, scaling_factor=0.5)
+    configured, _ = recognise.merge_configs(("config.json", {"scaling_factor": 0.5}), where="x")
+    assert found.choose(None, configured) == replace(variant, scaling_factor=0.5)
 
 
 def test_a_factor_reaches_everything(tmp_path, capsys):
@@ -99,7 +99,7 @@ def test_a_factor_reaches_everything(tmp_path, capsys):
     assert main(["info", str(folder)]) == 0
     said = capsys.readouterr().out
     assert "variant         tuned" in said and "scaling factor  0.77" in said
-    assert "said by         config.json: " in said and DEMO in said.split("note")[1]
+    assert "fields from     config.json: " in said and DEMO in said.split("note")[1]
     assert StreamedAutoencoderDC.from_pretrained(folder).config.scaling_factor == 0.77
 
     images.write(tmp_path / "a.png", images.to_host(photograph(64, 64))[0])
@@ -153,14 +153,14 @@ def test_what_nothing_tells_is_asked_for_by_field(tmp_path, capsys):
     (tmp_path / "a" / "config.json").unlink()
     (tmp_path / "a" / "diffusion_pytorch_model.safetensors").rename(file := tmp_path / "small one.safetensors")
     asked = "attention_head_dim, encoder_out_shortcut, decoder_in_shortcut, decoder_act_fns, decoder_conv_act_fn"
-    with pytest.raises(CheckpointError, match=rf"small one.safetensors .*do not tell {asked}: put its config.json"):
+    with pytest.raises(CheckpointError, match=rf"small one.safetensors .*do not determine {asked}: put"):
         DCAE.from_file(file)
     assert Checkpoint(file).fits == []
     assert main(["info", str(file)]) == 1
     assert asked in capsys.readouterr().err
 
     told = {name: SMALL[name] for name in ("attention_head_dim", "decoder_act_fns", "decoder_conv_act_fn")}
-    with pytest.raises(CheckpointError, match="do not tell encoder_out_shortcut, decoder_in_shortcut: "):
+    with pytest.raises(CheckpointError, match="do not determine encoder_out_shortcut, decoder_in_shortcut: "):
         DCAE.from_file(file, config=told)
     told |= {"encoder_out_shortcut": True, "decoder_in_shortcut": True}
     ae = DCAE.from_file(file, None, "cpu", "fp32", config=told)
@@ -175,7 +175,9 @@ def test_what_nothing_tells_is_asked_for_by_field(tmp_path, capsys):
     target = tmp_path / "told.safetensors"
     assert main(["convert", str(file), str(target), "--to", "original", "--config", str(tmp_path / "told.json")]) == 0
     save_file(load_file(target), bare := tmp_path / "bare.safetensors")
-    with pytest.raises(CheckpointError, match="do not tell attention_head_dim, decoder_act_fns, decoder_conv_act_fn: "):
+    with pytest.raises(
+        CheckpointError, match="do not determine attention_head_dim, decoder_act_fns, decoder_conv_act_fn: "
+    ):
         Checkpoint(bare).choose()
     assert Checkpoint(target).choose().scaling_factor == 2
     assert main(["plan", "--variant", str(target), "--size", "64"]) == 0

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from dcae_core import DEMO, VARIANTS, images
 from tests.core.helpers import randomised
-from tests.core.weights.test_own_networks import SMALL
+from tests.core.weights.test_custom_networks import SMALL
 
 from .prompts import loader, message, node, photograph, pixels, save
 

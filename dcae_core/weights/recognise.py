@@ -1,9 +1,9 @@
 """Recognise the network of a set of tensors: a published variant, or any other that diffusers' AutoencoderDC can be.
 
 Names and shapes come first. The rest (`fields.NOT_IN_TENSORS`, the scaling factor, and which of several variants with
-the same tensors) is taken from the first of these that has it: the caller, config.json, the file's metadata, the name of
-a file or folder, a published variant with exactly these tensors. `in` and `mix`, which nothing else may tell apart, are
-then left to their latents (`infer_variant`). A field that none of them has is an error.
+the same tensors) is taken from the first of these that has it: the caller, config.json, the file's metadata, the name
+of a file or folder, a published variant with exactly these tensors. `in` and `mix`, which nothing else may tell apart,
+are then left to their latents (`infer_variant`). A field that none of them has is an error.
 """
 
 from __future__ import annotations

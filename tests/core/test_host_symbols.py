@@ -91,7 +91,7 @@ def test_it_sees_each_way_of_using_a_host():
         "extension.nodeCreated",
         "message execution_error",
         "route /view",
-        "type VAEEncodeForInpaint",
+        "type MaskComposite",
     ):
         assert name in found, name
     assert {s.name for s in found.values() if s.role == "replaced"} == {

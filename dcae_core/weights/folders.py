@@ -182,7 +182,7 @@ def not_safetensors(file: Path, error: Exception) -> str:
 def _pickle(file: Path) -> str:
     name = file.name if re.fullmatch(r"[\w. -]+", file.name) else "FILE.pt"  # safe in a command line
     return (
-        f"{file} is {PICKLE}. It is refused since opening it can run code. Get the .safetensors "
+        f"{file} is a PyTorch pickle. It is refused since opening it can run code. Get the .safetensors "
         'file, or convert it: python -c "import torch, safetensors.torch as s; '
         f"d = torch.load('{name}', weights_only=True); s.save_file(d.get('state_dict', d), "
         f"'{Path(name).with_suffix('.safetensors')}')\""

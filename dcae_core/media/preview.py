@@ -53,7 +53,9 @@ class Preview:
         """Return the same map for latents that `scale` converts to scaled ones: [1, c, 1, 1] -> [1, c, 1, 1], a factor
         and a shift per channel."""
         channels = len(self.factors)
-        zero, one = (scale(torch.full((1, channels, 1, 1), x)).float().flatten().cpu() for x in (0.0, 1.0))
+        zero, one = (
+            scale(torch.full((1, channels, 1, 1), x, dtype=torch.float32)).float().flatten().cpu() for x in (0.0, 1.0)
+        )
         return Preview(self.factors * (one - zero)[:, None], self.bias + zero @ self.factors)
 
 
@@ -111,7 +113,11 @@ def fit_example(variant: Variant, encode: Encode) -> Preview:
 def find(variant: str | Variant) -> Preview | None:
     """Return the bundled map for the latents of `variant`; None if none was fitted. Raises UnknownVariant."""
     entry = _table().get(variants.find(variant).latent_space)
-    return None if entry is None else Preview(torch.tensor(entry["factors"]), torch.tensor(entry["bias"]))
+    return (
+        None
+        if entry is None
+        else Preview(*(torch.tensor(entry[key], dtype=torch.float32, device="cpu") for key in ("factors", "bias")))
+    )
 
 
 @functools.cache

@@ -104,7 +104,7 @@ def to_diffusers(state: Mapping[str, Tensor], layout: str, architecture: Archite
         name = _original_name(key, architecture) if original else key
         if key.endswith(OPTIONAL):
             valid = name in state and state[name].ndim == 0
-            converted[key] = state[name] if valid else torch.zeros((), dtype=torch.int64)
+            converted[key] = state[name] if valid else torch.zeros((), dtype=torch.int64, device="cpu")
             continue
         tensor = state[name]
         if original and (match := re.search(r"\.attn\.to_([qkv])\.weight$", key)):

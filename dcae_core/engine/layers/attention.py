@@ -31,7 +31,8 @@ class AttentionSums:
     def open(self, rows: int, width: int, like: Tensor) -> None:
         """Makes the buffers for strips of up to `rows` rows."""
         one = self.attention
-        self.done, self.sums = 0, torch.zeros(1, one.heads, one.head_dim + 1, one.head_dim, device=like.device)
+        shape = (1, one.heads, one.head_dim + 1, one.head_dim)
+        self.done, self.sums = 0, torch.zeros(shape, dtype=torch.float32, device=like.device)
         self.kv = Rows(2 * one.inner, width, rows + 3 * self.lag, above=self.lag, like=like)
 
     def add(self, x: Tensor, last: bool) -> None:

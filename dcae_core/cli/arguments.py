@@ -137,6 +137,8 @@ def model_file(name: str) -> str:
     try:
         return str(hub.locate(name)[0])
     except UnknownVariant:
+        if "/" in name:  # OWNER/NAME that is nobody's
+            raise
         return name
 
 

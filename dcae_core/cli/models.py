@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .. import variants
+from ..architecture import DEFAULTS
 from ..errors import BudgetError, CheckpointError, DCAEError, OptionError, escape_unprintable
 from .arguments import DTYPES, add_cache_dir, add_network, format_size, model_file, parse_size, read_config
 
@@ -57,13 +59,24 @@ def info(arguments: argparse.Namespace) -> None:
     print(f"latent channels {chosen.latent_channels}")
     factors = [str(v.scaling_factor or "not published") for v in (opened.fits if doubt else [chosen])]
     print(f"scaling factor  {either(factors)}")
-    for source in dict.fromkeys(source for _, source in opened.configured.values()):
-        fields = [field for field, (_, where) in opened.configured.items() if where == source]
-        print(f"fields from     {source}: {', '.join(fields)}")
-    if chosen.name not in variants.VARIANTS:
-        print(f"note            {chosen.note}; all other fields are from its tensors")
+    custom = chosen.name not in variants.VARIANTS
+    for line in _sources(opened.configured, custom):
+        print(f"fields from     {line}")
+    if custom:
+        print(f"note            {chosen.note}")
     if doubt:
         print(f"note            {doubt}")
+
+
+def _sources(configured: Mapping[str, tuple[object, str]], custom: bool) -> Iterator[str]:
+    """Yield where the fields of a config are from. custom: whether those that are in no config are the tensors'."""
+    sources = dict.fromkeys(DEFAULTS, "its tensors") if custom else {}
+    sources |= {field: source for field, (_, source) in configured.items()}
+    for source in dict.fromkeys(sources.values()):
+        fields = [field for field in sources if sources[field] == source]
+        if all(field in fields for field in DEFAULTS):
+            fields = ["all of the network", *(field for field in fields if field not in DEFAULTS)]
+        yield f"{source}: {', '.join(fields)}"
 
 
 def list_variants(arguments: argparse.Namespace) -> None:

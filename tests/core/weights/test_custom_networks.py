@@ -170,7 +170,12 @@ def test_what_nothing_tells_is_asked_for_by_field(tmp_path, capsys):
         ae.scaling_factor  # noqa: B018 - it raises
     (tmp_path / "told.json").write_text(json.dumps(told | {"scaling_factor": 2}))
     assert main(["info", str(file), "--config", str(tmp_path / "told.json")]) == 0
-    assert "scaling factor  2.0" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert "scaling factor  2.0" in lines
+    assert any(
+        line.startswith("fields from     the config given: attention_head_dim, decoder_act_fns") for line in lines
+    )
+    assert any(line.startswith("fields from     its tensors: in_channels, latent_channels, ") for line in lines)
     # The original layout tells the shortcuts, and metadata what the tensors do not.
     target = tmp_path / "told.safetensors"
     assert main(["convert", str(file), str(target), "--to", "original", "--config", str(tmp_path / "told.json")]) == 0
@@ -273,12 +278,14 @@ def test_what_is_named_after_one_of_those_is_one(tmp_path):
         assert found.choose(hints=hints) == find(text)
 
 
-def test_a_repository_of_somebody_else_is_not_taken_for_the_published(tmp_path):
+def test_a_repository_of_somebody_else_is_not_taken_for_the_published(tmp_path, capsys):
     for name in ("somebody/dc-ae-f32c32-sana-1.1", "somebody/dc-ae-tuned"):
         with pytest.raises(
             UnknownVariant, match=f"{name} is no file or folder here.*dc-ae-f32c32-in-1.0, dc-ae-f32c32"
         ):
             DCAE(name, cache_dir=tmp_path)
+        assert main(["info", name]) == 1
+        assert f"{name} is no file or folder here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("layout", keys.LAYOUTS)

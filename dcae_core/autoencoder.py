@@ -358,7 +358,8 @@ class DCAE(ImageAutoencoder):
         model.requires_grad_(False).load_state_dict(wide, assign=True)
         wide.clear()
         state.clear()  # so that the weights as they were and as they are run never both exist whole
-        self.model, self.variant = InferenceAutoencoder(model, rewrites, device, dtype), variant
+        with execute.without_autocast(torch.device("cpu")), execute.without_autocast(device):
+            self.model, self.variant = InferenceAutoencoder(model, rewrites, device, dtype), variant
 
 
 def _first_unless(choose: Callable[[], Variant], fits: list[Variant]) -> tuple[Variant, bool]:

@@ -19,7 +19,7 @@ REWRITES = ("norms", "shortcuts", "phases")
 
 def duplicating(outputs: int, inputs: int) -> Tensor:
     """`model.duplicate` as a matrix [outputs, inputs]."""
-    return torch.eye(inputs, dtype=torch.float32).repeat_interleave(outputs // inputs, dim=0)
+    return torch.eye(inputs, dtype=torch.float32, device="cpu").repeat_interleave(outputs // inputs, dim=0)
 
 
 def averaging(outputs: int, inputs: int) -> Tensor:

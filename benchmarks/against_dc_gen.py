@@ -3,11 +3,11 @@
 CHECKOUT is a clone of https://github.com/dc-ai-projects/DC-Gen (1.0 to 1.5) or of
 https://github.com/mit-han-lab/efficientvit (1.0), whose models are run as they are: `pip install omegaconf triton timm
 torchvision segment-anything` for them. Their norm is a Triton kernel, run by Triton's interpreter where there is no GPU
-(efficientvit's makes a buffer on "cuda" by that name: there it is made on the CPU). Every name in their registries;
-random weights at full width, random pictures, fp32. Ours loads their state dict, so names and shapes are held to it
-too, and finds the network out from them and from the name as their config.json has it. A picture and its latent:
-encode, decode: |ours - theirs| / |theirs|; strips: ours in the smallest strips there are, against theirs. The first
-name of a network is run with two sizes, for 1.5 with each number of channels, others of it with one.
+(efficientvit's makes a buffer on "cuda" by that name: there it is made on the CPU). First, for every name in their
+registries: ours finds the network out from the names and shapes of their tensors, and the name from their config.json.
+Then the first name of each network, with random weights at full width and random pictures, in fp32, for 1.5 with each
+number of channels: encode, decode: |ours - theirs| / |theirs|; strips: ours in the smallest strips there are, against
+theirs. The whole takes the better part of an hour on two cores, nearly all of it Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.streaming import machine, picture, smallest
-from dcae_core import DCAE
+from dcae_core import DCAE, Variant
 from dcae_core.engine.execute import run_plan
 from dcae_core.weights import recognise
 
@@ -62,9 +62,13 @@ def main() -> None:
         if arguments.device == "cpu" and (norm := sys.modules.get(f"{package}.models.nn.triton_rms_norm")):
             empty = {"empty": lambda *shape, device, **options: torch.empty(*shape, **options)}
             norm.torch = types.SimpleNamespace(**{**vars(torch), **empty})
-        say(f"# {package} {commit(checkout)}: {len(zoo.REGISTERED_DCAE_MODEL)} names")
-        for name in arguments.names or zoo.REGISTERED_DCAE_MODEL:
-            for size, channels, errors in case(name, zoo, package, arguments.device, seen):
+        known = {name: recognised(name, zoo, package) for name in zoo.REGISTERED_DCAE_MODEL}
+        say(f"# {package} {commit(checkout)}: {len(known)} names, each found out with its network")
+        for name in arguments.names or known:
+            if known[name].architecture in seen:
+                continue
+            seen.add(known[name].architecture)
+            for size, channels, errors in case(known[name], zoo, package, arguments.device):
                 worst = max(worst, *errors)
                 numbers = "".join(f"{error:18.1e}" if i == 2 else f"{error:10.1e}" for i, error in enumerate(errors))
                 say(f"{name:26} {size[1]:>4}x{size[0]:<4} {channels:>8}{numbers}")
@@ -82,26 +86,35 @@ def commit(checkout: Path) -> str:
     return done.stdout.strip() or "of an unknown commit"
 
 
-@torch.no_grad()
-def case(name: str, zoo, package: str, device: str, seen: set):
-    """((height, width), channels, errors) of one name. seen: the architectures that were run before."""
-    torch.manual_seed(0)
+def published(name: str, zoo, package: str) -> torch.nn.Module:
+    """Their model of that name, with torch's random weights."""
     config = zoo.create_dc_ae_model_cfg(name)
     config.pretrained_path = None  # some name a file of their authors
-    theirs = importlib.import_module(ZOOS[package]).DCAE(config).eval().to(device)
-    for key, tensor in theirs.state_dict().items():
-        if tensor.ndim == 1:  # norms and biases away from their defaults, where mistakes would not show
-            tensor.uniform_(0.75, 1.25).sub_(1.0 if key.endswith(("bias", "mean")) else 0.0)
-    shapes = {key: tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
+    return importlib.import_module(ZOOS[package]).DCAE(config)
+
+
+def recognised(name: str, zoo, package: str) -> Variant:
+    """What ours takes their tensors for, whose config.json has the name."""
+    with torch.device("meta"):
+        shapes = {key: tuple(tensor.shape) for key, tensor in published(name, zoo, package).state_dict().items()}
     found = recognise.candidates(shapes, name)
     variant = found.choose(hints=recognise.hints({"model_name": name}, {}, Path("model.safetensors")))
     assert (variant.name, found.layout) == (name, "original"), variant
+    return variant
+
+
+@torch.no_grad()
+def case(variant: Variant, zoo, package: str, device: str):
+    """((height, width), channels, errors) of one variant."""
+    torch.manual_seed(0)
+    theirs = published(variant.name, zoo, package).eval().to(device)
+    for key, tensor in theirs.state_dict().items():
+        if tensor.ndim == 1:  # norms and biases away from their defaults, where mistakes would not show
+            tensor.uniform_(0.75, 1.25).sub_(1.0 if key.endswith(("bias", "mean")) else 0.0)
     ours = DCAE.from_state_dict(theirs.state_dict(), variant, device=device, dtype="fp32")
-    fewer = list(variant.adaptive) if variant.architecture not in seen else []
-    again = variant.architecture in seen
-    seen.add(variant.architecture)
+    fewer = list(variant.adaptive)
     side = max(64, ours.spatial_ratio)
-    for size, some in (((side, side), fewer), ((side, 2 * side), fewer[2:3]))[: 1 if again else 2]:
+    for size, some in (((side, side), fewer), ((side, 2 * side), fewer[2:3])):
         x = picture(*size, device).contiguous()  # efficientvit's norm writes as if all were
         # A list makes theirs give one latent for each number: the network before them runs once.
         fewer_too = {"latent_channels": [*some, ours.latent_channels]} if variant.adaptive else {}

@@ -333,11 +333,11 @@ class DCAE(ImageAutoencoder):
     def tensors(self) -> dict[str, Tensor]:
         if self.path is None:
             raise CheckpointError(f"{self.name} was not loaded from a file: its tensors are those it was made of.")
-        return Checkpoint(self.path).tensors()
+        return Checkpoint(self.path, precision=self._precision).tensors()
 
     def _load(self, checkpoint: Checkpoint, variant: str | Variant | None, device: Device, dtype: Dtype) -> None:
         chosen, named = _first_unless(lambda: checkpoint.choose(variant), checkpoint.fits)
-        self.path, self.layout = checkpoint.path, checkpoint.layout
+        self.path, self.layout, self._precision = checkpoint.path, checkpoint.layout, checkpoint.precision
         self._build(checkpoint.state(chosen.architecture), chosen, device, dtype)
         if not named:
             self.variant = infer_variant.infer(self.encode, checkpoint.fits, str(self.path))

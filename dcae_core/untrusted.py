@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import io
@@ -73,6 +74,8 @@ def kind_of(path: str | os.PathLike) -> str | None:
     so on; None where that is not known. Raises OSError."""
     with open(path, "rb") as file:
         head = file.read(4096)
+    if head[8:9] == b"{":  # a safetensors header, whose length in the first 8 bytes may look like anything
+        return None
     for start, kind in KINDS.items():
         if head.startswith(start):
             return kind
@@ -83,7 +86,7 @@ def kind_of(path: str | os.PathLike) -> str | None:
     with contextlib.suppress(Exception):  # Pillow's errors have no common class
         return f"a picture ({open_image(path).format})"
     with contextlib.suppress(UnicodeDecodeError):
-        text = head.decode() if len(head) < 4096 else head.decode(errors="ignore")
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # which may end within a character
         if all(character.isprintable() or character.isspace() for character in text):
             return "a web page" if text.lstrip()[:1] == "<" else "text"
     return None

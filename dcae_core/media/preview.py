@@ -53,9 +53,8 @@ class Preview:
         """Return the same map for latents that `scale` converts to scaled ones: [1, c, 1, 1] -> [1, c, 1, 1], a factor
         and a shift per channel."""
         channels = len(self.factors)
-        zero, one = (
-            scale(torch.full((1, channels, 1, 1), x, dtype=torch.float32)).float().flatten().cpu() for x in (0.0, 1.0)
-        )
+        zero = torch.zeros(1, channels, 1, 1, dtype=torch.float32)
+        zero, one = (scale(z).float().flatten().cpu() for z in (zero, zero + 1))
         return Preview(self.factors * (one - zero)[:, None], self.bias + zero @ self.factors)
 
 
@@ -113,11 +112,10 @@ def fit_example(variant: Variant, encode: Encode) -> Preview:
 def find(variant: str | Variant) -> Preview | None:
     """Return the bundled map for the latents of `variant`; None if none was fitted. Raises UnknownVariant."""
     entry = _table().get(variants.find(variant).latent_space)
-    return (
-        None
-        if entry is None
-        else Preview(*(torch.tensor(entry[key], dtype=torch.float32, device="cpu") for key in ("factors", "bias")))
-    )
+    if entry is None:
+        return None
+    like = {"dtype": torch.float32, "device": "cpu"}
+    return Preview(torch.tensor(entry["factors"], **like), torch.tensor(entry["bias"], **like))
 
 
 @functools.cache

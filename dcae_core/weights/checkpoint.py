@@ -52,13 +52,13 @@ class Checkpoint:
     caller knows, believed first. Opening reads only headers. Raises CheckpointError for anything that is not exactly
     one DC-AE.
 
-    Attributes: `path`, `files`, `layout` ("diffusers" or "original"), `fits` (the published variants with these keys
-    and shapes; none for another network), `prefix`, `metadata` (of the first file), `config` (a DC-AE's config.json in
-    the same folder, else {}), `configured` (fields of all configs, with their sources), `dtypes`.
+    Attributes: `path`, `precision`, `files`, `layout` ("diffusers" or "original"), `fits` (the published variants with
+    these keys and shapes; none for another network), `prefix`, `metadata` (of the first file), `config` (a DC-AE's
+    config.json in the same folder, else {}), `configured` (fields of all configs, with their sources), `dtypes`.
     """
 
     def __init__(self, path: str | os.PathLike, config: Mapping | None = None, precision: str | None = None):
-        self.path = Path(path)
+        self.path, self.precision = Path(path), precision
         self.files = model_files(self.path, precision)
         self.metadata: dict[str, str] = {}
         self._sources: dict[str, tuple[Path, object]] = {}
@@ -209,11 +209,11 @@ def _name(file: Path) -> str:
 
 def _of(metadata: Mapping[str, str]) -> dict:
     """Return the config in a file's metadata, as `save` writes it, and the scaling factor beside it."""
+    factor = {name: metadata[name] for name in ("scaling_factor",) if metadata.get(name)}
     config: object = None
     with contextlib.suppress(ValueError):
         config = parse_json(metadata.get("config", "")[:MAX_JSON_BYTES].encode())
-    config = config if isinstance(config, dict) else {}
-    return {**({"scaling_factor": f} if (f := metadata.get("scaling_factor")) else {}), **config}
+    return factor | (config if _is_of_dcae(config) else {})
 
 
 def _config_file(files: list[Path]) -> Path | None:
@@ -235,6 +235,8 @@ def _config(files: list[Path]) -> dict:
     except (OSError, ValueError) as error:
         log.warning("%s can't be read as JSON: %s. It is ignored.", path, shorten(error))
         return {}
-    if isinstance(config, dict) and (config.get("_class_name") == "AutoencoderDC" or "model_name" in config):
-        return config
-    return {}
+    return config if _is_of_dcae(config) else {}
+
+
+def _is_of_dcae(config: object) -> bool:
+    return isinstance(config, dict) and (config.get("_class_name") == "AutoencoderDC" or "model_name" in config)

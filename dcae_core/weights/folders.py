@@ -61,6 +61,8 @@ def model_files(path: Path, precision: str | None = None) -> list[Path]:
         raise CheckpointError(f"There is no file or folder {path}. Check the path, or download a variant first.")
     if path.suffix == ".part":
         raise CheckpointError(f"{path} is an unfinished download, which is not verified yet. Download it to finish.")
+    if precision is not None and precision not in path.name.split("-")[0].split("."):
+        raise CheckpointError(f"{path} is one file, not one for {precision}: leave that out, or name a folder.")
     if shard := SHARD.fullmatch(path.name):
         stem, precision = shard.groups()
         index = path.parent / f"{stem}.safetensors.index{f'.{precision}' if precision else ''}.json"
@@ -159,12 +161,8 @@ def not_safetensors(file: Path, error: Exception) -> str:
     """Return what a file is that can't be read as safetensors, for a message. error: what reading it raised."""
     try:
         kind = kind_of(file)
-        with open(file, "rb") as opened:
-            damaged = opened.read(9)[8:] == b"{"  # a header, whose length in the first 8 bytes may look like anything
     except OSError as unreadable:
         return f"{file} can't be read: {unreadable.strerror or unreadable}."
-    if damaged:
-        return f"{file} is not a readable safetensors file ({shorten(error, 200)}): it is cut short or damaged."
     if kind == PICKLE:
         return _pickle(file)
     advice = {

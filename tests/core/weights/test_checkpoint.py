@@ -214,6 +214,14 @@ def test_a_header_whose_length_looks_like_something_else(tmp_path):
         refused(tmp_path / "x.safetensors", "not a readable safetensors file", "cut short or damaged")
 
 
+def test_latents_whose_header_s_length_looks_like_something_else(tmp_path):
+    header = json.dumps({"latents": {"dtype": "F32", "shape": [1, 32, 1, 1], "data_offsets": [0, 128]}}).ljust(640)
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(100))
+    assert (tmp_path / "a.safetensors").read_bytes().startswith(b"\x80\x02"), "as a pickle"
+    with pytest.raises(LatentError, match=r"is not a readable latent file .*cut short"):
+        latents.read(tmp_path / "a.safetensors")
+
+
 def test_what_is_requested_goes_before_the_config_which_is_said(tmp_path, small_state, caplog):
     checkpoint.save(tmp_path, small_state, VARIANTS[DEMO])
     config = json.loads((tmp_path / "config.json").read_text())

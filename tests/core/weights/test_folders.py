@@ -41,7 +41,10 @@ def test_a_folder_with_a_precision_in_its_names(tmp_path, vae, options):
     assert Checkpoint(tmp_path).dtypes == {"F32"}, "the one without is preferred"
     assert Checkpoint(tmp_path, precision="fp16").dtypes == {"F16"}
     assert DCAE.from_file(tmp_path, device="cpu", dtype="fp32", precision="fp16").path == tmp_path
-    assert StreamedAutoencoderDC.from_pretrained(tmp_path, variant="fp16").core.name == DEMO
+    core = StreamedAutoencoderDC.from_pretrained(tmp_path, variant="fp16").core
+    assert core.name == DEMO and core.tensors()["encoder.conv_out.bias"].dtype == torch.float16
+    with pytest.raises(CheckpointError, match="is one file, not one for fp16"):
+        DCAE(DEMO, "cpu", precision="fp16")
     with pytest.raises(CheckpointError, match=r"has no DC-AE for bf16: it has one without a precision.*, fp16"):
         StreamedAutoencoderDC.from_pretrained(tmp_path, variant="bf16")
 
@@ -125,6 +128,7 @@ OTHERS = {
     "a.json": ("text", lambda path: path.write_text('{"weights": "ä"}')),
     "a.html": ("a web page", lambda path: path.write_text("<!doctype html><p>Log in")),
     "a.gguf": ("a GGUF file", lambda path: path.write_bytes(b"GGUF" + bytes(99))),
+    "a.csv": ("text", lambda path: path.write_bytes(b"\xc3\xa4" * 2047 + b"\n\xc3\xa4")),
     "a.zip": ("a zip archive", lambda path: shutil.make_archive(path.with_suffix(""), "zip", path.parent / "packed")),
 }
 

@@ -16,7 +16,7 @@ from . import variants
 from .engine import execute
 from .engine import plan as planning
 from .engine.coder import InferenceAutoencoder, InferenceCoder
-from .engine.devices import best_dtype, parse_device, parse_dtype
+from .engine.devices import best_dtype, compute_dtype, parse_device, parse_dtype
 from .engine.memory import Budget, free_bytes, parse_bytes
 from .engine.rewrites import REWRITES
 from .engine.target import Target
@@ -121,7 +121,8 @@ class ImageAutoencoder:
         like, limit, strict = self._coder(direction).like, parse_bytes(budget), True
         if limit is None:
             limit, strict = free_bytes(like.device), False
-        target, channels = Target(like.dtype, like.device.type), self.variant.channels(latent_channels)
+        device, channels = like.device.type, self.variant.channels(latent_channels)
+        target = Target(compute_dtype(like.dtype, device), device)
         return self.plan_for(target, direction, height, width, batch, limit, channels, strict)
 
     def plan_for(
@@ -157,7 +158,8 @@ class ImageAutoencoder:
         Sides that are not multiples of f are padded by repeating the edge; give the true size to `decode` to get it
         back. `budget` as in `plan`: within it, any size comes out as in a whole run. `progress(done, total)` is called
         after each strip; what it raises stops the run and is passed on. The result is on `output_device`, by default
-        the model's. In fp16 a result that is not finite is computed again in fp32 and returned as such.
+        the model's. A result that is not finite in fp16 is computed again in fp32 and returned as such; on CPUs
+        without fp16 arithmetic fp16 weights are run in fp32 anyway.
         `latent_channels`, of an adaptive variant (DC-AE 1.5), makes only so many of the first channels; None is all.
         Raises ImageError, BudgetError and OptionError.
         """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..dcae_core import BudgetError, DCAEError, Plan, images
 from ..dcae_core.autoencoder import ImageAutoencoder
-from ..dcae_core.engine.devices import best_dtype
+from ..dcae_core.engine.devices import best_dtype, compute_dtype
 from ..dcae_core.engine.memory import free_bytes
 from ..dcae_core.engine.target import Target
 from ..dcae_core.media.sizes import Fit
@@ -134,11 +134,15 @@ class DCAEVAE(comfy.sd.VAE):
         self, direction: str, x: Tensor, height: int, width: int, channels: int, budget: int, strict: bool
     ) -> Tensor:
         """Load the weights, measure what is left, and run within it. channels: of the latent."""
-        requested = budget - self.model_size() if budget else None
+        # fp16 weights that run in fp32 are twice as large meanwhile.
+        weights = (
+            self.model_size() * compute_dtype(self.vae_dtype, self.device.type).itemsize // self.vae_dtype.itemsize
+        )
+        requested = budget - weights if budget else None
         if budget and requested <= 0:
             raise BudgetError(
                 f"The budget of {budget / 2**30:.3f} GiB includes the weights, which take "
-                f"{self.model_size() / 2**30:.3f} GiB: give more, or 0 for what is free."
+                f"{weights / 2**30:.3f} GiB: give more, or 0 for what is free."
             )
         expected = self._best_plan(direction, height, width, len(x), requested, channels)
         management.load_models_gpu(
@@ -159,10 +163,10 @@ class DCAEVAE(comfy.sd.VAE):
         except BudgetError as error:
             if not error.needed:
                 raise
-            needed = -(-(error.needed + self.model_size()) * 1000 // 2**30) / 1000
+            needed = -(-(error.needed + weights) * 1000 // 2**30) / 1000
             raise BudgetError(
                 f"{direction} of {width}x{height} needs at least {needed:.3f} GiB, weights included, but the budget is "
-                f"{budget / 2**30:.3f} GiB, of which {(limit + self.model_size()) / 2**30:.3f} GiB can be had. Give it "
+                f"{budget / 2**30:.3f} GiB, of which {(limit + weights) / 2**30:.3f} GiB can be had. Give it "
                 f"{needed:.3f} GiB, or a smaller picture.",
                 error.needed,
             ) from error

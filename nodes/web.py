@@ -14,7 +14,7 @@ from server import PromptServer
 
 from ..dcae_core import TAESANA, DCAEError, Plan, Variant
 from ..dcae_core import plan as planning
-from ..dcae_core.engine.devices import parse_dtype
+from ..dcae_core.engine.devices import compute_dtype, parse_dtype
 from ..dcae_core.errors import OptionError, counted
 from ..dcae_core.media.sizes import Fit
 from ..dcae_core.taesana import make_plan as make_tiny_plan
@@ -109,11 +109,11 @@ def describe_plan(query: dict[str, str]) -> str:
     else:
         variant, _ = models.inspect(query.get("choice", ""), None if requested in (None, "auto") else requested)
         make_plan, ratio = plans_of(variant, channels), variant.spatial_ratio
-    dtype = parse_dtype(query.get("dtype")) or auto_dtype()
+    device = management.vae_device()
+    dtype = compute_dtype(parse_dtype(query.get("dtype")) or auto_dtype(), device.type)
     direction, mode = query.get("direction", ""), query.get("size_mode") or "pad"
     fit = Fit(height, width, ratio, "pad" if mode == "forgotten" else mode)
     weights = weight_bytes(make_plan, dtype)
-    device = management.vae_device()
     limit = int(budget * 2**30) if budget > 0 else management.get_total_memory(device)
     run = (direction, *fit.padded, batch, max(1, limit - weights), dtype)
     plan = make_plan(*run, device=device.type)

@@ -92,7 +92,7 @@ def list_variants(arguments: argparse.Namespace) -> None:
 def plan(arguments: argparse.Namespace) -> None:
     from ..engine import memory
     from ..engine import plan as planning
-    from ..engine.devices import best_device, best_dtype, parse_dtype
+    from ..engine.devices import best_device, best_dtype, compute_dtype, parse_dtype
     from ..weights import hub
     from ..weights.checkpoint import Checkpoint
 
@@ -100,7 +100,7 @@ def plan(arguments: argparse.Namespace) -> None:
     variant = Checkpoint(arguments.variant).choose() if file else variants.find(arguments.variant)
     height, width = parse_size(arguments.size)
     device = best_device()
-    dtype = parse_dtype(arguments.dtype) or best_dtype(device)
+    dtype = compute_dtype(parse_dtype(arguments.dtype) or best_dtype(device), device.type)
     budgets = [arguments.budget] if arguments.budget else [None, *(f"{n}GiB" for n in (24, 12, 8, 4, 2, 1))]
     lines = [f"{variant.name}, {width}x{height}, batch {arguments.batch}, {str(dtype)[6:]}; GiB beside the weights"]
     lines.append(f"{'':7} {'budget':>8} {'peak':>8} {'weights':>8}  strips")

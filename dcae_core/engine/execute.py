@@ -8,6 +8,7 @@ import contextvars
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from ..media.nonfinite import NonFiniteError, explain_nonfinite, require_finite
 from ..media.sizes import Fit
 from . import memory, sweeps
 from .coder import InferenceCoder
+from .devices import best_dtype, compute_dtype
 from .plan import Plan
 
 __all__ = ["Progress", "run", "run_plan", "run_with_retries", "without_autocast"]
@@ -35,9 +37,10 @@ def run(
     output_device: torch.device | str | None = None,
     as_uint8: bool = False,
 ) -> tuple[Tensor, Plan]:
-    """Encode or decode `x` by the plan that `make_plan` makes for the coder as it is; return the result and the plan
-    that was carried out. In fp16 a result that is not finite is computed again in fp32. That converts the coder's
-    weights meanwhile, so only one thread at a time may run a coder.
+    """Encode or decode `x` by the plan that `make_plan` makes for the coder as it is; return the result, in the coder's
+    dtype, and the plan that was carried out. fp16 is computed in fp32 where `devices.compute_dtype` says so, and a
+    result that is not finite in it is computed again, and returned, in fp32. That converts the coder's weights
+    meanwhile, so only one thread at a time may run a coder.
 
     x: pictures [B, 3, H, W] in [-1, 1] or uint8, or raw latents [B, c, h, w]. progress: called with (done, total) after
     each step; what it raises ends the run. as_uint8: pictures as 0 to 255.
@@ -45,24 +48,34 @@ def run(
     Raises BudgetError where memory runs out whatever is tried, NonFiniteError, and what `explain_nonfinite` raises.
     """
 
-    def once(plan: Plan) -> tuple[Tensor, Plan]:
-        output_dtype = torch.uint8 if as_uint8 else coder.like.dtype
-        result, carried_out = run_with_retries(coder, plan, x, progress, output_device, output_dtype)
-        return require_finite(result), carried_out
+    dtype, device = coder.like.dtype, coder.like.device.type
 
-    dtype, plan = coder.like.dtype, make_plan()
+    def run_in(compute: torch.dtype, output: torch.dtype) -> tuple[Tensor, Plan]:
+        try:
+            coder.to(compute)  # fp16 weights survive the way to fp32 and back unchanged
+            output = torch.uint8 if as_uint8 else output
+            result, plan = run_with_retries(coder, make_plan(), x, progress, output_device, output)
+            return require_finite(result), plan
+        finally:
+            coder.to(dtype)
+
+    compute = compute_dtype(dtype, device)
+    if compute != dtype:
+        _warn_of_fp32()
     try:
-        return once(plan)
+        return run_in(compute, dtype)
     except NonFiniteError:
         explain_nonfinite(coder, x)
         if dtype != torch.float16:
             raise
-    log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", plan.name)
-    try:
-        coder.float()  # fp16 weights survive the way to fp32 and back unchanged
-        return once(make_plan())
-    finally:
-        coder.to(dtype)
+    log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", make_plan().name)
+    return run_in(torch.float32, torch.float32)
+
+
+@cache
+def _warn_of_fp32() -> None:
+    fast = " bf16 takes less time." if best_dtype(torch.device("cpu")) == torch.bfloat16 else ""
+    log.warning("This CPU has no fp16 arithmetic: weights in fp16 are run in fp32.%s", fast)
 
 
 def run_with_retries(
@@ -133,7 +146,7 @@ def _in_strips(coder: InferenceCoder, plan: Plan, x: Tensor, output: dict, on_st
 
 def _whole(coder: InferenceCoder, plan: Plan, x: Tensor, output: dict, on_part: Callable[[], None]) -> Tensor:
     """Layer by layer, as many pictures at once as the plan says."""
-    like, device, out = coder.like, output["device"], None
+    like, out = coder.like, None
     for i, part in enumerate(x.split(plan.together)):
         if part.dtype == torch.uint8:
             part = images.from_uint8(part.to(like.device).to(like.dtype))
@@ -144,9 +157,9 @@ def _whole(coder: InferenceCoder, plan: Plan, x: Tensor, output: dict, on_part: 
         if output["dtype"] == torch.uint8:
             y = images.to_uint8(y)
         if plan.together >= len(x):
-            out = y.to(device)
+            out = y.to(**output)
         else:
-            out = y.new_empty((len(x), *y.shape[1:]), device=device) if out is None else out
+            out = torch.empty((len(x), *y.shape[1:]), **output) if out is None else out
             out[i * plan.together : i * plan.together + len(y)].copy_(y)
         del y, part
         on_part()

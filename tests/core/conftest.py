@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dcae_core import DEMO, VARIANTS
+from dcae_core.engine import devices
 from dcae_core.model import Autoencoder
 from tests.core.helpers import randomised
 
@@ -14,6 +15,12 @@ from tests.core.helpers import randomised
 def small_state() -> dict[str, torch.Tensor]:
     """Random weights of the smallest variant, in the diffusers layout."""
     return dict(randomised(lambda: Autoencoder(VARIANTS[DEMO].architecture)).state_dict())
+
+
+@pytest.fixture
+def fp16_arithmetic(monkeypatch) -> None:
+    """fp16 runs in fp16, as on a GPU, also where the CPU can't and fp32 would be taken."""
+    monkeypatch.setattr(devices, "_cpu_has_fp16", lambda: True)
 
 
 # No test finds tokens or caches that happen to be on this machine. (huggingface_hub reads this when it is imported.)

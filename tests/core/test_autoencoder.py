@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, CheckpointError, DownloadError, ImageError, LatentError, images
+from dcae_core.engine import devices, execute
 from dcae_core.errors import OptionError
 from dcae_core.media.sizes import Fit
 
@@ -32,7 +33,7 @@ def test_padding_repeats_the_edge(ae):
 
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_pictures_in_bytes(small_state, whole, dtype):
+def test_pictures_in_bytes(small_state, whole, dtype, fp16_arithmetic):
     ae = DCAE.from_state_dict(small_state, device="cpu", dtype=dtype)
     x = torch.randint(256, (2, 3, 130, 95), dtype=torch.uint8)
     budget = {d: None if whole else _least(ae, d, x.shape) for d in ("encode", "decode")}
@@ -56,7 +57,7 @@ def test_copies_run_too(ae):
     assert torch.equal(copy.deepcopy(ae).encode(x), ae.encode(x))
 
 
-def test_two_threads_while_one_overflows(small_state):
+def test_two_threads_while_one_overflows(small_state, fp16_arithmetic):
     """fp16 that overflows is done again with the weights in fp32: another run must not meet them under way."""
     ae = DCAE.from_state_dict(small_state, device="cpu", dtype="fp16")
     x = torch.rand(1, 3, 64, 64)
@@ -149,7 +150,25 @@ def test_narrow_types_stay_close(dtype):
     assert difference < 0.02  # of a range of 2
 
 
-def test_fp16_that_overflows_is_done_again_in_fp32(small_state, caplog):
+def test_fp16_runs_in_fp32_where_the_cpu_lacks_it(small_state, monkeypatch, caplog):
+    """fp16 is emulated there, an order of magnitude slower than fp32. Weights stay in fp16, and so does the result."""
+    monkeypatch.setattr(devices, "_cpu_has_fp16", lambda: False)
+    execute._warn_of_fp32.cache_clear()
+    narrow = DCAE.from_state_dict(dict(small_state), device="cpu", dtype="fp16")
+    rounded = {name: tensor.half().float() for name, tensor in narrow.model.state_dict().items()}
+    wide = DCAE.from_state_dict(dict(small_state), device="cpu", dtype="fp32")
+    wide.model.load_state_dict(rounded)
+    inputs = {"encode": torch.rand(1, 3, 96, 64) * 2 - 1, "decode": torch.randn(1, 32, 3, 2)}
+    for direction, x in inputs.items():
+        result = getattr(narrow, direction)(x)
+        assert result.dtype == torch.float16
+        assert torch.equal(result, getattr(wide, direction)(x).half())
+        assert narrow.last_plan == wide.last_plan == narrow.plan(direction, 96, 64)
+    assert {p.dtype for p in narrow.model.parameters()} == {torch.float16}
+    assert caplog.text.count("This CPU has no fp16 arithmetic") == 1
+
+
+def test_fp16_that_overflows_is_done_again_in_fp32(small_state, caplog, fp16_arithmetic):
     hot = dict(small_state)
     for key in ("encoder.conv_in.conv.weight", "decoder.conv_in.weight"):
         hot[key] = hot[key] * 3e4

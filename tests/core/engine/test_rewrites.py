@@ -94,7 +94,7 @@ def test_what_runs_is_the_reference(name, rewrites):
 
 
 @pytest.mark.parametrize(("dtype", "decibels"), [("bf16", 42), ("fp16", 55)])
-def test_narrow_types_are_no_worse_than_the_reference_in_them(dtype, decibels):
+def test_narrow_types_are_no_worse_than_the_reference_in_them(dtype, decibels, fp16_arithmetic):
     x = photograph(128, 96)
     state = Checkpoint(hub.bundled()).state(VARIANTS[DEMO].architecture)
     reference = model.Autoencoder(VARIANTS[DEMO].architecture).eval().requires_grad_(False)

@@ -137,7 +137,7 @@ def test_bytes_hide_nothing():
         images.to_uint8(x)
 
 
-def test_fp16_that_overflows_is_still_done_again_in_bytes(small_state, caplog):
+def test_fp16_that_overflows_is_still_done_again_in_bytes(small_state, caplog, fp16_arithmetic):
     hot = {**small_state, "decoder.conv_in.weight": small_state["decoder.conv_in.weight"] * 3e4}
     ae, wide = (DCAE.from_state_dict(dict(hot), device="cpu", dtype=dtype) for dtype in ("fp16", "fp32"))
     z = torch.rand(1, 32, 2, 2) * 300

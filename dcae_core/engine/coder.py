@@ -16,7 +16,7 @@ from .layers.conv import Conv3x3Layer
 from .layers.norm_act import NormActLayer
 from .rewrites import REWRITES
 
-__all__ = ["InferenceAutoencoder", "InferenceCoder"]
+__all__ = ["InferenceAutoencoder", "InferenceCoder", "inference_coder"]
 
 
 class InferenceCoder(nn.Module):
@@ -53,8 +53,7 @@ class InferenceCoder(nn.Module):
 
 
 class InferenceAutoencoder(nn.Module):
-    """`encoder` and `decoder` of `reference` as they run, on `device` and in `dtype` (None: as they are). Takes
-    `reference` apart, layer by layer, so that its weights and these are never both there whole."""
+    """`encoder` and `decoder` of `reference` as they run: see `inference_coder`."""
 
     def __init__(
         self,
@@ -64,15 +63,26 @@ class InferenceAutoencoder(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        for name, latent in (("encoder", -1), ("decoder", 0)):
-            makers = list(_makers(getattr(reference, name), rewrites))
-            delattr(reference, name)
-            makers.reverse()
-            layers = []
-            while makers:  # popped, so that what a layer was made from is freed
-                layers.append(makers.pop()().to(device=device, dtype=dtype, memory_format=torch.channels_last))
-            setattr(self, name, InferenceCoder(layers, latent))
-        self.requires_grad_(False).eval()
+        self.encoder = inference_coder(reference.encoder, rewrites, device, dtype)
+        self.decoder = inference_coder(reference.decoder, rewrites, device, dtype)
+
+
+def inference_coder(
+    reference: model.Encoder | model.Decoder,
+    rewrites: Collection[str] = REWRITES,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> InferenceCoder:
+    """`reference` as it runs, on `device` and in `dtype` (None: as they are). Takes `reference` apart, layer by layer,
+    so that its weights and these are never both there whole."""
+    makers, latent = list(_makers(reference, rewrites)), -1 if isinstance(reference, model.Encoder) else 0
+    for name, _ in list(reference.named_children()):
+        delattr(reference, name)
+    makers.reverse()
+    layers = []
+    while makers:  # popped, so that what a layer was made from is freed
+        layers.append(makers.pop()().to(device=device, dtype=dtype, memory_format=torch.channels_last))
+    return InferenceCoder(layers, latent).requires_grad_(False).eval()
 
 
 def _makers(coder: model.Encoder | model.Decoder, rewrites: Collection[str]) -> Iterator[Callable[[], Layer]]:

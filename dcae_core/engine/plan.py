@@ -3,7 +3,6 @@ themselves; running a plan is `execute`'s."""
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from functools import cache
@@ -14,10 +13,8 @@ from .. import model
 from ..architecture import Architecture
 from ..errors import BudgetError, OptionError, counted
 from ..media.sizes import Fit
-from .coder import InferenceAutoencoder, InferenceCoder
-from .live_bytes import LiveBytes
+from .coder import InferenceCoder, inference_coder
 from .memory import format_bytes, format_gib
-from .ops import winograd
 from .sweeps import Sweep, sweeps
 from .target import Target
 
@@ -161,8 +158,9 @@ def make(
 def _meta_coder(architecture: Architecture, direction: str) -> InferenceCoder:
     """Return an encoder or decoder on the meta device, without weights."""
     with torch.device("meta"):
-        whole = InferenceAutoencoder(model.Autoencoder(architecture))
-    return whole.encoder if direction == "encode" else whole.decoder
+        if direction == "encode":
+            return inference_coder(model.Encoder(architecture.encoder, architecture.latent_channels))
+        return inference_coder(model.Decoder(architecture.decoder, architecture.latent_channels))
 
 
 @cache
@@ -193,31 +191,14 @@ class _WholeRun:
 def _whole_run(
     architecture: Architecture, direction: str, channels: int, height: int, width: int, target: Target
 ) -> _WholeRun:
-    maps = tuple(each * height * width for each in _pixel_bytes(architecture, direction, channels, target.dtype))
-    scratch, ratio = [], architecture.spatial_ratio
+    maps, scratch, ratio = [], [], architecture.spatial_ratio
     size = (height, width) if direction == "encode" else (height // ratio, width // ratio)
     for layer in _meta_coder(architecture, direction).first_channels(channels).layers:
+        given = layer.channels * size[0] * size[1] * target.size
+        maps.append(given + layer.maps(*size, target))
         scratch.append(layer.whole_scratch(*size, target))
         size = layer.size_after(*size)
-    return _WholeRun(maps, tuple(scratch))
-
-
-@cache
-def _pixel_bytes(architecture: Architecture, direction: str, channels: int, dtype: torch.dtype) -> tuple[int, ...]:
-    """Return the bytes of maps that each layer of a whole run holds at most, per pixel of the picture, without input
-    and output. Counted on a small picture: all maps grow with the number of pixels."""
-    coder = copy.deepcopy(_meta_coder(architecture, direction)).to(dtype).first_channels(channels)
-    encodes, ratio = direction == "encode", architecture.spatial_ratio
-    side, inputs, found = (4 * ratio, 3, []) if encodes else (4, channels, [])
-    x = torch.empty(1, inputs, side, side, dtype=dtype, device="meta")
-    weights = [*coder.parameters(), *coder.buffers()]
-    with winograd.disabled(), torch.no_grad(), LiveBytes([x, *weights]) as count:
-        x = coder.prepare(x)
-        for layer in coder.layers:
-            count.peak = count.now
-            x = layer(x)
-            found.append(-(-count.peak // (4 * ratio) ** 2))
-    return tuple(found)
+    return _WholeRun(tuple(maps), tuple(scratch))
 
 
 def _tallest(peak, height: int, unit: int, budget: int | None) -> int:

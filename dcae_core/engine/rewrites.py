@@ -1,7 +1,8 @@
 """Exact algebra on weights, for rewrites that give the same function with less work. What is special to one layer is in
 its file in `layers`; each rewrite is tested to change nothing but rounding.
 
-A 3x3 weight is [outputs, inputs, 3, 3], its middle tap [1, 1].
+A 3x3 weight is [outputs, inputs, 3, 3], its middle tap [1, 1]. Of weights without data (on "meta", for plans) only the
+shapes are made: torch's arithmetic on them first imports its compiler, which takes a second.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["REWRITES", "at_least_fp32", "averaging", "duplicating"]
+__all__ = ["MIDDLE", "REWRITES", "at_least_fp32", "averaging", "duplicating", "joined", "with_taps"]
 
 # "norms": batch norms folded into convolutions. "shortcuts": averaging and duplicating shortcuts, which are linear,
 # folded into the convolution that they are added to. "phases": nearest-neighbour enlargement and a 3x3 convolution as
 # 2x2 convolutions. Tests leave some out.
 REWRITES = ("norms", "shortcuts", "phases")
+MIDDLE = slice(1, 2)  # of three taps
 
 
 def duplicating(outputs: int, inputs: int) -> Tensor:
@@ -25,6 +27,20 @@ def duplicating(outputs: int, inputs: int) -> Tensor:
 def averaging(outputs: int, inputs: int) -> Tensor:
     """`model.average` as a matrix [outputs, inputs]."""
     return duplicating(inputs, outputs).T / (inputs // outputs)
+
+
+def with_taps(weight: Tensor, taps: Tensor, rows: slice, columns: slice) -> Tensor:
+    """Return a copy of a 3x3 weight, in fp32 or more, with `taps` [outputs, inputs, n, n] added to some of its taps."""
+    weight = at_least_fp32(weight).clone()
+    if not weight.is_meta:
+        weight[:, :, rows, columns] += taps.to(weight.device)
+    return weight
+
+
+def joined(weights: list[Tensor]) -> Tensor:
+    """Return weights one after the other along the outputs."""
+    first = weights[0]
+    return first.new_empty(sum(map(len, weights)), *first.shape[1:]) if first.is_meta else torch.cat(weights)
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:

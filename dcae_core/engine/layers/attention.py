@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ... import model
 from ..ops.fused import add_norm, norm_scratch
+from ..rewrites import joined
 from ..rows import Rows
 from ..target import Target
 from .base import Layer, LayerStream, Window, frozen
@@ -72,7 +73,7 @@ class AttentionLayer(Layer):
     def __init__(self, attention: model.LinearAttention, rewrites: Collection[str]):
         super().__init__()
         self.head_dim, branches = attention.head_dim, attention.to_qkv_multiscale
-        qkv = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
+        qkv = joined([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
         self.qkv = frozen(by_kind(qkv, self.head_dim)[:, :, None, None])
         self.reach = max((branch.proj_in.weight.shape[-1] // 2 for branch in branches), default=0)
         self.depths, self.mixes = nn.ParameterList(), nn.ParameterList()
@@ -108,6 +109,26 @@ class AttentionLayer(Layer):
         y = F.conv2d(qkv, depth, padding=(pad, self.reach), groups=depth.shape[0])
         return F.conv2d(y, mix, groups=mix.shape[0] // self.head_dim)
 
+    def maps(self, rows: int, width: int, target: Target) -> int:
+        s, inner, more = target.size, self.inner, len(self.depths)
+        joined = self.heads * self.head_dim * s if more else 3 * inner * s  # without branches q is a part of qkv
+        summing = inner * (8 if s < 4 else 4) + (7 + more if more else 3) * inner * s
+        branching = (9 if more == 1 else 12 + more) * inner * s if more else 0
+        pixels = rows * width
+        ending = self.heads * self.head_dim * s + self.channels * s
+        after = joined + max(*self.meeting(target), ending)
+        normed = pixels * joined + norm_scratch(self.norm, self.channels, pixels, target)
+        return max(pixels * max(summing, branching, after), normed) + 3 * self.sums_bytes
+
+    def meeting(self, target: Target) -> tuple[int, int]:
+        """Bytes a pixel while the sums meet the queries in fp32 (just before, in their own type; then the quotient's
+        parts), and while the result is brought into the order of a map."""
+        size, channels = target.size, self.heads * self.head_dim
+        return (
+            max(channels * (size + 4), 4 * channels + 4 * self.heads * (self.head_dim + 2)),
+            channels * (4 + 2 * size if size < 4 else 8),
+        )
+
     def windows(self, rows: int) -> dict[str, Window]:
         queries = Window(self.inner, rows + 3 * self.reach, above=self.reach)
         return {"x": Window(self.channels, rows + self.reach), "q": queries}
@@ -139,14 +160,10 @@ class AttentionLayer(Layer):
         return held + self.sums_bytes, temporaries
 
     def scratch(self, rows: int, width: int, target: Target) -> int:
-        size, d, channels = target.size, self.head_dim, self.heads * self.head_dim
-        joined = channels * size if self.depths else 0
-        # The sums meet the queries: those in fp32 (and, just before, in their own type), then the quotient's parts.
-        meeting = max(channels * (size + 4), 4 * channels + 4 * self.heads * (d + 2))
-        leaving = channels * (4 + 2 * size if size < 4 else 8)
-        pixels = rows * width
-        ending = pixels * channels * size + norm_scratch(self.norm, self.channels, pixels, target)
-        return max(pixels * (joined + meeting), pixels * (joined + leaving), ending)
+        channels, pixels = self.heads * self.head_dim, rows * width
+        joined = channels * target.size if self.depths else 0
+        ending = pixels * channels * target.size + norm_scratch(self.norm, self.channels, pixels, target)
+        return max(pixels * (joined + max(self.meeting(target))), ending)
 
 
 def by_kind(weight: Tensor, d: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ... import model
 from ..ops.fused import conv3, conv3_scratch
-from ..rewrites import at_least_fp32, averaging, duplicating
+from ..rewrites import MIDDLE, averaging, duplicating, with_taps
 from ..target import Target
 from .base import Layer, Weights
 
@@ -33,8 +33,7 @@ class Conv3x3Layer(Layer):
         self.outputs, self.channels = weight.shape[:2]
         if shortcut is not None and "shortcuts" in rewrites:
             matrix = {model.average: averaging, model.duplicate: duplicating}[shortcut](self.outputs, self.channels)
-            weight, shortcut = at_least_fp32(weight).clone(), None
-            weight[:, :, 1, 1] += matrix.to(weight.device)
+            weight, shortcut = with_taps(weight, matrix[..., None, None], MIDDLE, MIDDLE), None
         self.conv, self.shortcut = Weights(weight, conv.bias), shortcut
 
     def first_channels(self, outputs: int, inputs: int) -> Conv3x3Layer:
@@ -46,6 +45,9 @@ class Conv3x3Layer(Layer):
         if self.shortcut:
             return torch.add(y, self.shortcut(x, y.shape[1]), out=y if out is None else out)
         return y if out is None else out.copy_(y)
+
+    def maps(self, rows: int, width: int, target: Target) -> int:
+        return (2 if self.shortcut else 1) * rows * width * self.outputs * target.size
 
     def whole_scratch(self, rows: int, width: int, target: Target) -> int:
         return conv3_scratch(self.conv.weight, rows, width, target)

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
 from ... import model
 from ..ops.fused import conv3, conv3_scratch
-from ..rewrites import at_least_fp32, averaging
+from ..rewrites import averaging, with_taps
 from ..target import Target
 from .base import Layer, Weights, empty_map
 
@@ -43,28 +43,41 @@ class DownBlockLayer(Layer):
             y = F.conv2d(window, self.conv.weight, self.conv.bias, 2, (pad, 1))
         if out is None:
             return y
-        if self.unshuffle:
-            y = rearrange(y, "b c (h p) (w q) -> b c p q h w", p=2, q=2)
-        into = rearrange(out, "b (c p q) h w -> b c p q h w", p=2, q=2) if self.unshuffle else out
-        if not self.shortcut:
-            into.copy_(y)
-            return out
-        mean = self.averaged(x)
-        if self.unshuffle:
-            mean = rearrange(mean, "b (c p q) h w -> b c p q h w", p=2, q=2)
-        torch.add(y, mean, out=into)
+        if not (self.unshuffle or self.shortcut):
+            return out.copy_(y)
+        places = out.unflatten(1, (-1, 2, 2))  # [B, c, p, q, h, w]
+        y = unshuffled(y) if self.unshuffle else y.unflatten(1, places.shape[1:4])
+        if self.shortcut:
+            torch.add(y, self.averaged(x), out=places)
+        else:
+            places.copy_(y)
         return out
 
+    @property
+    def group(self) -> int:
+        """The shortcut's outputs are means of so many neighbours among the channels (c p q) of the unshuffled input."""
+        return 4 * self.channels // self.outputs
+
     def averaged(self, x: Tensor) -> Tensor:
-        """The shortcut: means of `group` neighbours among the channels (c p q) of the unshuffled `x`."""
-        group = 4 * x.shape[1] // self.outputs
-        if group == 1:
-            return rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
-        if group == 2:
-            return reduce(x, "b c (h p) (w q) -> b (c p) h w", "mean", p=2, q=2)
-        if group % 4 == 0:
-            return reduce(x, "b (c g) (h p) (w q) -> b c h w", "mean", p=2, q=2, g=group // 4)
-        return model.average(F.pixel_unshuffle(x, 2), self.outputs)  # groups that no published network has
+        """The shortcut [B, c, 2, 2, h, w], in views and few passes where the network is a published one."""
+        if self.group == 1:
+            return unshuffled(x)
+        if self.group == 2:
+            left, right = rearrange(x, "b (c p) (h q) (w two) -> two b c p q h w", p=2, q=2, two=2)
+            return torch.add(left, right).mul_(0.5)
+        mean = F.avg_pool2d(x, 2) if self.group == 4 else model.average(F.pixel_unshuffle(x, 2), self.outputs)
+        return mean.unflatten(1, (-1, 2, 2))
+
+    def mean_bytes(self, rows: int, width: int, target: Target) -> int:
+        """Bytes that `averaged` allocates at most."""
+        if not self.shortcut or self.group == 1:
+            return 0
+        unshuffled = 0 if self.group in (2, 4) else rows * width * self.channels
+        return (unshuffled + rows // 2 * width // 2 * self.outputs) * target.size
+
+    def maps(self, rows: int, width: int, target: Target) -> int:
+        y = rows // 2 * width // 2 * self.outputs * target.size
+        return (2 * y if self.unshuffle or self.shortcut else y) + self.mean_bytes(rows, width, target)
 
     def whole_scratch(self, rows: int, width: int, target: Target) -> int:
         return conv3_scratch(self.conv.weight, rows, width, target) if self.unshuffle else 0
@@ -72,11 +85,12 @@ class DownBlockLayer(Layer):
     def scratch(self, rows: int, width: int, target: Target) -> int:
         rows = max(2, rows)
         y = rows // 2 * width // 2 * self.outputs * target.size
-        mean = y if self.shortcut else 0
-        group = 4 * self.channels // self.outputs
-        if self.shortcut and group > 2 and group % 4:
-            mean += rows * width * self.channels * target.size
-        return y + max(mean, self.whole_scratch(rows, width, target))
+        return y + max(self.mean_bytes(rows, width, target), self.whole_scratch(rows, width, target))
+
+
+def unshuffled(x: Tensor) -> Tensor:
+    """[B, c, 2 * h, 2 * w] -> [B, c, 2, 2, h, w], a view."""
+    return rearrange(x, "b c (h p) (w q) -> b c p q h w", p=2, q=2)
 
 
 def fold_shortcut(weight: Tensor) -> Tensor:
@@ -84,6 +98,5 @@ def fold_shortcut(weight: Tensor) -> Tensor:
     pixel-unshuffle does not: each of its outputs has a window of its own.)"""
     outputs, inputs = weight.shape[:2]
     taps = averaging(outputs, 4 * inputs).unflatten(1, (-1, 2, 2))
-    weight = at_least_fp32(weight).clone()
-    weight[:, :, 1:, 1:] += taps.to(weight.device)  # the window starts a row and a column before the pixels
-    return weight
+    last = slice(1, 3)  # the window starts a row and a column before the pixels
+    return with_taps(weight, taps, last, last)

@@ -30,6 +30,10 @@ class GLUMBConvLayer(Layer):
         y = self.conv_point(y)
         return add_norm(self.norm, y, x, y)
 
+    def maps(self, rows: int, width: int, target: Target) -> int:
+        pixels = rows * width
+        return max(5 * pixels * self.hidden * target.size, norm_scratch(self.norm, self.channels, pixels, target))
+
     def windows(self, rows: int) -> dict[str, Window]:
         return {"x": Window(self.channels, rows + 1), "wide": Window(2 * self.hidden, rows + 3, above=1)}
 

@@ -24,5 +24,8 @@ class NormActLayer(Layer):
     def run(self, window: Tensor, x: Tensor, out: Tensor | None, pad: int) -> Tensor:
         return act_norm(self.norm, self.act, x, x if out is None else out)
 
+    def maps(self, rows: int, width: int, target: Target) -> int:
+        return self.scratch(rows, width, target) - rows * width * self.channels * target.size  # the input's own place
+
     def scratch(self, rows: int, width: int, target: Target) -> int:
         return norm_scratch(self.norm, self.channels, rows * width, target)

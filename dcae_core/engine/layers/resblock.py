@@ -31,6 +31,10 @@ class ResBlockLayer(Layer):
         y = conv3(self.act(y, y), self.conv2.weight, self.conv2.bias, 1)
         return add_norm(self.norm, y, x, y)
 
+    def maps(self, rows: int, width: int, target: Target) -> int:
+        pixels = rows * width
+        return max(2 * pixels * self.channels * target.size, norm_scratch(self.norm, self.channels, pixels, target))
+
     def whole_scratch(self, rows: int, width: int, target: Target) -> int:
         return conv3_scratch(self.conv2.weight, rows, width, target)
 
@@ -65,6 +69,8 @@ class ResBlockLayer(Layer):
 
 def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Weights:
     """A batch norm after a convolution scales and shifts each of its channels, so the convolution can."""
+    if conv.weight.is_meta:
+        return Weights(at_least_fp32(conv.weight), at_least_fp32(norm.bias))
     scale = at_least_fp32(norm.weight) * torch.rsqrt(at_least_fp32(norm.running_var) + norm.eps)
     bias = at_least_fp32(norm.bias) - at_least_fp32(norm.running_mean) * scale
     return Weights(at_least_fp32(conv.weight) * scale[:, None, None, None], bias)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ... import model
 from ..ops.fused import conv3, conv3_scratch
-from ..rewrites import at_least_fp32, duplicating
+from ..rewrites import MIDDLE, at_least_fp32, duplicating, joined, with_taps
 from ..target import Target
 from .base import Layer, empty_map, frozen
 
@@ -38,12 +38,12 @@ class UpBlockLayer(Layer):
         if self.enlarge:
             weights = [weight]
         elif up.interpolate:
-            weights, bias = phases(weight, matrix), bias.repeat(2)
+            weights, bias = phases(weight, matrix), joined([bias, bias])
         else:
-            weights, bias = [interleaved(weight)], interleaved(bias)
+            weight, bias = interleaved(weight), interleaved(bias)
             if matrix is not None:
-                weights = [at_least_fp32(weights.pop())]
-                weights[0][:, :, 1, 1] += interleaved(matrix).to(weight.device)
+                weight = with_taps(weight, interleaved(matrix)[..., None, None], MIDDLE, MIDDLE)
+            weights = [weight]
         self.weights, self.bias = nn.ParameterList(map(frozen, weights)), frozen(bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,6 +88,18 @@ class UpBlockLayer(Layer):
         parts = rearrange(x, "b (c s) h w -> b s c h w", s=4 // times)
         return lambda p, q: parts[:, (2 * p + q) // times]
 
+    def maps(self, rows: int, width: int, target: Target) -> int:
+        pixel = rows * width * self.outputs * target.size
+        if len(self.weights) == 2:
+            return 4 * pixel + 2 * (rows + 1) * (width + 1) * self.outputs * target.size
+        return 8 * pixel + max(self.extra(rows, width, target))
+
+    def extra(self, rows: int, width: int, target: Target) -> tuple[int, int]:
+        """Bytes of a copy of the shortcut's share, and of the enlarged input."""
+        copied = self.shortcut and 4 % (4 * self.outputs // self.channels)
+        enlarged = 4 * width * rows * self.channels if self.enlarge else 0
+        return rows * width * self.outputs * target.size if copied else 0, enlarged * target.size
+
     def whole_scratch(self, rows: int, width: int, target: Target) -> int:
         if len(self.weights) == 2:
             return 0
@@ -97,10 +109,10 @@ class UpBlockLayer(Layer):
     def scratch(self, rows: int, width: int, target: Target) -> int:
         if len(self.weights) == 2:
             return 2 * rows * (width + 1) * self.outputs * target.size
-        pixel = rows * width * self.outputs * target.size
-        copy = pixel if self.shortcut and 4 % (4 * self.outputs // self.channels) else 0
-        enlarged = 4 * width * (rows + 2) * self.channels * target.size if self.enlarge else 0
-        return 4 * pixel + max(copy, enlarged + self.whole_scratch(rows, width, target))
+        copy, _ = self.extra(rows, width, target)
+        _, enlarged = self.extra(rows + 2, width, target)
+        pixels = 4 * rows * width * self.outputs * target.size
+        return pixels + max(copy, enlarged + self.whole_scratch(rows, width, target))
 
 
 def phases(weight: Tensor, shortcut: Tensor | None) -> list[Tensor]:
@@ -112,6 +124,8 @@ def phases(weight: Tensor, shortcut: Tensor | None) -> list[Tensor]:
     first two for odd ones.
     """
     weight = at_least_fp32(weight)
+    if weight.is_meta:
+        return [weight.new_empty(2 * weight.shape[0], weight.shape[1], 2, 2) for _ in range(2)]
     rows = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # [phase, row of the 2x2, of the 3x3]
     small = torch.einsum("pir,qjs,ocrs->pqocij", rows, rows, weight)
     if shortcut is not None:
@@ -125,7 +139,7 @@ def phases(weight: Tensor, shortcut: Tensor | None) -> list[Tensor]:
 def interleaved(weight: Tensor) -> Tensor:
     """A copy of the weight or bias of a convolution before pixel-shuffle, its outputs in the order (row, column,
     channel) instead of (channel, row, column): shuffling then moves whole pixels."""
-    return weight[torch.arange(len(weight), device=weight.device).view(-1, 4).T.flatten()]
+    return weight.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)
 
 
 def add_into(out: Tensor, y: Tensor, x: Tensor | None) -> None:

@@ -157,10 +157,11 @@ def make(
 @cache
 def _meta_coder(architecture: Architecture, direction: str) -> InferenceCoder:
     """Return an encoder or decoder on the meta device, without weights."""
+    encodes = direction == "encode"
     with torch.device("meta"):
-        if direction == "encode":
-            return inference_coder(model.Encoder(architecture.encoder, architecture.latent_channels))
-        return inference_coder(model.Decoder(architecture.decoder, architecture.latent_channels))
+        make = model.Encoder if encodes else model.Decoder
+        reference = make(architecture.encoder if encodes else architecture.decoder, architecture.latent_channels)
+    return inference_coder(reference)
 
 
 @cache

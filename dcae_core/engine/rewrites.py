@@ -7,10 +7,12 @@ shapes are made: torch's arithmetic on them first imports its compiler, which ta
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-__all__ = ["MIDDLE", "REWRITES", "at_least_fp32", "averaging", "duplicating", "joined", "with_taps"]
+__all__ = ["REWRITES", "at_least_fp32", "averaging", "duplicating", "joined", "with_taps"]
 
 # "norms": batch norms folded into convolutions. "shortcuts": averaging and duplicating shortcuts, which are linear,
 # folded into the convolution that they are added to. "phases": nearest-neighbour enlargement and a 3x3 convolution as
@@ -29,11 +31,12 @@ def averaging(outputs: int, inputs: int) -> Tensor:
     return duplicating(inputs, outputs).T / (inputs // outputs)
 
 
-def with_taps(weight: Tensor, taps: Tensor, rows: slice, columns: slice) -> Tensor:
-    """Return a copy of a 3x3 weight, in fp32 or more, with `taps` [outputs, inputs, n, n] added to some of its taps."""
+def with_taps(weight: Tensor, make_taps: Callable[[], Tensor], taps: slice = MIDDLE) -> Tensor:
+    """Return a copy of a 3x3 weight, in fp32 or more, with what `make_taps` returns, [outputs, inputs, n, n], added to
+    its rows and columns `taps`."""
     weight = at_least_fp32(weight).clone()
     if not weight.is_meta:
-        weight[:, :, rows, columns] += taps.to(weight.device)
+        weight[:, :, taps, taps] += make_taps().to(weight.device)
     return weight
 
 

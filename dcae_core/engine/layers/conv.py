@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ... import model
 from ..ops.fused import conv3, conv3_scratch
-from ..rewrites import MIDDLE, averaging, duplicating, with_taps
+from ..rewrites import averaging, duplicating, with_taps
 from ..target import Target
 from .base import Layer, Weights
 
@@ -32,8 +32,9 @@ class Conv3x3Layer(Layer):
         weight = conv.weight
         self.outputs, self.channels = weight.shape[:2]
         if shortcut is not None and "shortcuts" in rewrites:
-            matrix = {model.average: averaging, model.duplicate: duplicating}[shortcut](self.outputs, self.channels)
-            weight, shortcut = with_taps(weight, matrix[..., None, None], MIDDLE, MIDDLE), None
+            matrix = {model.average: averaging, model.duplicate: duplicating}[shortcut]
+            weight = with_taps(weight, lambda: matrix(self.outputs, self.channels)[..., None, None])
+            shortcut = None
         self.conv, self.shortcut = Weights(weight, conv.bias), shortcut
 
     def first_channels(self, outputs: int, inputs: int) -> Conv3x3Layer:

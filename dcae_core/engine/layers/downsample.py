@@ -97,6 +97,5 @@ def fold_shortcut(weight: Tensor) -> Tensor:
     """A strided convolution sees the pixels that the shortcut averages, so it can do that too. (One followed by
     pixel-unshuffle does not: each of its outputs has a window of its own.)"""
     outputs, inputs = weight.shape[:2]
-    taps = averaging(outputs, 4 * inputs).unflatten(1, (-1, 2, 2))
     last = slice(1, 3)  # the window starts a row and a column before the pixels
-    return with_taps(weight, taps, last, last)
+    return with_taps(weight, lambda: averaging(outputs, 4 * inputs).unflatten(1, (-1, 2, 2)), last)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ... import model
 from ..ops.fused import conv3, conv3_scratch
-from ..rewrites import MIDDLE, at_least_fp32, duplicating, joined, with_taps
+from ..rewrites import at_least_fp32, duplicating, joined, with_taps
 from ..target import Target
 from .base import Layer, empty_map, frozen
 
@@ -31,18 +31,17 @@ class UpBlockLayer(Layer):
         self.outputs, self.channels, self.shortcut = up.outputs, up.conv.in_channels, up.shortcut
         self.enlarge = up.interpolate and "phases" not in rewrites
         weight, bias = up.conv.weight, up.conv.bias
-        matrix = None
         # Where the convolution runs at the low resolution it sees the pixel that the shortcut duplicates.
-        if self.shortcut and "shortcuts" in rewrites and not self.enlarge:
-            matrix, self.shortcut = duplicating(4 * up.outputs, self.channels), False
+        fold = self.shortcut and "shortcuts" in rewrites and not self.enlarge
+        self.shortcut = self.shortcut and not fold
         if self.enlarge:
             weights = [weight]
         elif up.interpolate:
-            weights, bias = phases(weight, matrix), joined([bias, bias])
+            weights, bias = phases(weight, fold), joined([bias, bias])
         else:
             weight, bias = interleaved(weight), interleaved(bias)
-            if matrix is not None:
-                weight = with_taps(weight, interleaved(matrix)[..., None, None], MIDDLE, MIDDLE)
+            if fold:
+                weight = with_taps(weight, lambda: interleaved(duplicating(*weight.shape[:2]))[..., None, None])
             weights = [weight]
         self.weights, self.bias = nn.ParameterList(map(frozen, weights)), frozen(bias)
 
@@ -115,10 +114,10 @@ class UpBlockLayer(Layer):
         return pixels + max(copy, enlarged + self.whole_scratch(rows, width, target))
 
 
-def phases(weight: Tensor, shortcut: Tensor | None) -> list[Tensor]:
+def phases(weight: Tensor, fold: bool) -> list[Tensor]:
     """Nearest-neighbour enlargement and a 3x3 convolution are a 2x2 convolution for each of the four places that a
     pixel grows to: 4/9 of the work. Returns the weights [2 * outputs, C, 2, 2] of the even and of the odd rows; their
-    outputs are those of the even columns, then of the odd ones. shortcut: a matrix [4 * outputs, C] to fold in.
+    outputs are those of the even columns, then of the odd ones. fold: the duplicating shortcut too.
 
     Of an enlarged pixel's three rows (or columns), two fall on the same row below: the last two for even ones, the
     first two for odd ones.
@@ -128,8 +127,8 @@ def phases(weight: Tensor, shortcut: Tensor | None) -> list[Tensor]:
         return [weight.new_empty(2 * weight.shape[0], weight.shape[1], 2, 2) for _ in range(2)]
     rows = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # [phase, row of the 2x2, of the 3x3]
     small = torch.einsum("pir,qjs,ocrs->pqocij", rows, rows, weight)
-    if shortcut is not None:
-        taps = shortcut.to(weight.device).unflatten(0, (-1, 2, 2))
+    if fold:
+        taps = duplicating(4 * weight.shape[0], weight.shape[1]).to(weight.device).unflatten(0, (-1, 2, 2))
         for p in range(2):
             for q in range(2):
                 small[p, q, :, :, 1 - p, 1 - q] += taps[:, p, q]

@@ -4,6 +4,7 @@ themselves; running a plan is `execute`'s."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -118,11 +119,11 @@ def make(
     run = (architecture, direction, height, width, batch, channels, target, name)
     weight_bytes = _weight_count(architecture, direction) * target.size
     ends = batch * target.size * (3 * height * width + channels * height * width // ratio**2)  # input and output
-    layers = _whole_run(architecture, direction, channels, height, width, target)
-    together = 0 if not whole else batch if budget is None else min(batch, layers.most(budget - ends))
-    if together > 0:
-        return Plan(*run, True, together, (), (), ends + layers.peak(together), weight_bytes)
     at = (height, width) if direction == "encode" else (height // ratio, width // ratio)
+    whole_bytes = _whole_bytes(architecture, direction, channels, at, target)
+    if whole and (budget is None or ends + whole_bytes(1) <= budget):
+        together = batch if budget is None else _most(whole_bytes, batch, budget - ends)
+        return Plan(*run, True, together, (), (), ends + whole_bytes(together), weight_bytes)
     sources, rows, peaks, least = [], [], [], 0
     before = (0,)  # shape of the map that the sweep reads, where it is not the input itself
     for sweep in _sweeps(architecture, direction, channels):
@@ -141,7 +142,7 @@ def make(
         peaks.append(peak(rows[-1]))
         at, before = after_size, after
     if whole:
-        least = min(least, ends + layers.peak(1))
+        least = min(least, ends + whole_bytes(1))
     if budget is not None and least > budget:
         if not strict:
             return make(*run[:5], least, dtype, device=device, whole=whole, channels=channels, name=name)
@@ -174,44 +175,39 @@ def _sweeps(architecture: Architecture, direction: str, channels: int) -> list[S
     return sweeps(_meta_coder(architecture, direction).first_channels(channels))
 
 
-@dataclass(frozen=True)
-class _WholeRun:
-    """Bytes that each layer of a whole run takes: `maps` for each picture, and `scratch` beside them."""
-
-    maps: tuple[int, ...]
-    scratch: tuple[int, ...]
-
-    def peak(self, together: int) -> int:
-        return max(maps * together + scratch for maps, scratch in zip(self.maps, self.scratch, strict=True))
-
-    def most(self, budget: int) -> int:
-        """Pictures at once, within `budget` bytes."""
-        return min((budget - scratch) // maps for maps, scratch in zip(self.maps, self.scratch, strict=True) if maps)
-
-
-def _whole_run(
-    architecture: Architecture, direction: str, channels: int, height: int, width: int, target: Target
-) -> _WholeRun:
-    maps, scratch, ratio = [], [], architecture.spatial_ratio
-    size = (height, width) if direction == "encode" else (height // ratio, width // ratio)
+def _whole_bytes(architecture: Architecture, direction: str, channels: int, size: tuple[int, int], target: Target):
+    """Return a function: how many pictures at once -> the most bytes that a whole run of them holds, without input and
+    output. size: of what goes in."""
+    layers = []
     for layer in _meta_coder(architecture, direction).first_channels(channels).layers:
-        given = layer.channels * size[0] * size[1] * target.size
-        maps.append(given + layer.maps(*size, target))
-        scratch.append(layer.whole_scratch(*size, target))
+        layers.append((layer, size))
         size = layer.size_after(*size)
-    return _WholeRun(tuple(maps), tuple(scratch))
+
+    @cache
+    def peak(together: int) -> int:
+        return max(
+            together * layer.channels * math.prod(size) * target.size + layer.whole_bytes(together, *size, target)
+            for layer, size in layers
+        )
+
+    return peak
 
 
-def _tallest(peak, height: int, unit: int, budget: int | None) -> int:
-    """Return the most rows, in multiples of `unit`, whose peak is within the budget, evened out over the strips; the
-    fewest where none is."""
-    units = -(-height // unit)
-    low, high = 1, units
-    while budget is not None and low < high:
+def _most(size: Callable[[int], int], most: int, budget: int) -> int:
+    """Return the most, from 1 on, whose `size` is within the budget; 1 where none is."""
+    low, high = 1, most
+    while low < high:
         middle = (low + high + 1) // 2
-        if peak(min(middle * unit, height)) <= budget:
+        if size(middle) <= budget:
             low = middle
         else:
             high = middle - 1
-    most = units if budget is None else low
+    return low
+
+
+def _tallest(peak: Callable[[int], int], height: int, unit: int, budget: int | None) -> int:
+    """Return the most rows, in multiples of `unit`, whose peak is within the budget, evened out over the strips; the
+    fewest where none is."""
+    units = -(-height // unit)
+    most = units if budget is None else _most(lambda n: peak(min(n * unit, height)), units, budget)
     return min(-(-units // -(-units // most)) * unit, height)

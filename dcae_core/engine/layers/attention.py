@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import model
-from ..ops.fused import add_norm, norm_scratch
+from ..ops.fused import add_norm, norm_scratch, piece_rows, pieces
 from ..rewrites import joined
 from ..rows import Rows
 from ..target import Target
-from .base import Layer, LayerStream, Window, frozen
+from .base import Layer, LayerStream, Window, empty_map, frozen
 
 __all__ = ["AttentionLayer", "AttentionSums"]
 
@@ -55,12 +55,12 @@ class AttentionSums:
 
     def stream_bytes(self, rows: int, width: int, target: Target) -> tuple[int, int]:
         """As a layer's."""
-        inner, n = self.attention.inner, rows + self.lag
-        summing = inner * (8 if target.size < 4 else 4)
-        branching = max(4 * inner * target.size, 2 * inner * target.size + summing) if self.lag else 0
+        inner, n, size = self.attention.inner, rows + self.lag, target.size
         product = inner * (self.attention.head_dim + 1) * 4
-        held = 2 * inner * (rows + 3 * self.lag) * width * target.size + self.attention.sums_bytes
-        return held, n * width * max(2 * inner * target.size, summing, branching) + 2 * product
+        held = 2 * inner * (rows + 3 * self.lag) * width * size + self.attention.sums_bytes
+        map_bytes, summing = n * width * 2 * inner * size, summing_bytes(inner, 1, n, width, target)
+        most = map_bytes + max(map_bytes, summing) if self.lag else max(map_bytes, summing)
+        return held, most + 2 * product
 
 
 class AttentionLayer(Layer):
@@ -109,25 +109,21 @@ class AttentionLayer(Layer):
         y = F.conv2d(qkv, depth, padding=(pad, self.reach), groups=depth.shape[0])
         return F.conv2d(y, mix, groups=mix.shape[0] // self.head_dim)
 
-    def maps(self, rows: int, width: int, target: Target) -> int:
-        s, inner, more = target.size, self.inner, len(self.depths)
-        joined = self.heads * self.head_dim * s if more else 3 * inner * s  # without branches q is a part of qkv
-        summing = inner * (8 if s < 4 else 4) + (7 + more if more else 3) * inner * s
-        branching = (9 if more == 1 else 12 + more) * inner * s if more else 0
-        pixels = rows * width
-        ending = self.heads * self.head_dim * s + self.channels * s
-        after = joined + max(*self.meeting(target), ending)
-        normed = pixels * joined + norm_scratch(self.norm, self.channels, pixels, target)
-        return max(pixels * max(summing, branching, after), normed) + 3 * self.sums_bytes
+    def whole_bytes(self, batch: int, rows: int, width: int, target: Target) -> int:
+        inner, more, pixels = self.inner * target.size, len(self.depths), batch * rows * width
+        queries = self.heads * self.head_dim * target.size if more else 3 * inner  # without branches a part of qkv
+        branching = (9 if more == 1 else 12 + more) * inner if more else 0
+        summing = pixels * (7 + more if more else 3) * inner + summing_bytes(self.inner, batch, rows, width, target)
+        after = pixels * queries + self.ending(batch, rows, width, target)
+        return max(pixels * branching, summing, after) + 3 * batch * self.sums_bytes
 
-    def meeting(self, target: Target) -> tuple[int, int]:
-        """Bytes a pixel while the sums meet the queries in fp32 (just before, in their own type; then the quotient's
-        parts), and while the result is brought into the order of a map."""
-        size, channels = target.size, self.heads * self.head_dim
-        return (
-            max(channels * (size + 4), 4 * channels + 4 * self.heads * (self.head_dim + 2)),
-            channels * (4 + 2 * size if size < 4 else 8),
-        )
+    def ending(self, batch: int, rows: int, width: int, target: Target) -> int:
+        """Return the most bytes of what follows the sums, queries not included."""
+        attended = batch * rows * width * self.heads * self.head_dim * target.size
+        shape = (batch, self.channels, rows, width)
+        meeting = 8 * self.heads * (self.head_dim + 1)  # in fp32, with the quotient's parts
+        piece = batch * piece_rows(batch * self.heads * self.head_dim * width, rows, target) * width
+        return attended + max(piece * meeting, norm_scratch(self.norm, shape, target))
 
     def windows(self, rows: int) -> dict[str, Window]:
         queries = Window(self.inner, rows + 3 * self.reach, above=self.reach)
@@ -160,10 +156,8 @@ class AttentionLayer(Layer):
         return held + self.sums_bytes, temporaries
 
     def scratch(self, rows: int, width: int, target: Target) -> int:
-        channels, pixels = self.heads * self.head_dim, rows * width
-        joined = channels * target.size if self.depths else 0
-        ending = pixels * channels * target.size + norm_scratch(self.norm, self.channels, pixels, target)
-        return max(pixels * (joined + max(self.meeting(target))), ending)
+        joined = rows * width * self.heads * self.head_dim * target.size if self.depths else 0
+        return joined + self.ending(1, rows, width, target)
 
 
 def by_kind(weight: Tensor, d: int) -> Tensor:
@@ -178,8 +172,17 @@ def by_head(x: Tensor, d: int) -> Tensor:
 
 def sum_up(k: Tensor, v: Tensor, d: int) -> Tensor:
     """The sum over all pixels of v k^T and of k, in fp32: [B, heads, d + 1, d]."""
-    k, v = by_head(k, d).relu().float(), by_head(v, d).float()
-    return torch.cat([v.mT @ k, k.sum(2, keepdim=True)], dim=2)
+    sums = torch.zeros((len(k), k.shape[1] // d, d + 1, d), dtype=torch.float32, device=k.device)
+    for rows in pieces(k):
+        keys, values = by_head(k[:, :, rows], d).relu().float(), by_head(v[:, :, rows], d).float()
+        sums[:, :, :-1] += values.mT @ keys
+        sums[:, :, -1] += keys.sum(2)
+    return sums
+
+
+def summing_bytes(channels: int, batch: int, rows: int, width: int, target: Target) -> int:
+    """Bytes that `sum_up` holds at most beside the sums: keys and values in fp32, if they are not."""
+    return batch * piece_rows(batch * channels * width, rows, target) * width * channels * (8 if target.size < 4 else 4)
 
 
 def add_sums(sums: Tensor, kv: Tensor, d: int) -> None:
@@ -189,7 +192,9 @@ def add_sums(sums: Tensor, kv: Tensor, d: int) -> None:
 
 def attend(q: Tensor, sums: Tensor) -> Tensor:
     """Each pixel's query against the sums."""
-    out = by_head(q, sums.shape[-1]).relu().float() @ sums.mT  # [B, heads, N, d + 1]
-    out = out[..., :-1] / (out[..., -1:] + model.ATTENTION_EPS)
-    out = out.to(q.dtype)
-    return rearrange(out, "b head (h w) d -> b h w (head d)", h=q.shape[2]).movedim(-1, 1)
+    out = empty_map(q, *q.shape)
+    for rows in pieces(q):
+        y = by_head(q[:, :, rows], sums.shape[-1]).relu().float() @ sums.mT  # [B, heads, N, d + 1]
+        y = y[..., :-1] / (y[..., -1:] + model.ATTENTION_EPS)
+        by_head(out[:, :, rows], sums.shape[-1]).copy_(y)
+    return out

@@ -38,9 +38,9 @@ class Layer(nn.Module):
     and the names of the rewrites to make (`rewrites.REWRITES`).
 
     A layer that reads only neighbouring rows of its input, `above` and `below` each `step` of them, sets these,
-    `channels` (of its input), `run` and `scratch`. Other layers override `forward`, `maps`, `windows`, `take_in` and
-    `work`. A layer that needs sums over the whole map first sets `first_pass` (see `attention.AttentionSums`): it then
-    starts a sweep, and its stream holds the sums.
+    `channels` (of its input), `run` and `scratch`. Other layers override `forward`, `whole_bytes`, `windows`, `take_in`
+    and `work`. A layer that needs sums over the whole map first sets `first_pass` (see `attention.AttentionSums`): it
+    then starts a sweep, and its stream holds the sums.
     """
 
     reference: ClassVar[type[nn.Module] | None] = None
@@ -63,15 +63,10 @@ class Layer(nn.Module):
         """Compute a whole map."""
         return self.run(x, x, None, self.above)
 
-    def maps(self, rows: int, width: int, target: Target) -> int:
-        """Return the most bytes of maps that `forward` holds beside an input of so many rows and columns, for each
-        picture; its result is one."""
-        return self.scratch(rows, width, target)
-
-    def whole_scratch(self, rows: int, width: int, target: Target) -> int:
-        """Return the bytes that a whole run allocates beside its maps, and that don't grow with the batch, for an input
-        of so many rows and columns."""
-        return 0
+    def whole_bytes(self, batch: int, rows: int, width: int, target: Target) -> int:
+        """Return the most bytes that `forward` holds for `batch` inputs of so many rows and columns, its result among
+        them, but not the inputs."""
+        return batch * self.scratch(rows, width, target)
 
     def scratch(self, rows: int, width: int, target: Target) -> int:
         """Return the most bytes of temporaries, without the result, for a strip of so many rows of input."""

@@ -47,12 +47,9 @@ class Conv3x3Layer(Layer):
             return torch.add(y, self.shortcut(x, y.shape[1]), out=y if out is None else out)
         return y if out is None else out.copy_(y)
 
-    def maps(self, rows: int, width: int, target: Target) -> int:
-        return (2 if self.shortcut else 1) * rows * width * self.outputs * target.size
-
-    def whole_scratch(self, rows: int, width: int, target: Target) -> int:
-        return conv3_scratch(self.conv.weight, rows, width, target)
+    def whole_bytes(self, batch: int, rows: int, width: int, target: Target) -> int:
+        y = batch * rows * width * self.outputs * target.size
+        return y + max(y if self.shortcut else 0, conv3_scratch(self.conv.weight, rows, width, target))
 
     def scratch(self, rows: int, width: int, target: Target) -> int:
-        y = rows * width * self.outputs * target.size
-        return y + max(y if self.shortcut else 0, self.whole_scratch(rows, width, target))
+        return self.whole_bytes(1, rows, width, target)

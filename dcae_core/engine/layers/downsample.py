@@ -68,24 +68,21 @@ class DownBlockLayer(Layer):
         mean = F.avg_pool2d(x, 2) if self.group == 4 else model.average(F.pixel_unshuffle(x, 2), self.outputs)
         return mean.unflatten(1, (-1, 2, 2))
 
-    def mean_bytes(self, rows: int, width: int, target: Target) -> int:
-        """Bytes that `averaged` allocates at most."""
-        if not self.shortcut or self.group == 1:
-            return 0
-        unshuffled = 0 if self.group in (2, 4) else rows * width * self.channels
-        return (unshuffled + rows // 2 * width // 2 * self.outputs) * target.size
-
-    def maps(self, rows: int, width: int, target: Target) -> int:
-        y = rows // 2 * width // 2 * self.outputs * target.size
-        return (2 * y if self.unshuffle or self.shortcut else y) + self.mean_bytes(rows, width, target)
-
-    def whole_scratch(self, rows: int, width: int, target: Target) -> int:
-        return conv3_scratch(self.conv.weight, rows, width, target) if self.unshuffle else 0
+    def whole_bytes(self, batch: int, rows: int, width: int, target: Target) -> int:
+        y = batch * rows // 2 * width // 2 * self.outputs * target.size
+        out = y if self.unshuffle or self.shortcut else 0
+        return out + self.held(batch, rows, width, target)
 
     def scratch(self, rows: int, width: int, target: Target) -> int:
-        rows = max(2, rows)
-        y = rows // 2 * width // 2 * self.outputs * target.size
-        return y + max(self.mean_bytes(rows, width, target), self.whole_scratch(rows, width, target))
+        return self.held(1, max(2, rows), width, target)
+
+    def held(self, batch: int, rows: int, width: int, target: Target) -> int:
+        """Return the bytes that `run` holds beside its result, for rows and columns of the input."""
+        pixels = batch * rows * width
+        mean = 0 if not self.shortcut or self.group == 1 else pixels // 4 * self.outputs
+        mean += 0 if not self.shortcut or self.group in (1, 2, 4) else pixels * self.channels  # unshuffled
+        conv = conv3_scratch(self.conv.weight, rows, width, target) if self.unshuffle else 0
+        return pixels // 4 * self.outputs * target.size + max(mean * target.size, conv)
 
 
 def unshuffled(x: Tensor) -> Tensor:

@@ -30,9 +30,9 @@ class GLUMBConvLayer(Layer):
         y = self.conv_point(y)
         return add_norm(self.norm, y, x, y)
 
-    def maps(self, rows: int, width: int, target: Target) -> int:
-        pixels = rows * width
-        return max(5 * pixels * self.hidden * target.size, norm_scratch(self.norm, self.channels, pixels, target))
+    def whole_bytes(self, batch: int, rows: int, width: int, target: Target) -> int:
+        gate = 5 * self.hidden * batch * rows * width * target.size
+        return max(gate, norm_scratch(self.norm, (batch, self.channels, rows, width), target))
 
     def windows(self, rows: int) -> dict[str, Window]:
         return {"x": Window(self.channels, rows + 1), "wide": Window(2 * self.hidden, rows + 3, above=1)}
@@ -54,4 +54,4 @@ class GLUMBConvLayer(Layer):
 
     def scratch(self, rows: int, width: int, target: Target) -> int:
         gate = 3 * self.hidden * rows * width * target.size
-        return max(gate, norm_scratch(self.norm, self.channels, rows * width, target))
+        return max(gate, norm_scratch(self.norm, (1, self.channels, rows, width), target))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -24,8 +25,9 @@ class NormActLayer(Layer):
     def run(self, window: Tensor, x: Tensor, out: Tensor | None, pad: int) -> Tensor:
         return act_norm(self.norm, self.act, x, x if out is None else out)
 
-    def maps(self, rows: int, width: int, target: Target) -> int:
-        return self.scratch(rows, width, target) - rows * width * self.channels * target.size  # the input's own place
+    def whole_bytes(self, batch: int, rows: int, width: int, target: Target) -> int:
+        shape = (batch, self.channels, rows, width)
+        return norm_scratch(self.norm, shape, target) - math.prod(shape) * target.size  # the input is overwritten
 
     def scratch(self, rows: int, width: int, target: Target) -> int:
-        return norm_scratch(self.norm, self.channels, rows * width, target)
+        return norm_scratch(self.norm, (1, self.channels, rows, width), target)

@@ -31,12 +31,10 @@ class ResBlockLayer(Layer):
         y = conv3(self.act(y, y), self.conv2.weight, self.conv2.bias, 1)
         return add_norm(self.norm, y, x, y)
 
-    def maps(self, rows: int, width: int, target: Target) -> int:
-        pixels = rows * width
-        return max(2 * pixels * self.channels * target.size, norm_scratch(self.norm, self.channels, pixels, target))
-
-    def whole_scratch(self, rows: int, width: int, target: Target) -> int:
-        return conv3_scratch(self.conv2.weight, rows, width, target)
+    def whole_bytes(self, batch: int, rows: int, width: int, target: Target) -> int:
+        y = batch * self.channels * rows * width * target.size
+        conv = 2 * y + conv3_scratch(self.conv2.weight, rows, width, target)
+        return max(conv, norm_scratch(self.norm, (batch, self.channels, rows, width), target))
 
     def windows(self, rows: int) -> dict[str, Window]:
         """`x` also waits for its turn to be added; `y` is what the first convolution gives."""
@@ -64,7 +62,7 @@ class ResBlockLayer(Layer):
     def scratch(self, rows: int, width: int, target: Target) -> int:
         y = (rows + 1) * width * self.channels * target.size
         conv = y + conv3_scratch(self.conv2.weight, rows + 1, width, target)
-        return max(conv, norm_scratch(self.norm, self.channels, rows * width, target))
+        return max(conv, norm_scratch(self.norm, (1, self.channels, rows, width), target))
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Weights:

@@ -3,6 +3,7 @@ which runs as 2x2 convolutions; plus the duplicating shortcut."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 
 import torch
@@ -87,31 +88,25 @@ class UpBlockLayer(Layer):
         parts = rearrange(x, "b (c s) h w -> b s c h w", s=4 // times)
         return lambda p, q: parts[:, (2 * p + q) // times]
 
-    def maps(self, rows: int, width: int, target: Target) -> int:
-        pixel = rows * width * self.outputs * target.size
-        if len(self.weights) == 2:
-            return 4 * pixel + 2 * (rows + 1) * (width + 1) * self.outputs * target.size
-        return 8 * pixel + max(self.extra(rows, width, target))
-
-    def extra(self, rows: int, width: int, target: Target) -> tuple[int, int]:
-        """Bytes of a copy of the shortcut's share, and of the enlarged input."""
-        copied = self.shortcut and 4 % (4 * self.outputs // self.channels)
-        enlarged = 4 * width * rows * self.channels if self.enlarge else 0
-        return rows * width * self.outputs * target.size if copied else 0, enlarged * target.size
-
-    def whole_scratch(self, rows: int, width: int, target: Target) -> int:
-        if len(self.weights) == 2:
-            return 0
-        factor = 2 if self.enlarge else 1
-        return conv3_scratch(self.weights[0], factor * rows, factor * width, target)
+    def whole_bytes(self, batch: int, rows: int, width: int, target: Target) -> int:
+        out = 4 * batch * rows * width * self.outputs * target.size
+        return out + self.held(batch, (rows, width), (rows + 1, width + 1), rows, target)
 
     def scratch(self, rows: int, width: int, target: Target) -> int:
+        return self.held(1, (rows, width), (rows, width + 1), rows + 2, target)
+
+    def held(self, batch: int, size: tuple[int, int], phase: tuple[int, int], window: int, target: Target) -> int:
+        """Return the bytes that `run` holds beside its result, for rows and columns of the input, of the result of a
+        2x2 convolution, and rows of the window that is enlarged."""
+        rows, width = size
+        outputs = batch * self.outputs * target.size
         if len(self.weights) == 2:
-            return 2 * rows * (width + 1) * self.outputs * target.size
-        copy, _ = self.extra(rows, width, target)
-        _, enlarged = self.extra(rows + 2, width, target)
-        pixels = 4 * rows * width * self.outputs * target.size
-        return pixels + max(copy, enlarged + self.whole_scratch(rows, width, target))
+            return 2 * math.prod(phase) * outputs
+        copied = rows * width * outputs if self.shortcut and 4 % (4 * self.outputs // self.channels) else 0
+        enlarged = 4 * batch * window * width * self.channels * target.size if self.enlarge else 0
+        factor = 2 if self.enlarge else 1
+        conv = conv3_scratch(self.weights[0], factor * rows, factor * width, target)
+        return 4 * rows * width * outputs + max(copied, enlarged + conv)
 
 
 def phases(weight: Tensor, fold: bool) -> list[Tensor]:

@@ -82,8 +82,8 @@ class Device:
         if encoder.ae.device.type == "cpu" and encoder.ae.dtype != torch.float16:
             self.parallel = max(n for n in range(1, min(self.threads, max_batch) + 1) if self.threads % n == 0)
         self.batch = max(1, max_batch // self.parallel)
-        bound = parse_bytes(encoder.options.budget) or free_bytes(encoder.ae.device)
-        self.share = bound and bound // self.parallel  # bytes; None if the system does not report free memory
+        self.bound = parse_bytes(encoder.options.budget) or free_bytes(encoder.ae.device)
+        self.share = self.bound and self.bound // self.parallel  # bytes; None if the system does not report free memory
         self.per_thread = threading.local()
         self.waiting: deque[Future] = deque()
 
@@ -113,16 +113,18 @@ class Device:
         return future
 
     def _fits_concurrently(self, batch: list[PreparedImage]) -> bool:
-        """Whether `parallel` such batches fit into the budget at the same time, each as a whole run."""
+        """Whether `parallel` such batches fit into the budget at the same time, each as it would run alone."""
         if self.parallel == 1:
             return True
         _, height, width = batch[0].pixels.shape
         ae, channels = self.encoder.ae, self.encoder.options.latent_channels
         try:
-            plan = ae.plan("encode", height, width, len(batch), self.share, channels)
+            shared, alone = (
+                ae.plan("encode", height, width, len(batch), bound, channels) for bound in (self.share, self.bound)
+            )
         except BudgetError:
             return False
-        return plan.whole and plan.together == len(batch)
+        return shared == alone
 
 
 def _timed(encoder: Encoder, batch: list[PreparedImage]) -> tuple[list[Row], float]:

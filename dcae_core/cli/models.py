@@ -27,6 +27,7 @@ def add(command) -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--budget", help="one budget instead of the table's, such as 6GiB")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--machine", metavar="FILE", help="description of a CPU to plan for, by benchmarks/machine.py")
     parser = command(download, "download", "Fetch a variant's weights, checked against the hub's size and sha256.")
     parser.add_argument("variant")
     parser.add_argument("--revision", default="main", help="branch, tag or commit (default: main)")
@@ -90,32 +91,39 @@ def list_variants(arguments: argparse.Namespace) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> None:
+    import torch
+
     from ..engine import memory
     from ..engine import plan as planning
     from ..engine.devices import best_device, best_dtype, compute_dtype, parse_dtype
+    from ..engine.machine import Machine
     from ..weights import hub
     from ..weights.checkpoint import Checkpoint
 
     file = hub.is_path(arguments.variant)
     variant = Checkpoint(arguments.variant).choose() if file else variants.find(arguments.variant)
     height, width = parse_size(arguments.size)
-    device = best_device()
+    machine = Machine.load(arguments.machine) if arguments.machine else None
+    device = torch.device("cpu") if machine else best_device()
     dtype = compute_dtype(parse_dtype(arguments.dtype) or best_dtype(device), device.type)
     budgets = [arguments.budget] if arguments.budget else [None, *(f"{n}GiB" for n in (24, 12, 8, 4, 2, 1))]
     lines = [f"{variant.name}, {width}x{height}, batch {arguments.batch}, {str(dtype)[6:]}; GiB beside the weights"]
     lines.append(f"{'':7} {'budget':>8} {'peak':>8} {'weights':>8}  strips")
+    if machine:
+        lines[-1] += "    seconds"
+        lines[0] += f"; for {machine.name}"
     for direction in planning.DIRECTIONS:
         for budget in budgets:
             limit = memory.parse_bytes(budget)
             try:
-                one_plan = planning.make(
-                    variant.architecture, direction, height, width, arguments.batch, limit, dtype, device=device.type
-                )
+                run = (variant.architecture, direction, height, width, arguments.batch, limit, dtype)
+                one_plan = planning.make(*run, device=device.type, machine=machine)
                 peak, strips = f"{one_plan.peak_bytes / 2**30:.2f}", "whole" if one_plan.whole else one_plan.strips
                 weights = f"{one_plan.weight_bytes / 2**30:.2f}"
+                seconds = f"{one_plan.seconds:{17 - len(str(strips))}.2f}" if machine and machine.measured else ""
             except BudgetError as error:
-                peak, weights, strips = "-", "", f"needs {memory.format_gib(error.needed)}"
-            lines.append(f"{direction:7} {budget or 'none':>8} {peak:>8} {weights:>8}  {strips}")
+                peak, weights, strips, seconds = "-", "", f"needs {memory.format_gib(error.needed)}", ""
+            lines.append(f"{direction:7} {budget or 'none':>8} {peak:>8} {weights:>8}  {strips}{seconds}")
     print("\n".join(lines))
 
 

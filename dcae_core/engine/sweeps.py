@@ -9,9 +9,10 @@ maps between sweeps are all that ever exists whole; they lie at 1/8 of the pictu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from ..media import images
 from .coder import InferenceCoder
 from .layers import Layer, LayerStream
 from .layers.base import empty_map
+from .machine import Machine, Work
 from .target import Target
 
 __all__ = ["Source", "Sweep", "run", "sweeps"]
@@ -44,17 +46,47 @@ class Sweep:
             height, width = layer.size_after(height, width)
         return height, width
 
+    @cached_property
+    def runs(self) -> list[tuple[Layer, int]]:
+        """The layers, and how many of each follow each other that need the same."""
+        found: list[tuple[Layer, int]] = []
+        for _, alike in groupby(self.layers, _needs):
+            layers = list(alike)
+            found.append((layers[0], len(layers)))
+        return found
+
     def stream_bytes(self, rows: int, width: int, target: Target) -> int:
         """Bytes of all buffers and of the greatest temporaries, for strips of `rows` rows of the source."""
-        buffers = temporaries = 0
-        for layer in self.layers:
-            held, most = layer.stream_bytes(rows, width, target)
-            buffers, temporaries = buffers + held, max(temporaries, most)
+        parts = list(self._parts(rows, width, target))
+        return sum(count * held for _, count, _, held, _ in parts) + max(most for *_, most in parts)
+
+    def seconds(self, rows: int, height: int, width: int, target: Target, machine: Machine) -> float:
+        """The seconds that a source of `height` rows takes in strips of `rows`, by the description of `machine`."""
+        strip, buffers = 0.0, 0
+        for layer, count, size, held, most in self._parts(rows, width, target):
+            flops, weights = (layer.flops(*size), layer.weight_count * target.size) if layer else (0, 0)
+            strip += count * machine.seconds(Work(flops, weights, held + most, most), target)
+            buffers += count * held
+        return strip * height / rows + buffers / machine.clear
+
+    def _parts(
+        self, rows: int, width: int, target: Target
+    ) -> Iterator[tuple[Layer | None, int, tuple[int, int], int, int]]:
+        """Yield (layer, how many alike follow each other, its rows and columns, bytes of its buffers, and of its
+        temporaries) for a strip; at the end, without a layer, for the sums of the next sweep, whose arithmetic is
+        counted with its first layer."""
+        for layer, count in self.runs:
+            yield layer, count, (rows, width), *layer.stream_bytes(rows, width, target)
             rows, width = max(1, rows // layer.step) * layer.scale, width * layer.scale // layer.step
         if self.gathers is not None:
-            held, most = self.gathers.first_pass(self.gathers).stream_bytes(rows, width, target)
-            buffers, temporaries = buffers + held, max(temporaries, most)
-        return buffers + temporaries
+            yield None, 1, (rows, width), *self.gathers.first_pass(self.gathers).stream_bytes(rows, width, target)
+
+
+def _needs(layer: Layer) -> tuple:
+    """What is the same for layers that take the same memory and time; unique for one that changes the size."""
+    if layer.step != layer.scale:
+        return (layer,)
+    return type(layer), layer.channels, tuple(weight.shape for weight in layer.parameters())
 
 
 def sweeps(coder: InferenceCoder) -> list[Sweep]:

@@ -8,6 +8,7 @@ with a whole map, what it does with a strip of rows, and the memory of both. All
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -67,6 +68,16 @@ class Layer(nn.Module):
         """Return the most bytes that `forward` holds for `batch` inputs of so many rows and columns, its result among
         them, but not the inputs."""
         return batch * self.scratch(rows, width, target)
+
+    def flops(self, rows: int, width: int) -> int:
+        """Return the operations for so many rows and columns of input, a multiply-add as 2: each weight of a
+        convolution once for each place of its result."""
+        return 2 * self.weight_count * rows * width // self.step**2
+
+    @cached_property
+    def weight_count(self) -> int:
+        """Weights of convolutions."""
+        return sum(weight.numel() for weight in self.parameters() if weight.ndim == 4)
 
     def scratch(self, rows: int, width: int, target: Target) -> int:
         """Return the most bytes of temporaries, without the result, for a strip of so many rows of input."""

@@ -68,6 +68,9 @@ class DownBlockLayer(Layer):
         mean = F.avg_pool2d(x, 2) if self.group == 4 else model.average(F.pixel_unshuffle(x, 2), self.outputs)
         return mean.unflatten(1, (-1, 2, 2))
 
+    def flops(self, rows: int, width: int) -> int:
+        return super().flops(rows, width) * (4 if self.unshuffle else 1)
+
     def whole_bytes(self, batch: int, rows: int, width: int, target: Target) -> int:
         y = batch * rows // 2 * width // 2 * self.outputs * target.size
         out = y if self.unshuffle or self.shortcut else 0

@@ -88,6 +88,9 @@ class UpBlockLayer(Layer):
         parts = rearrange(x, "b (c s) h w -> b s c h w", s=4 // times)
         return lambda p, q: parts[:, (2 * p + q) // times]
 
+    def flops(self, rows: int, width: int) -> int:
+        return super().flops(rows, width) * (4 if self.enlarge else 1)
+
     def whole_bytes(self, batch: int, rows: int, width: int, target: Target) -> int:
         out = 4 * batch * rows * width * self.outputs * target.size
         return out + self.held(batch, (rows, width), (rows + 1, width + 1), rows, target)

@@ -1,0 +1,117 @@
+"""What a computer does in a second: enough to tell which of several plans takes least time. Choosing one is `plan`'s.
+
+A layer that works on a strip takes the time of its arithmetic, of its weights, which a CPU's convolutions bring into
+their own order at each call, of the maps that it moves, and of memory that is fresh from the system. Short strips pay
+for weights, tall ones for maps that leave the cache and for fresh memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+
+from ..errors import OptionError
+from .target import Target
+
+__all__ = ["Machine", "Work"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a layer does with a strip or a whole map. flops: arithmetic, a multiply-add is 2. weights: bytes of them.
+    maps: bytes of what it reads, writes and holds in between. temporaries: bytes of those that it allocates."""
+
+    flops: int
+    weights: int
+    maps: int
+    temporaries: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A description of a CPU. It can be kept in a file: `benchmarks/machine.py` measures one.
+
+    name: for messages.
+    fp32, bf16: operations a second of convolutions on maps in the cache; those of the direct algorithm, whatever runs.
+    weights: bytes a second of weights brought into a convolution's order.
+    call: seconds that a layer takes beside its work.
+    cache: bytes of maps that stay near the cores. near, far: bytes a second of maps in the cache, and in memory.
+    fresh: allocations of so many bytes and more are fresh from the system, which clears `clear` bytes a second.
+    measured: whether all this was measured on the machine itself, so that seconds mean something.
+    """
+
+    name: str
+    fp32: float
+    bf16: float
+    weights: float
+    call: float
+    cache: float
+    near: float
+    far: float
+    fresh: float
+    clear: float
+    measured: bool = False
+
+    def seconds(self, work: Work, target: Target) -> float:
+        """Return what a layer takes, predicted."""
+        rate = self.fp32 if target.size == 4 else self.bf16
+        maps = work.maps / (self.near if work.maps <= self.cache else self.far)
+        cleared = work.temporaries / self.clear if work.temporaries >= self.fresh else 0.0
+        return work.flops / rate + work.weights / self.weights + maps + cleared + self.call
+
+    def save(self, path: Path) -> None:
+        """Write the description as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Machine:
+        """Read a description. Raises OptionError."""
+        known = {field.name: field.type for field in fields(cls)}
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            machine = cls(**{name: str(v) if name == "name" else v for name, v in values.items()})
+            rates = [v for name, v in asdict(machine).items() if known[name] == "float"]
+            if not all(isinstance(v, (int, float)) and 0 < v < math.inf for v in rates):
+                raise ValueError("each rate and size must be a number greater than 0")
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise OptionError(
+                f"{path} does not describe a machine: {error}. Let benchmarks/machine.py write one: JSON with "
+                f"{', '.join(known)}."
+            ) from error
+        return machine
+
+    @classmethod
+    @cache
+    def here(cls) -> Machine:
+        """Return a description of this computer's CPU: its cache as the system reports it, and rates that were measured
+        on another (see CPU). The plan that is quickest depends on their proportions only."""
+        return cls(**{**asdict(CPU), "name": "this CPU", "cache": _cache_bytes() or CPU.cache})
+
+
+# Two cores of an AMD EPYC (Zen 4, AVX512-BF16) with 2 MiB of L2 and 32 MiB of L3; benchmarks/machine.py. `fresh` is the
+# greatest threshold that glibc's malloc comes to by itself (M_MMAP_THRESHOLD in mallopt(3)).
+CPU = Machine(
+    name="2 threads of AVX512-BF16",
+    fp32=0.19e12,
+    bf16=0.45e12,
+    weights=3.5e9,
+    call=150e-6,
+    cache=32e6,
+    near=60e9,
+    far=20e9,
+    fresh=32 << 20,
+    clear=4e9,
+)
+
+
+def _cache_bytes() -> int:
+    """Return the bytes of the largest cache of the first core, 0 where Linux does not report it."""
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text(encoding="ascii").strip()
+        if text[-1:] in "KM" and text[:-1].isdigit():
+            sizes.append(int(text[:-1]) << (10 if text[-1] == "K" else 20))
+    return max(sizes)

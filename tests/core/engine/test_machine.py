@@ -1,0 +1,98 @@
+"""The quickest plan, by the description of a machine."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dcae_core import VARIANTS, plan
+from dcae_core.cli import main
+from dcae_core.engine.machine import CPU, Machine
+from dcae_core.engine.plan import Strips
+from dcae_core.errors import OptionError
+
+NAMES = ("dc-ae-f32c32-mix-1.0", "dc-ae-f32c32-sana-1.1", "dc-ae-lite-f32c32-sana-1.1", "dc-ae-f64c128-mix-1.0")
+
+
+def made(name: str, direction: str, side: int, machine: Machine = CPU, budget: int | None = None, **options):
+    run = (VARIANTS[name].architecture, direction, side, side, 1, budget, torch.bfloat16)
+    return plan.make(*run, machine=machine, **options)
+
+
+@pytest.mark.parametrize("direction", plan.DIRECTIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_no_other_strips_are_predicted_to_be_quicker(name, direction):
+    for side, budget in ((512, None), (2048, None), (2048, 1 << 30)):
+        one = made(name, direction, side, budget=budget, whole=False)
+        size, total = (side, side) if direction == "encode" else one.latent_size, 0.0
+        for sweep, chosen in zip(plan._sweeps(one.architecture, direction, one.channels), one.rows, strict=True):
+            strips = Strips(sweep, size, 0, one.target)
+            heights = {strips.rows(n) for n in range(1, -(-size[0] // sweep.unit) + 1)}
+            room = [h for h in heights if budget is None or strips.bytes(h) <= strips.bytes(chosen)]
+            least = min(strips.seconds(h, CPU) for h in room)
+            assert strips.seconds(chosen, CPU) <= 1.03 * least, (side, chosen)
+            total += strips.seconds(chosen, CPU)
+            size = sweep.size_after(*size)
+        assert one.seconds == pytest.approx(total)
+        either = made(name, direction, side, budget=budget)
+        assert either.seconds <= one.seconds and either.peak_bytes <= (budget or either.peak_bytes)
+
+
+def test_what_a_machine_is_bad_at_is_avoided():
+    slow_to_clear = dataclasses.replace(CPU, clear=1e6)
+    slow_with_weights = dataclasses.replace(CPU, weights=1e6)
+    for name in NAMES:
+        for direction in plan.DIRECTIONS:
+            few, many = (made(name, direction, 1024, machine) for machine in (slow_with_weights, slow_to_clear))
+            assert few.strips == 1 < many.strips
+            assert many.peak_bytes < few.peak_bytes
+
+
+def test_on_a_gpu_the_description_of_a_cpu_changes_nothing():
+    """Strips are for memory there, until someone has measured."""
+    one = made(NAMES[0], "decode", 1024, dataclasses.replace(CPU, clear=1e6), device="cuda")
+    assert one.whole and one.seconds is None
+
+
+def test_a_first_plan_imports_no_compiler():
+    """torch's takes a second."""
+    code = (
+        "import sys; from dcae_core import VARIANTS, plan\n"
+        "for v in VARIANTS.values():\n"
+        "    [plan.make(v.architecture, d, 1024, 1024, budget=b) for d in plan.DIRECTIONS for b in (None, 1 << 40)]\n"
+        "print([m for m in ('torch._dynamo', 'torch._inductor', 'sympy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_description_in_a_file(tmp_path, capsys):
+    file = tmp_path / "machine.json"
+    CPU.save(file)
+    assert Machine.load(file) == CPU
+    arguments = ["plan", "--size", "1024", "--budget", "4GiB", "--machine", str(file)]
+    assert main(arguments) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].endswith(f"; for {CPU.name}")
+    assert [len(line.split()) for line in table[2:]] == [5, 5], "no seconds where they mean nothing"
+    dataclasses.replace(CPU, measured=True).save(file)
+    assert main(arguments) == 0
+    shown = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()[2:]]
+    for direction, seconds in zip(plan.DIRECTIONS, shown, strict=True):
+        predicted = made("dc-ae-f32c32-mix-1.0", direction, 1024, budget=4 << 30).seconds
+        assert seconds == pytest.approx(predicted, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", json.dumps({**dataclasses.asdict(CPU), "far": 0}), '{"name": "x", "tea": 1}']
+)
+def test_what_is_not_a_description(tmp_path, text, capsys):
+    file = tmp_path / "machine.json"
+    file.write_text(text)
+    with pytest.raises(OptionError, match="does not describe a machine"):
+        Machine.load(file)
+    assert main(["plan", "--machine", str(file)]) == 1
+    assert "benchmarks/machine.py" in capsys.readouterr().err

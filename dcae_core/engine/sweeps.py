@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby, pairwise
 
 import torch
@@ -55,6 +55,7 @@ class Sweep:
             found.append((layers[0], len(layers)))
         return found
 
+    @lru_cache(maxsize=256)  # noqa: B019 - of the few sweeps that plans are made for
     def stream_bytes(self, rows: int, width: int, target: Target) -> int:
         """Bytes of all buffers and of the greatest temporaries, for strips of `rows` rows of the source."""
         parts = list(self._parts(rows, width, target))

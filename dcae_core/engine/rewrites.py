@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["REWRITES", "at_least_fp32", "averaging", "duplicating", "joined", "with_taps"]
+__all__ = ["REWRITES", "add_taps", "at_least_fp32", "averaging", "duplicating", "joined"]
 
 # "norms": batch norms folded into convolutions. "shortcuts": averaging and duplicating shortcuts, which are linear,
 # folded into the convolution that they are added to. "phases": nearest-neighbour enlargement and a 3x3 convolution as
@@ -31,10 +31,9 @@ def averaging(outputs: int, inputs: int) -> Tensor:
     return duplicating(inputs, outputs).T / (inputs // outputs)
 
 
-def with_taps(weight: Tensor, make_taps: Callable[[], Tensor], taps: slice = MIDDLE) -> Tensor:
-    """Return a copy of a 3x3 weight, in fp32 or more, with what `make_taps` returns, [outputs, inputs, n, n], added to
-    its rows and columns `taps`."""
-    weight = at_least_fp32(weight).clone()
+def add_taps(weight: Tensor, make_taps: Callable[[], Tensor], taps: slice = MIDDLE) -> Tensor:
+    """Add what `make_taps` returns, [outputs, inputs, n, n], to the rows and columns `taps` of a 3x3 weight, in place;
+    return the weight."""
     if not weight.is_meta:
         weight[:, :, taps, taps] += make_taps().to(weight.device)
     return weight

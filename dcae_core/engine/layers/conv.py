@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ... import model
 from ..ops.fused import conv3, conv3_scratch
-from ..rewrites import averaging, duplicating, with_taps
+from ..rewrites import add_taps, at_least_fp32, averaging, duplicating
 from ..target import Target
 from .base import Layer, Weights
 
@@ -33,7 +33,9 @@ class Conv3x3Layer(Layer):
         self.outputs, self.channels = weight.shape[:2]
         if shortcut is not None and "shortcuts" in rewrites:
             matrix = {model.average: averaging, model.duplicate: duplicating}[shortcut]
-            weight = with_taps(weight, lambda: matrix(self.outputs, self.channels)[..., None, None])
+            weight = add_taps(
+                at_least_fp32(weight).clone(), lambda: matrix(self.outputs, self.channels)[..., None, None]
+            )
             shortcut = None
         self.conv, self.shortcut = Weights(weight, conv.bias), shortcut
 

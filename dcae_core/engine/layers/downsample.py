@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ... import model
 from ..ops.fused import conv3, conv3_scratch
-from ..rewrites import averaging, with_taps
+from ..rewrites import add_taps, at_least_fp32, averaging
 from ..target import Target
 from .base import Layer, Weights, empty_map
 
@@ -98,4 +98,5 @@ def fold_shortcut(weight: Tensor) -> Tensor:
     pixel-unshuffle does not: each of its outputs has a window of its own.)"""
     outputs, inputs = weight.shape[:2]
     last = slice(1, 3)  # the window starts a row and a column before the pixels
-    return with_taps(weight, lambda: averaging(outputs, 4 * inputs).unflatten(1, (-1, 2, 2)), last)
+    weight = at_least_fp32(weight).clone()
+    return add_taps(weight, lambda: averaging(outputs, 4 * inputs).unflatten(1, (-1, 2, 2)), last)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ... import model
 from ..ops.fused import conv3, conv3_scratch
-from ..rewrites import at_least_fp32, duplicating, joined, with_taps
+from ..rewrites import add_taps, at_least_fp32, duplicating, joined
 from ..target import Target
 from .base import Layer, empty_map, frozen
 
@@ -42,7 +42,8 @@ class UpBlockLayer(Layer):
         else:
             weight, bias = interleaved(weight), interleaved(bias)
             if fold:
-                weight = with_taps(weight, lambda: interleaved(duplicating(*weight.shape[:2]))[..., None, None])
+                weight = at_least_fp32(weight)
+                add_taps(weight, lambda: interleaved(duplicating(*weight.shape[:2]))[..., None, None])
             weights = [weight]
         self.weights, self.bias = nn.ParameterList(map(frozen, weights)), frozen(bias)
 
@@ -136,7 +137,7 @@ def phases(weight: Tensor, fold: bool) -> list[Tensor]:
 def interleaved(weight: Tensor) -> Tensor:
     """A copy of the weight or bias of a convolution before pixel-shuffle, its outputs in the order (row, column,
     channel) instead of (channel, row, column): shuffling then moves whole pixels."""
-    return weight.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)
+    return weight.unflatten(0, (-1, 4)).transpose(0, 1).clone(memory_format=torch.contiguous_format).flatten(0, 1)
 
 
 def add_into(out: Tensor, y: Tensor, x: Tensor | None) -> None:

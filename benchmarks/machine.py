@@ -1,14 +1,15 @@
 """Measure what the planner wants to know of a CPU, and whether it then finds the quickest plan:
-`python benchmarks/machine.py --out machine.json [--check]`.
+`python benchmarks/machine.py --out machine.json [--check] [--plans]`.
 
 The description is for `dcae plan --machine machine.json`. With --check: the plan that is chosen by it beside whole and
-strips of other heights, all timed by turns in one process.
+strips of other heights, all timed by turns in one process. With --plans: what planning itself takes.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +28,18 @@ from dcae_core.engine.machine import CPU, Machine
 from dcae_core.engine.ops.fused import conv3
 
 MIB = 1 << 20
+PLANNING = """
+import sys, time, torch
+start = time.perf_counter()
+from dcae_core import VARIANTS, plan
+imported, found = time.perf_counter(), VARIANTS[sys.argv[1]].architecture
+plan.make(found, sys.argv[2], 1024, 1024)
+first = time.perf_counter()
+for i in range(300):
+    plan.make(found, sys.argv[2], 1024 + 32 * i, 1024, 1, 1 << 29)
+rate = 300 / (time.perf_counter() - first)
+print(f"import {imported - start:.3f} s, first plan {first - imported:.3f} s, then {rate:.0f} plans/s of other sizes")
+"""
 
 
 def best(run: Callable[[], object], seconds: float = 1.0) -> float:
@@ -126,12 +139,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the description to this file")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--plans", action="store_true")
     parser.add_argument("--variants", nargs="+", choices=NAMES, default=["f32c32", "sana"])
     parser.add_argument("--size", nargs="+", type=int, default=[512])
     parser.add_argument("--direction", nargs="+", choices=plan.DIRECTIONS, default=plan.DIRECTIONS)
     parser.add_argument("--dtype", nargs="+", choices=("fp32", "bf16"), default=["bf16"])
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
+    if arguments.plans:
+        for name in arguments.variants:
+            for direction in arguments.direction:
+                command = [sys.executable, "-c", PLANNING, NAMES[name], direction]
+                done = subprocess.run(command, cwd=sys.path[0], capture_output=True, text=True, check=True)
+                print(f"{name:8} {direction} after import torch: {done.stdout.strip()}", flush=True)
+        return
     machine = measure()
     print(machine, flush=True)
     if arguments.out:

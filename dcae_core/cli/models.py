@@ -105,10 +105,13 @@ def plan(arguments: argparse.Namespace) -> None:
     height, width = parse_size(arguments.size)
     machine = Machine.load(arguments.machine) if arguments.machine else None
     device = torch.device("cpu") if machine else best_device()
-    dtype = compute_dtype(parse_dtype(arguments.dtype) or best_dtype(device), device.type)
+    stored = parse_dtype(arguments.dtype) or best_dtype(device)
+    dtype = compute_dtype(stored, device.type)
     budgets = [arguments.budget] if arguments.budget else [None, *(f"{n}GiB" for n in (24, 12, 8, 4, 2, 1))]
     lines = [f"{variant.name}, {width}x{height}, batch {arguments.batch}, {str(dtype)[6:]}; GiB beside the weights"]
     lines.append(f"{'':7} {'budget':>8} {'peak':>8} {'weights':>8}  strips")
+    if dtype != stored:
+        lines[0] += f"; {str(stored)[6:]} runs in {str(dtype)[6:]} on this CPU"
     if machine:
         lines[-1] += "    seconds"
         lines[0] += f"; for {machine.name}"

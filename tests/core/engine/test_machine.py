@@ -10,6 +10,7 @@ import torch
 
 from dcae_core import VARIANTS, plan
 from dcae_core.cli import main
+from dcae_core.engine import devices
 from dcae_core.engine.machine import CPU, Machine
 from dcae_core.engine.plan import Strips
 from dcae_core.errors import OptionError
@@ -84,6 +85,13 @@ def test_a_description_in_a_file(tmp_path, capsys):
     for direction, seconds in zip(plan.DIRECTIONS, shown, strict=True):
         predicted = made("dc-ae-f32c32-mix-1.0", direction, 1024, budget=4 << 30).seconds
         assert seconds == pytest.approx(predicted, abs=0.005)
+
+
+def test_a_table_says_where_fp16_is_not_what_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "_cpu_has_fp16", lambda: False)
+    CPU.save(tmp_path / "machine.json")
+    assert main(["plan", "--size", "512", "--dtype", "fp16", "--machine", str(tmp_path / "machine.json")]) == 0
+    assert "; float16 runs in float32 on this CPU; for " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def _checked(name: str, value: object) -> object:
     if isinstance(value, (list, tuple)) and len(value) <= MAX_STAGES:
         value = tuple(tuple(v) if isinstance(v, (list, tuple)) else v for v in value)
     if _valid(name, value, default):
-        return "silu" if value == "swish" else value
+        return {"swish": "silu", "conv": "Conv"}.get(value, value) if isinstance(value, str) else value
     raise OptionError(f"{name} is {str(value)[:100]!r}: needed is something like {default!r}.")
 
 

@@ -28,7 +28,7 @@ from .variants import Variant
 from .weights import hub, infer_variant, keys, recognise
 from .weights.checkpoint import Checkpoint
 
-__all__ = ["DCAE", "Device", "Dtype", "ImageAutoencoder"]
+__all__ = ["DCAE", "Device", "Dtype", "ImageAutoencoder", "first_unless"]
 
 Device = str | torch.device | None
 Dtype = str | torch.dtype | None
@@ -45,10 +45,11 @@ class ImageAutoencoder:
     model: nn.Module
     variant: Variant
     last_plan: planning.Plan | None = None
+    _shares_weights = False  # with somebody else
 
     def __new__(cls, *arguments, **options):
         self = super().__new__(cls)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         return self
 
     def __getstate__(self) -> dict:
@@ -223,7 +224,7 @@ class ImageAutoencoder:
         make_plan = partial(self.plan, direction, *size, len(x), budget, channels)
         with self._lock:
             result, self.last_plan = execute.run(
-                self._coder(direction), make_plan, x, progress, output_device, as_uint8
+                self._coder(direction), make_plan, x, progress, output_device, as_uint8, self._shares_weights
             )
         return result
 
@@ -314,7 +315,7 @@ class DCAE(ImageAutoencoder):
         configured, complete = recognise.merge_configs((recognise.CALLER, config or {}), where=where)
         self = cls.__new__(cls)
         self.layout = found.layout
-        chosen, named = _first_unless(lambda: found.choose(variant, configured, complete=complete), found.fits)
+        chosen, named = first_unless(lambda: found.choose(variant, configured, complete=complete), found.fits)
         self._build(keys.to_diffusers(inner, found.layout, chosen.architecture), chosen, device, dtype, rewrites)
         if not named:
             self.variant = infer_variant.infer(self.encode, found.fits, where)
@@ -338,7 +339,7 @@ class DCAE(ImageAutoencoder):
         return Checkpoint(self.path, precision=self._precision).tensors()
 
     def _load(self, checkpoint: Checkpoint, variant: str | Variant | None, device: Device, dtype: Dtype) -> None:
-        chosen, named = _first_unless(lambda: checkpoint.choose(variant), checkpoint.fits)
+        chosen, named = first_unless(lambda: checkpoint.choose(variant), checkpoint.fits)
         self.path, self.layout, self._precision = checkpoint.path, checkpoint.layout, checkpoint.precision
         self._build(checkpoint.state(chosen.architecture), chosen, device, dtype)
         if not named:
@@ -364,7 +365,7 @@ class DCAE(ImageAutoencoder):
             self.model, self.variant = InferenceAutoencoder(model, rewrites, device, dtype), variant
 
 
-def _first_unless(choose: Callable[[], Variant], fits: list[Variant]) -> tuple[Variant, bool]:
+def first_unless(choose: Callable[[], Variant], fits: list[Variant]) -> tuple[Variant, bool]:
     """Return (the choice, True), or (the first of `fits`, False) where nothing names one of them: all have its keys."""
     try:
         return choose(), True

@@ -72,16 +72,27 @@ def inference_coder(
     rewrites: Collection[str] = REWRITES,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
+    shared: bool = False,
 ) -> InferenceCoder:
     """`reference` as it runs, on `device` and in `dtype` (None: as they are). Takes `reference` apart, layer by layer,
-    so that its weights and these are never both there whole."""
+    so that its weights and these are never both there whole. shared: for weights that somebody else holds anyway;
+    those that no rewrite changes stay as and where they are, also in their memory format."""
+    kept = [t.untyped_storage() for t in (*reference.parameters(), *reference.buffers())] if shared else []
+    storages = {storage._cdata for storage in kept}
     makers, latent = list(_makers(reference, rewrites)), -1 if isinstance(reference, model.Encoder) else 0
     for name, _ in list(reference.named_children()):
         delattr(reference, name)
     makers.reverse()
     layers = []
     while makers:  # popped, so that what a layer was made from is freed
-        layers.append(makers.pop()().to(device=device, dtype=dtype, memory_format=torch.channels_last))
+        layer = makers.pop()()
+        if not shared:
+            layer.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        for p in layer.parameters() if shared else ():
+            if p.untyped_storage()._cdata not in storages:
+                form = torch.channels_last if p.ndim == 4 else torch.preserve_format
+                p.data = p.data.to(device=device, dtype=dtype, memory_format=form)
+        layers.append(layer)
     return InferenceCoder(layers, latent).requires_grad_(False).eval()
 
 

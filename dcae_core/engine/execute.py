@@ -36,6 +36,7 @@ def run(
     progress: Progress | None = None,
     output_device: torch.device | str | None = None,
     as_uint8: bool = False,
+    keep_weights: bool = False,
 ) -> tuple[Tensor, Plan]:
     """Encode or decode `x` by the plan that `make_plan` makes for the coder as it is; return the result, in the coder's
     dtype, and the plan that was carried out. fp16 is computed in fp32 where `devices.compute_dtype` says so, and a
@@ -43,7 +44,8 @@ def run(
     meanwhile, so only one thread at a time may run a coder.
 
     x: pictures [B, 3, H, W] in [-1, 1] or uint8, or raw latents [B, c, h, w]. progress: called with (done, total) after
-    each step; what it raises ends the run. as_uint8: pictures as 0 to 255.
+    each step; what it raises ends the run. as_uint8: pictures as 0 to 255. keep_weights: weights in fp16 are not let go
+    while they are run in fp32, since somebody else has them too.
 
     Raises BudgetError where memory runs out whatever is tried, NonFiniteError, and what `explain_nonfinite` raises.
     """
@@ -51,12 +53,15 @@ def run(
     dtype, device = coder.like.dtype, coder.like.device.type
 
     def run_in(compute: torch.dtype, output: torch.dtype) -> tuple[Tensor, Plan]:
+        own = [(p, p.data) for p in coder.parameters()] if keep_weights else []
         try:
             coder.to(compute)  # fp16 weights survive the way to fp32 and back unchanged
             output = torch.uint8 if as_uint8 else output
             result, plan = run_with_retries(coder, make_plan(), x, progress, output_device, output)
             return require_finite(result), plan
         finally:
+            for parameter, data in own:
+                parameter.data = data
             coder.to(dtype)
 
     compute = compute_dtype(dtype, device)

@@ -104,6 +104,7 @@ def make(
     name: str | None = None,
     strict: bool = True,
     machine: Machine | None = None,
+    beside: int = 0,
 ) -> Plan:
     """Plan pictures of `height` x `width` pixels: whole if that is within `budget` bytes (None: no limit), otherwise,
     and always with `whole` False, in the tallest strips that are; or, for a CPU that `machine` describes, whichever of
@@ -111,7 +112,8 @@ def make(
 
     device: the type of the device, such as "cuda": convolutions on a CPU need memory that those on a GPU don't.
     channels: the first of the latent's; None is all. name: of the network, for messages. strict: whether too small a
-    budget is an error; without it the result is then the plan that needs least.
+    budget is an error; without it the result is then the plan that needs least. beside: bytes that are needed all the
+    time for something else, which count.
 
     Raises BudgetError, which names the smallest budget that would do, and OptionError.
     """
@@ -124,7 +126,7 @@ def make(
     height, width = Fit(height, width, ratio).padded
     run = (architecture, direction, height, width, batch, channels, target, name)
     weight_bytes = _weight_count(architecture, direction) * target.size
-    ends = batch * target.size * (3 * height * width + channels * height * width // ratio**2)  # input and output
+    ends = batch * target.size * (3 * height * width + channels * height * width // ratio**2) + beside  # input, output
     at = (height, width) if direction == "encode" else (height // ratio, width // ratio)
     coder = _meta_coder(architecture, direction).first_channels(channels)
     machine = machine if device == "cpu" else None
@@ -155,6 +157,7 @@ def make(
     if budget is not None and least > budget:
         if not strict:
             options = {"device": device, "whole": whole, "channels": channels, "name": name, "machine": machine}
+            options["beside"] = beside
             return make(*run[:5], least, dtype, **options)
         needed = f"{format_gib(least)} GiB"
         raise BudgetError(

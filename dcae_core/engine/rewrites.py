@@ -16,8 +16,9 @@ __all__ = ["REWRITES", "add_taps", "at_least_fp32", "averaging", "duplicating", 
 
 # "norms": batch norms folded into convolutions. "shortcuts": averaging and duplicating shortcuts, which are linear,
 # folded into the convolution that they are added to. "phases": nearest-neighbour enlargement and a 3x3 convolution as
-# 2x2 convolutions. Tests leave some out.
-REWRITES = ("norms", "shortcuts", "phases")
+# 2x2 convolutions. "joins": the weights of queries, keys and values as one; without, they are joined at each use, which
+# holds nothing. Tests leave some out.
+REWRITES = ("norms", "shortcuts", "phases", "joins")
 MIDDLE = slice(1, 2)  # of three taps
 
 

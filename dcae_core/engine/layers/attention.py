@@ -73,8 +73,12 @@ class AttentionLayer(Layer):
     def __init__(self, attention: model.LinearAttention, rewrites: Collection[str]):
         super().__init__()
         self.head_dim, branches = attention.head_dim, attention.to_qkv_multiscale
-        qkv = joined([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
-        self.qkv = frozen(by_kind(qkv, self.head_dim)[:, :, None, None])
+        self.projections = nn.ParameterList(
+            map(frozen, (attention.to_q.weight, attention.to_k.weight, attention.to_v.weight))
+        )
+        self.inner, self.channels = attention.to_q.weight.shape
+        if "joins" in rewrites:
+            self.projections = nn.ParameterList([frozen(self.qkv)])
         self.reach = max((branch.proj_in.weight.shape[-1] // 2 for branch in branches), default=0)
         self.depths, self.mixes = nn.ParameterList(), nn.ParameterList()
         for branch in branches:
@@ -83,8 +87,19 @@ class AttentionLayer(Layer):
             self.mixes.append(frozen(by_kind(branch.proj_out.weight, self.head_dim)))
         self.to_out = frozen(attention.to_out.weight[:, :, None, None])
         self.norm = attention.norm_out
-        self.channels, self.inner = qkv.shape[1], qkv.shape[0] // 3
         self.heads = self.inner // self.head_dim * (1 + len(branches))
+
+    @property
+    def qkv(self) -> Tensor:
+        """The weight [3 * inner, C, 1, 1] of queries, keys and values, one after the other."""
+        if len(self.projections) == 1:
+            return self.projections[0]
+        return by_kind(joined(list(self.projections)), self.head_dim)[:, :, None, None]
+
+    @property
+    def joining_bytes(self) -> int:
+        """The most bytes of what `qkv` makes at each use."""
+        return 0 if len(self.projections) == 1 else 2 * sum(w.numel() * w.element_size() for w in self.projections)
 
     @property
     def sums_bytes(self) -> int:

@@ -1,101 +1,123 @@
-"""For diffusers: an AutoencoderDC that runs on dcae_core, for every pipeline that takes one.
+"""For diffusers: its AutoencoderDC, run by dcae_core.
+
+pipe = stream(SanaPipeline.from_pretrained("Efficient-Large-Model/Sana_1600M_4Kpx_BF16_diffusers"), budget="2GiB")
+
+or, for weights in any form that dcae_core reads,
 
 vae = StreamedAutoencoderDC.from_pretrained("dc-ae-f32c32-sana-1.1", torch_dtype=torch.bfloat16, budget="2GiB")
-pipe = SanaPipeline.from_pretrained("Efficient-Large-Model/Sana_1600M_4Kpx_BF16_diffusers", vae=vae)
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderDC
-from diffusers.models.autoencoders.vae import DecoderOutput, EncoderOutput, IdentityDistribution
-from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import Tensor, nn
 
-from ..autoencoder import DCAE
-from ..engine.memory import Budget
-from ..engine.plan import Plan
+from ..autoencoder import first_unless
+from ..engine.memory import Budget, parse_bytes
 from ..errors import OptionError
-from ..variants import Variant
-from ..weights import hub
+from ..variants import Variant, known
+from ..weights import hub, infer_variant, keys
+from ..weights.checkpoint import Checkpoint
+from .streaming import Streaming
 
-__all__ = ["Latent", "StreamedAutoencoderDC"]
+__all__ = ["StreamedAutoencoderDC", "Streaming", "stream", "unstream"]
+
+Progress = Callable[[int, int], None]
 
 
-@dataclass
-class Latent(EncoderOutput):
-    """Output of `encode`: `latent`, and `latent_dist` for callers that expect a distribution, whose `sample()` and
-    `mode()` are the latent."""
+def stream(vae_or_pipe, budget: Budget = None, progress: Progress | None = None, *, recompute: bool = False):
+    """Make an AutoencoderDC, or the one of a pipeline, encode and decode in a memory budget, any size with the pixels
+    of an untiled run; return what was given. It stays an AutoencoderDC: weights, config and methods are diffusers' own.
 
-    @property
-    def latent_dist(self) -> IdentityDistribution:
-        return IdentityDistribution(self.latent)
+    budget, progress, recompute: as `Streaming` has them, which is then `vae.streaming` and can be changed.
+    `enable_tiling` blends nothing: the budget decides. With LoRA, other hooks inside, quantised weights, under
+    torch.compile and (without recompute) with gradients it runs as without this, and says so once. Raises OptionError.
+    """
+    vae = _autoencoder(vae_or_pipe)
+    parse_bytes(budget)
+    if (streaming := vae.__dict__.get("streaming")) is not None:
+        streaming.budget, streaming.progress, streaming.recompute = budget, progress, recompute
+    else:
+        Streaming(vae, budget, progress, recompute).install()
+    return vae_or_pipe
+
+
+def unstream(vae_or_pipe):
+    """Undo `stream`; return what was given."""
+    vae = _autoencoder(vae_or_pipe)
+    if "streaming" in vae.__dict__:
+        vae.streaming.remove()
+    return vae_or_pipe
+
+
+def _autoencoder(vae_or_pipe) -> AutoencoderDC:
+    vae = vae_or_pipe if isinstance(vae_or_pipe, torch.nn.Module) else getattr(vae_or_pipe, "vae", None)
+    vae = getattr(vae, "_orig_mod", vae)  # of torch.compile
+    if not isinstance(vae, AutoencoderDC):
+        given = "" if vae is vae_or_pipe else f", whose vae is a {type(vae).__name__}"
+        raise OptionError(
+            f"stream was given a {type(vae_or_pipe).__name__}{given}: needed is an AutoencoderDC of diffusers, or a "
+            "pipeline that has one, such as SanaPipeline."
+        )
+    return vae
 
 
 class StreamedAutoencoderDC(AutoencoderDC):
-    """A DC-AE of any size in a memory budget, with the pixels of an untiled run, where diffusers wants an
-    AutoencoderDC. For inference: nothing is differentiated, and the weights, rewritten for speed, can't be saved.
+    """Makes an AutoencoderDC that is streamed from the start (see `stream`; with recompute), from diffusers' sources
+    and ours. What it makes is of the class AutoencoderDC itself, so that pipelines and what is saved know it."""
 
-    core: the DCAE behind it, whose weights are this module's own. budget: bytes beside the weights, as a number or as
-    "4GiB"; None is what is free at each run. progress: called with (done, total) after each strip; what it raises stops
-    the run. `enable_tiling` and `enable_slicing` are taken and change nothing: the budget decides, and no tile is ever
-    blended. `config` is that of the published variant, with its scaling factor, or `scaling_factor` if that is given:
-    it must be where none is published, since pipelines work with it (else OptionError).
-    """
-
-    def __init__(
-        self,
-        core: DCAE,
-        budget: Budget = None,
-        progress: Callable[[int, int], None] | None = None,
-        scaling_factor: float | None = None,
-    ):
-        super(AutoencoderDC, self).__init__()  # not AutoencoderDC's own, which builds a network
-        config = {**core.variant.diffusers_config(), "scaling_factor": core.variant.factor(scaling_factor)}
-        self.register_to_config(**{k: v for k, v in config.items() if not k.startswith("_")})
-        self.core, self.budget, self.progress = core, budget, progress
-        self.encoder, self.decoder = core.model.encoder, core.model.decoder
-        self.spatial_compression_ratio, self.temporal_compression_ratio = core.spatial_ratio, 1
-        self.use_slicing = self.use_tiling = False
-        self.tile_sample_min_height = self.tile_sample_min_width = 512
-        self.tile_sample_stride_height = self.tile_sample_stride_width = 448
-        self.enable_tiling()  # sets what follows from these
-        self.disable_tiling()
+    @functools.wraps(AutoencoderDC.__init__)
+    def __init__(self, *args, **config):
+        super().__init__(*args, **config)
+        self.__class__ = AutoencoderDC
+        stream(self, recompute=True)
 
     @classmethod
     def from_pretrained(
         cls,
         model: str | os.PathLike,
         *,
-        subfolder: str | None = None,
-        variant: str | None = None,
-        torch_dtype: torch.dtype | None = None,
         budget: Budget = None,
-        device: str | torch.device = "cpu",
-        cache_dir: str | os.PathLike | None = None,
-        local_files_only: bool = False,
+        progress: Progress | None = None,
+        device: str | torch.device | None = None,
         scaling_factor: float | None = None,
-    ) -> StreamedAutoencoderDC:
+        **options,
+    ) -> AutoencoderDC:
         """From a folder or file in either key layout, or by the name of a variant or of its repository, which is
-        downloaded if it is not here, to `cache_dir` (None: $DCAE_HOME or ~/.cache/dcae). Another repository, such as a
-        pipeline's, must be in the hub's cache.
+        downloaded if it is not here, to `cache_dir` (None: $DCAE_HOME or ~/.cache/dcae). A folder that diffusers wrote,
+        and any other repository, such as a pipeline's with `subfolder`, is loaded by diffusers.
 
-        subfolder and variant: as in diffusers, of a folder or a repository in the hub's cache; variant is that of the
-        file, such as "fp16". torch_dtype: None is fp32, as in diffusers. Raises UnknownVariant, DownloadError,
-        CheckpointError.
+        options: diffusers' own; of those for what is loaded by us, torch_dtype or dtype (None is fp32, "auto" the
+        file's), variant (of the file, such as "fp16"), subfolder, local_files_only, cache_dir count. scaling_factor:
+        instead of the config's; needed where none is published. Raises UnknownVariant, DownloadError, CheckpointError,
+        OptionError, and diffusers' own errors.
         """
-        if subfolder is not None:
-            inside = None if hub.is_path(model) else hub.cached(model, subfolder)
-            model = inside or Path(model) / subfolder
-        options = {"precision": variant, "download": not local_files_only}
-        core = DCAE(model, device, torch_dtype or torch.float32, cache_dir, **options)
-        return cls(core, budget, scaling_factor=scaling_factor)
+        parse_bytes(budget)
+        subfolder, variant = options.get("subfolder"), options.get("variant")
+        revision, path = options.get("revision"), hub.is_path(model)
+        repository = not path and "/" in model and (known(model) is None or subfolder or revision)
+        here = Path(model) / (subfolder or "") if path else None
+        if repository and not (revision or options.get("force_download")):
+            here = hub.cached(model, subfolder or "")
+        if (repository and here is None) or (here is not None and _is_diffusers_folder(here, variant, path)):
+            found = {} if here is None else {"pretrained_model_name_or_path": here, "subfolder": None}
+            vae = super().from_pretrained(**{"pretrained_model_name_or_path": model, **options, **found})
+            if scaling_factor is not None:
+                vae.register_to_config(scaling_factor=vae.streaming.variant.factor(scaling_factor))
+        else:
+            download = not options.get("local_files_only")
+            path, named = (here, None) if here else hub.locate(model, options.get("cache_dir"), allow_download=download)
+            dtype = options.get("torch_dtype", options.get("dtype"))
+            vae = cls._from_checkpoint(Checkpoint(path, None, variant), named, dtype, scaling_factor)
+            device = device or options.get("device_map")
+        stream(vae, budget, progress, recompute=True)
+        return vae if device is None else vae.to(device)
 
     @classmethod
     def from_single_file(
@@ -103,84 +125,60 @@ class StreamedAutoencoderDC(AutoencoderDC):
         path: str | os.PathLike,
         *,
         variant: str | Variant | None = None,
-        config: Mapping | None = None,
+        config: Mapping | str | None = None,
         torch_dtype: torch.dtype | None = None,
         budget: Budget = None,
-        device: str | torch.device = "cpu",
+        progress: Progress | None = None,
+        device: str | torch.device | None = None,
         scaling_factor: float | None = None,
-    ) -> StreamedAutoencoderDC:
+        **options,
+    ) -> AutoencoderDC:
         """From a file (or folder) here; `variant` and `config` as for DCAE.from_file, where the file does not tell.
-        Asks no hub.
+        Asks no hub. What is no path here, such as a link, is loaded by diffusers, with its options.
 
         Raises CheckpointError.
         """
-        core = DCAE.from_file(path, variant, device, torch_dtype or torch.float32, config=config)
-        return cls(core, budget, scaling_factor=scaling_factor)
+        parse_bytes(budget)
+        if not hub.is_path(path) or isinstance(config, str) or "original_config" in options:
+            options |= {} if config is None else {"config": config}
+            vae = super().from_single_file(path, torch_dtype=torch_dtype, **options)
+        else:
+            vae = cls._from_checkpoint(Checkpoint(path, config), variant, torch_dtype, scaling_factor)
+        stream(vae, budget, progress, recompute=True)
+        return vae if device is None else vae.to(device)
 
-    def limit(self) -> Budget:
-        """Return the budget of the next run."""
-        return self.budget
-
-    @property
-    def last_plan(self) -> Plan | None:
-        """Plan of the last run; None before the first."""
-        return self.core.last_plan
-
-    @apply_forward_hook
-    def encode(self, x: Tensor, return_dict: bool = True) -> Latent | tuple[Tensor]:
-        """Pictures [B, 3, H, W] in [-1, 1] -> raw latents [B, c, ceil(H/f), ceil(W/f)].
-
-        Raises ImageError and BudgetError.
-        """
-        with onloaded_weights(self.encoder):
-            latent = self.core.encode(x, self.limit(), self.progress)
-        return Latent(latent=latent) if return_dict else (latent,)
-
-    @apply_forward_hook
-    def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        """Raw latents [B, c, h, w] -> pictures [B, 3, f*h, f*w] around [-1, 1].
-
-        Raises LatentError and BudgetError.
-        """
-        with onloaded_weights(self.decoder):
-            picture = self.core.decode(z, budget=self.limit(), progress=self.progress)
-        return DecoderOutput(sample=picture) if return_dict else (picture,)
-
-    def tiled_encode(self, x: Tensor, return_dict: bool = True) -> Latent | tuple[Tensor]:
-        """As `encode`."""
-        return self.encode(x, return_dict)
-
-    def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        """As `decode`."""
-        return self.decode(z, return_dict)
-
-    def enable_group_offload(self, onload_device: torch.device, *args, **options) -> None:
-        """Move the weights to `onload_device` and keep them there: strips use them without calling the modules that
-        would be onloaded one by one."""
-        self.to(onload_device)
-
-    def save_pretrained(self, *args, **options) -> None:
-        """Raise OptionError: the weights were rewritten and are not as published."""
-        raise OptionError(
-            f"The weights of {self.core.variant.name} were rewritten for speed and can't be saved from here. Copy "
-            f"{self.core.path or 'what they were loaded from'}, or save a pipeline with diffusers' AutoencoderDC."
-        )
+    @classmethod
+    def _from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        variant: str | Variant | None,
+        dtype: torch.dtype | str | None,
+        scaling_factor: float | None,
+    ) -> AutoencoderDC:
+        chosen, certain = first_unless(lambda: checkpoint.choose(variant), checkpoint.fits)
+        state = {name: keys.widened(tensor) for name, tensor in checkpoint.state(chosen.architecture).items()}
+        dtype = next(t.dtype for t in state.values()) if dtype == "auto" else dtype or torch.float32
+        config = chosen.diffusers_config() | {"scaling_factor": 1.0 if not certain else chosen.factor(scaling_factor)}
+        with torch.device("meta"):
+            vae = cls(**{name: value for name, value in config.items() if not name.startswith("_")})
+        vae.load_state_dict(state, assign=True)
+        vae.eval().to(dtype)
+        if not certain:
+            chosen = infer_variant.infer(vae.streaming.encode, checkpoint.fits, str(checkpoint.path))
+            vae.register_to_config(scaling_factor=chosen.factor(scaling_factor))
+        vae.streaming.variant = chosen
+        return vae
 
 
-@contextlib.contextmanager
-def onloaded_weights(coder: nn.Module) -> Iterator[None]:
-    """A context in which weights that accelerate's hooks keep elsewhere (sequential offload) are on the device: strips
-    use them without calling the modules that the hooks watch."""
-    offloaded = [
-        m for m in coder.modules() if any(p.is_meta for p in m.parameters(recurse=False)) and hasattr(m, "_hf_hook")
-    ]
-    forwards = [m.forward for m in offloaded]
+def _is_diffusers_folder(folder: Path, variant: str | None, any_variant: bool) -> bool:
+    """Whether to leave it to `AutoencoderDC.from_pretrained`. any_variant: also where that says that `variant` is to be
+    given."""
+    names = [f"diffusion_pytorch_model.{variant}.safetensors"]
+    if variant is None:
+        names = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"]
+        names += ["diffusion_pytorch_model.*.safetensors"] if any_variant else []
     try:
-        for module in offloaded:
-            module._hf_hook.pre_forward(module)
-            module.forward = module._old_forward
-        yield
-    finally:
-        for module, forward in zip(offloaded, forwards, strict=True):
-            module.forward = forward
-            module._hf_hook.post_forward(module, None)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return config["_class_name"] == "AutoencoderDC" and any(any(folder.glob(name)) for name in names)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False

@@ -12,10 +12,10 @@ from accelerate.hooks import remove_hook_from_module
 from diffusers import AutoencoderDC
 from modules import devices, sd_models, sd_vae, shared
 
-from dcae_core import DCAE, DCAEError, DownloadError, hub
-from dcae_core.integrations.diffusers import StreamedAutoencoderDC
+from dcae_core import DCAEError, DownloadError, hub
+from dcae_core.integrations.diffusers import StreamedAutoencoderDC, Streaming, unstream
 from dcae_core.integrations.sana import SanaImg2ImgPipeline
-from dcae_core.weights.checkpoint import signature
+from dcae_core.weights.checkpoint import Checkpoint, signature
 
 from . import names, settings
 from .host import log
@@ -23,30 +23,31 @@ from .host import log
 __all__ = ["HostedSanaImg2ImgPipeline", "checkpoint_vae", "hosted_vae", "in_use", "load", "restore", "stopped", "use"]
 
 
-class HostedAutoencoderDC(StreamedAutoencoderDC):
-    """A StreamedAutoencoderDC with the budget of SD.Next's settings, stopped by its Stop button.
+class HostedStreaming(Streaming):
+    """How a hosted VAE runs: with the budget of SD.Next's settings, stopped by its Stop button.
 
-    name: the one in the VAE list. scaling_factor: for a variant that none is published for. failure: the error of a
-    failed decode, which `hooks.vae_decode` raises, since SD.Next only logs it.
+    listed_name: the one in the VAE list. path, layout: of its file. checkpoint_vae: in whose place it is. failure: the
+    error of a failed decode, which `hooks.vae_decode` raises, since SD.Next only logs it.
     """
 
-    def __init__(self, core: DCAE, name: str, scaling_factor: float | None = None):
-        super().__init__(core, progress=check_stop, scaling_factor=core.variant.scaling_factor or scaling_factor)
-        self.name, self.fingerprint, self.failure = name, None, None
-        self.__dict__["checkpoint_vae"] = None  # past nn.Module, which would register it as a submodule and move it too
+    def __init__(self, vae: AutoencoderDC, listed_name: str, layout: str, path: Path):
+        super().__init__(vae, progress=check_stop)
+        self.variant = vae.streaming.variant
+        self.listed_name, self.layout, self.path = listed_name, layout, path
+        self.fingerprint = self.checkpoint_vae = self.failure = None
 
     def limit(self) -> int | None:
         return settings.budget()
 
-    def encode(self, x, return_dict: bool = True):
+    def vae_encode(self, x, return_dict: bool = True):
         try:
-            return super().encode(x, return_dict)
+            return super().vae_encode(x, return_dict)
         except DCAEError as error:  # some are ValueErrors, which SD.Next swallows without a reason
             raise DCAEError(str(error)) from None
 
-    def decode(self, z, return_dict: bool = True):
+    def vae_decode(self, z, return_dict: bool = True):
         try:
-            return super().decode(z, return_dict)
+            return super().vae_decode(z, return_dict)
         except DCAEError as error:
             self.failure = DCAEError(str(error))
             raise
@@ -79,18 +80,18 @@ def uncompiled(vae):
 
 def checkpoint_vae(pipe) -> AutoencoderDC | None:
     """Return the DC-AE that the pipeline's checkpoint came with; None if it came with another kind of VAE."""
-    vae = hosted_vae(pipe)
-    vae = uncompiled(vae.checkpoint_vae if vae is not None else getattr(pipe, "vae", None))
+    hosted = hosted_vae(pipe)
+    vae = uncompiled(getattr(pipe, "vae", None) if hosted is None else hosted.checkpoint_vae)
     return vae if isinstance(vae, AutoencoderDC) else None
 
 
-def hosted_vae(pipe) -> HostedAutoencoderDC | None:
-    """Return the DC-AE that `use` put into the pipeline, or None."""
-    vae = uncompiled(getattr(pipe, "vae", None))
-    return vae if isinstance(vae, HostedAutoencoderDC) else None
+def hosted_vae(pipe) -> HostedStreaming | None:
+    """Return how the DC-AE runs that `use` put into the pipeline, or None."""
+    streaming = getattr(uncompiled(getattr(pipe, "vae", None)), "streaming", None)
+    return streaming if isinstance(streaming, HostedStreaming) else None
 
 
-def load(name: str, path: str, scaling_factor: float | None = None) -> HostedAutoencoderDC:
+def load(name: str, path: str, scaling_factor: float | None = None) -> HostedStreaming:
     """Load the DC-AE of an entry of the VAE list to the CPU, after its download if the entry stands for one.
 
     scaling_factor: the model's, for a variant that none is published for. Raises DCAEError.
@@ -106,8 +107,15 @@ def load(name: str, path: str, scaling_factor: float | None = None) -> HostedAut
         path = str(hub.download(variant, Path(path).parent, progress=download_progress()))
         name = Path(path).name
         sd_vae.refresh_vae_list()
-    core = DCAE.from_file(path, variant, devices.cpu, settings.dtype())
-    return HostedAutoencoderDC(core, name, scaling_factor)
+    checkpoint = Checkpoint(path)
+    options = {"variant": variant, "torch_dtype": settings.dtype(), "device": devices.cpu}
+    if all(fit.scaling_factor is None for fit in checkpoint.fits):
+        options["scaling_factor"] = checkpoint.configured.get("scaling_factor", scaling_factor)
+    vae = StreamedAutoencoderDC.from_single_file(path, **options).requires_grad_(False)
+    hosted = HostedStreaming(vae, name, checkpoint.layout, checkpoint.path)
+    unstream(vae)
+    hosted.install()
+    return hosted
 
 
 def fingerprint(path: str | Path) -> tuple:
@@ -117,9 +125,9 @@ def fingerprint(path: str | Path) -> tuple:
 
 def in_use(pipe, path: str) -> bool:
     """Whether the pipeline's VAE was loaded from `path` as it is now, in the precision of the settings."""
-    vae = hosted_vae(pipe)
+    hosted = hosted_vae(pipe)
     with contextlib.suppress(DCAEError, OSError):  # it is no longer there, or something else
-        return vae is not None and vae.fingerprint == fingerprint(path)
+        return hosted is not None and hosted.fingerprint == fingerprint(path)
     return False
 
 
@@ -138,34 +146,34 @@ def download_progress():
     return progress
 
 
-def check(vae: HostedAutoencoderDC, pipe) -> None:
-    """Raise DCAEError if the latent space of `vae` is not the pipeline's. Log a warning if it may not be."""
-    variant, config = vae.core.variant, checkpoint_vae(pipe).config
+def check(hosted: HostedStreaming, pipe) -> None:
+    """Raise DCAEError if the latent space of `hosted` is not the pipeline's. Log a warning if it may not be."""
+    variant, config, name = hosted.variant, checkpoint_vae(pipe).config, hosted.listed_name
     channels, ratio = config.latent_channels, 2 ** (len(config.encoder_block_out_channels) - 1)
     if (channels, ratio) != (variant.latent_channels, variant.spatial_ratio):
         raise DCAEError(
-            f"{vae.name} has the wrong latent space for this model: it is {variant.name}, with "
+            f"{name} has the wrong latent space for this model: it is {variant.name}, with "
             f"{variant.latent_channels} channels at 1/{variant.spatial_ratio} of the size; the model was made for "
             f"{channels} at 1/{ratio}. The VAE stays as it was."
         )
-    factor = vae.config.scaling_factor
+    factor = hosted.vae.config.scaling_factor
     if abs(config.scaling_factor - factor) > 1e-3:
         log.warning(
-            f"DC-AE: {vae.name} is {variant.name}, with the scaling factor {factor}; the model's own "
+            f"DC-AE: {name} is {variant.name}, with the scaling factor {factor}; the model's own "
             f"has {config.scaling_factor}. If it was trained on other latents, colours and shapes will be wrong."
         )
 
 
-def use(pipe, vae: HostedAutoencoderDC) -> None:
-    """Make `vae` the pipeline's VAE. Raises DCAEError, and changes nothing, if it does not fit."""
-    check(vae, pipe)
+def use(pipe, hosted: HostedStreaming) -> None:
+    """Make its vae the pipeline's. Raises DCAEError, and changes nothing, if it does not fit."""
+    check(hosted, pipe)
     old = hosted_vae(pipe)
-    vae.__dict__["checkpoint_vae"] = pipe.vae if old is None else old.checkpoint_vae
+    hosted.checkpoint_vae = pipe.vae if old is None else old.checkpoint_vae
     _offload(pipe.vae)
     del old
-    _assign(pipe, vae, vae.name)
-    vae.fingerprint = fingerprint(vae.core.path)  # only now: SD.Next may have changed its precision for VAEs above
-    log.info(f"DC-AE: {vae.name} is the VAE ({vae.core.variant.name}, {vae.core.layout} keys, {vae.dtype})")
+    _assign(pipe, hosted.vae, hosted.listed_name)
+    hosted.fingerprint = fingerprint(hosted.path)  # only now: SD.Next may have changed its precision for VAEs above
+    log.info(f"DC-AE: {hosted.listed_name} is the VAE ({hosted.name}, {hosted.layout} keys, {hosted.vae.dtype})")
 
 
 def restore(pipe) -> None:

@@ -36,17 +36,16 @@ def status() -> dict:
     pipe = shared.sd_model if shared.sd_loaded else None
     vae = getattr(pipe, "vae", None)
     hosted_vae = hosted.hosted_vae(pipe)
-    core = hosted_vae.core if hosted_vae else None
-    plan = core.last_plan if core else None
+    plan = hosted_vae.last_plan if hosted_vae else None
     config = getattr(vae, "config", None)
     return {
         "active": hosted_vae is not None,
-        "name": hosted_vae.name if hosted_vae else None,
+        "name": hosted_vae.listed_name if hosted_vae else None,
         "setting": shared.opts.sd_vae,
         "shown_as": sd_vae.loaded_vae_file,
-        "variant": core.variant.name if core else None,
-        "layout": core.layout if core else None,
-        "path": str(core.path) if core else None,
+        "variant": hosted_vae.name if hosted_vae else None,
+        "layout": hosted_vae.layout if hosted_vae else None,
+        "path": str(hosted_vae.path) if hosted_vae else None,
         "scaling_factor": config.get("scaling_factor") if config is not None else None,
         "class": type(vae).__name__ if vae is not None else None,
         "is_dcae": hosted.checkpoint_vae(pipe) is not None,

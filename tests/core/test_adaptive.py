@@ -1,16 +1,19 @@
 """DC-AE 1.5: latents of the first channels only, against diffusers' AutoencoderDC with a part of its weights; and a
 variant that no scaling factor is published for."""
 
+import types
+
 import pytest
 import torch
 from diffusers import AutoencoderDC
 from safetensors import safe_open
 
-from dcae_core import DCAE, DEMO, VARIANTS, LatentError, latents
+from dcae_core import DCAE, DEMO, VARIANTS, LatentError, latents, model
 from dcae_core.batch.encode import Options, open_job
 from dcae_core.cli import main
 from dcae_core.compare.codecs import from_dcae
 from dcae_core.errors import OptionError
+from dcae_core.integrations import diffusers as for_diffusers
 from dcae_core.integrations.diffusers import StreamedAutoencoderDC
 from dcae_core.weights import keys, recognise
 from tests.core.helpers import randomised, relative_error, streamed
@@ -113,14 +116,24 @@ def test_wrong_latents_are_told_what_would_fit():
         DCAE.empty(DEMO, device="meta").decode(torch.empty(1, 48, 2, 2, device="meta"))
 
 
+def test_diffusers_needs_a_scaling_factor(monkeypatch):
+    """Pipelines work with the config's."""
+    with torch.device("meta"):
+        state = model.Autoencoder(UNSCALED.architecture).state_dict()
+    file = types.SimpleNamespace(choose=lambda named: UNSCALED, fits=[UNSCALED], state=lambda of: state)
+    file.path, file.layout = "a file", "original"
+    monkeypatch.setattr(for_diffusers, "Checkpoint", lambda *given: file)
+    with pytest.raises(OptionError, match=r"No scaling factor is published for dc-ae-f32c128-1\.5"):
+        StreamedAutoencoderDC.from_single_file("a.safetensors")
+    vae = StreamedAutoencoderDC.from_single_file("a.safetensors", scaling_factor=0.7)
+    assert vae.config.scaling_factor == 0.7 and vae.streaming.variant is UNSCALED
+
+
 def test_no_scaling_factor_is_invented(tmp_path, capsys):
     says = "No scaling factor is published for dc-ae-f32c128-1.5"
     ae, z = DCAE.empty(UNSCALED, device="meta"), torch.ones(1, 16, 2, 2)
     with pytest.raises(OptionError, match=says):
         _ = ae.scaling_factor
-    with pytest.raises(OptionError, match=says):
-        StreamedAutoencoderDC(ae)
-    assert StreamedAutoencoderDC(ae, scaling_factor=0.7).config.scaling_factor == 0.7
     assert UNSCALED.diffusers_config()["scaling_factor"] is None
     assert from_dcae(ae).scaling_factor is None
     with pytest.raises(OptionError, match=says):

@@ -1,0 +1,411 @@
+"""An AutoencoderDC of diffusers that encodes and decodes through the engine: what `diffusers.stream` puts into it.
+
+Its Encoder and its Decoder get a `forward` of ours (`StreamedCoder`), so that hooks, offloading and whatever calls them
+go on working. Weights that no rewrite changes are shared with it. The others are derived when they are needed first,
+and again when a parameter has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property, partial, reduce
+
+import torch
+from diffusers import AutoencoderDC
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .. import model
+from ..architecture import Architecture
+from ..autoencoder import ImageAutoencoder
+from ..engine import memory
+from ..engine import plan as planning
+from ..engine.coder import InferenceCoder, inference_coder
+from ..engine.memory import Budget
+from ..engine.rewrites import REWRITES
+from ..errors import ImageError, LatentError, OptionError
+from ..variants import VARIANTS, Variant
+from .own_forward import facts, offloads, why_hooks, why_input, why_modules, why_weights
+
+__all__ = ["Streaming", "variant_of"]
+
+log = logging.getLogger(__name__)
+SHARED_REWRITES = tuple(name for name in REWRITES if name != "joins")  # those that hold little beside the weights
+
+
+class Streaming(ImageAutoencoder):
+    """How an AutoencoderDC runs: `vae.streaming`.
+
+    budget: bytes beside the weights, as a number or as "4GiB"; None is what is free at each run. progress: called with
+    (done, total) after each strip; what it raises stops the run. recompute: whether gradients are those of a run by the
+    engine, whose layers are computed again one by one; without, a run with gradients is diffusers' own. last_plan: the
+    Plan of the last run by the engine. held_bytes: what is held now beside the vae's own weights.
+    """
+
+    _shares_weights = True
+
+    def __init__(
+        self,
+        vae: AutoencoderDC,
+        budget: Budget = None,
+        progress: Callable[[int, int], None] | None = None,
+        recompute: bool = False,
+    ):
+        self.vae, self.budget, self.progress, self.recompute = vae, budget, progress, recompute
+        self.variant = variant_of(vae.config)
+        self.coders = {"encode": StreamedCoder(self, "encode"), "decode": StreamedCoder(self, "decode")}
+
+    def limit(self) -> Budget:
+        """Return the budget of the next run."""
+        return self.budget
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(coder.held_bytes for coder in self.coders.values())
+
+    def install(self) -> None:
+        """Make the vae run through here. Raises OptionError where it can't."""
+        places = [coder.place() for coder in self.coders.values()]
+        for coder, place in zip(self.coders.values(), places, strict=True):
+            coder.install(place)
+        self.vae.streaming = self
+        for name in ("encode", "decode", "tiled_encode", "tiled_decode"):
+            setattr(self.vae, name, getattr(self, f"vae_{name}"))
+
+    def remove(self) -> None:
+        """Give the vae back as it was."""
+        for coder in self.coders.values():
+            coder.remove()
+        for name in ("encode", "decode", "tiled_encode", "tiled_decode", "streaming"):
+            self.vae.__dict__.pop(name, None)
+
+    def vae_encode(self, x: Tensor, return_dict: bool = True):
+        """The vae's own, for tensors; anything else is an ImageError."""
+        if not isinstance(x, Tensor):
+            raise ImageError(
+                f"encode was given a {type(x).__name__}: needed is a tensor [batch, 3, height, width] in [-1, 1]. "
+                "VaeImageProcessor(vae_scale_factor=32).preprocess of diffusers makes it from pictures and arrays."
+            )
+        return type(self.vae).encode(self.vae, x, return_dict)
+
+    def vae_decode(self, z: Tensor, return_dict: bool = True):
+        """The vae's own, for tensors; anything else is a LatentError."""
+        if not isinstance(z, Tensor):
+            raise LatentError(
+                f"decode was given a {type(z).__name__}: needed is a tensor [batch, {self.latent_channels}, height, "
+                "width] of raw latents."
+            )
+        return type(self.vae).decode(self.vae, z, return_dict)
+
+    def vae_tiled_encode(self, x: Tensor, return_dict: bool = True):
+        """Without tiles: the budget decides. Where diffusers' own forward has to run, with its tiles."""
+        return self._untiled("encode", x, return_dict)
+
+    def vae_tiled_decode(self, z: Tensor, return_dict: bool = True):
+        """As `vae_tiled_encode`."""
+        return self._untiled("decode", z, return_dict)
+
+    def _untiled(self, direction: str, x: Tensor, return_dict: bool):
+        vae, coder = self.vae, self.coders[direction]
+        if coder.why_own(x) or coder.top_module() is not coder.module:
+            return getattr(type(vae), f"tiled_{direction}")(vae, x, return_dict)
+        use, vae.use_tiling = vae.use_tiling, False
+        try:
+            return getattr(type(vae), direction)(vae, x, return_dict)
+        finally:
+            vae.use_tiling = use
+
+    def _coder(self, direction: str) -> InferenceCoder | StreamedCoder:
+        coder = self.coders[direction]
+        return coder.engine or coder
+
+    @property
+    def _like(self) -> Tensor:
+        return self.coders["decode"].like
+
+    def to(self, *args, **options) -> Streaming:
+        self.vae.to(*args, **options)
+        return self
+
+    def plan_for(self, target, direction, height, width, batch=1, limit=None, channels=None, strict=True):
+        run = (self.variant.architecture, direction, height, width, batch, limit, target.dtype)
+        options = {"channels": channels, "name": self.name, "strict": strict}
+        joining = self.coders[direction].joining * target.size
+        return planning.make(*run, device=target.device, beside=joining, **options)
+
+    def _run(self, direction: str, *args, **options) -> Tensor:
+        with self._lock, self.coders[direction].ready():
+            return super()._run(direction, *args, **options)
+
+
+class StreamedCoder:
+    """The Encoder or the Decoder of an AutoencoderDC, and the engine's coder made from it. `engine` is None until the
+    first run, and after the weights have moved."""
+
+    def __init__(self, streaming: Streaming, direction: str):
+        self.streaming, self.direction = streaming, direction
+        self.engine: InferenceCoder | None = None
+        self.source: Source | None = None
+        self.active, self.said = False, set()
+        self.module: nn.Module = self.top_module()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "engine": None, "source": None}  # a copy makes its own
+
+    def top_module(self) -> nn.Module:
+        """What the vae has in its place now."""
+        return self.streaming.vae.encoder if self.direction == "encode" else self.streaming.vae.decoder
+
+    @property
+    def held_bytes(self) -> int:
+        return self.source.derived_bytes(self.engine) if self.engine is not None else 0
+
+    @cached_property
+    def joining(self) -> int:
+        """Elements that the engine makes and drops again while it runs: see AttentionLayer.joining_bytes."""
+        with torch.device("meta"):
+            layers = self._rewritten(self._skeleton()).layers
+        return max((getattr(layer, "joining_bytes", 0) // 4 for layer in layers), default=0)
+
+    @cached_property
+    def expected(self) -> list[tuple]:
+        """The `facts` of a coder that is as the config says."""
+        config = {k: v for k, v in self.streaming.vae.config.items() if not k.startswith("_")}
+        with torch.device("meta"):
+            vae = AutoencoderDC.from_config(config)
+        return facts(vae.encoder if self.direction == "encode" else vae.decoder)
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor in the dtype and on the device of a run."""
+        weight = next(self.module.parameters())
+        elsewhere = offloads(self.module)
+        device = elsewhere[0].device if elsewhere else weight.device
+        return torch.empty(0, dtype=weight.dtype, device=device)
+
+    def place(self) -> str:
+        """Return the attribute of the module that `forward` goes to. Raises OptionError where somebody else's is."""
+        inner = "_old_forward" in self.module.__dict__  # accelerate's, whose hook stays around ours
+        place = "_old_forward" if inner else "forward"
+        found = self.module.__dict__.get(place)
+        if found is not None and getattr(found, "__func__", None) is not type(self.module).forward:
+            raise OptionError(
+                f"The vae's {type(self.module).__name__} has a forward of somebody else ({found!r:.100}), such as a "
+                "hook of diffusers: stream() the vae first, then add the hook."
+            )
+        return place
+
+    def install(self, place: str) -> None:
+        self.active = True
+        setattr(self.module, place, self.forward)
+        self.module._apply = self.moved
+
+    def remove(self) -> None:
+        self.active, self.engine, self.source = (
+            False,
+            None,
+            None,
+        )  # where hooks keep `forward`, it is diffusers' own now
+        self.module.__dict__.pop("_apply", None)
+        for place in ("forward", "_old_forward"):
+            if getattr(self.module.__dict__.get(place), "__self__", None) is self:
+                del self.module.__dict__[place]
+                if place == "_old_forward":
+                    self.module._old_forward = self.module.__class__.forward.__get__(self.module)
+
+    def moved(self, *args, **options) -> nn.Module:
+        """The module's `_apply`, which moves and converts weights: nothing is to hold what they were."""
+        self.engine = self.source = None
+        return type(self.module)._apply(self.module, *args, **options)
+
+    def own(self, x: Tensor) -> Tensor:
+        return type(self.module).forward(self.module, x)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not self.active:
+            return self.own(hidden_states)
+        if (why := self.why_own(hidden_states)) is not None:
+            if why not in self.said:
+                self.said.add(why)
+                log.warning(
+                    "%s of %s runs diffusers' own forward, whole, whatever the budget is: %s.",
+                    type(self.module).__name__, self.streaming.name, why,
+                )  # fmt: skip
+            return self.own(hidden_states)
+        if not self.needs_gradients(hidden_states):
+            return self.run(hidden_states)
+        return Recomputed.apply(self, hidden_states, *self.module.parameters())
+
+    def run(self, x: Tensor) -> Tensor:
+        streaming = self.streaming
+        run = streaming.encode if self.direction == "encode" else streaming.decode
+        return run(x, budget=streaming.limit(), progress=streaming.progress)
+
+    def needs_gradients(self, x: Tensor) -> bool:
+        return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.module.parameters()))
+
+    def why_own(self, x: Tensor) -> str | None:
+        """Return why diffusers' own forward has to run, None where the engine can."""
+        module = self.module
+        why = why_input(x) or why_modules(module, self.expected) or why_hooks(module) or why_weights(module)
+        recompute = self.streaming.recompute and not offloads(module)
+        if why is None and not recompute and self.needs_gradients(x):
+            why = "gradients are on (torch.no_grad() is a context without)"
+        return why
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[None]:
+        """A context in which `engine` has the weights as they are now."""
+        with onloaded(self.module) as offloaded:
+            if offloaded or self.engine is None or not self.source.is_current():
+                self.engine = self.source = None
+                self.make()
+            try:
+                yield
+            finally:
+                if offloaded:
+                    self.engine = self.source = None
+
+    def make(self) -> None:
+        with torch.no_grad():
+            self.source = Source(self.module)
+            skeleton = self._skeleton()
+            skeleton.load_state_dict({k: t.detach() for k, t in self.module.state_dict().items()}, assign=True)
+            self.engine = self._rewritten(skeleton, self.source.weights[0].dtype)
+
+    def _skeleton(self) -> model.Encoder | model.Decoder:
+        architecture = self.streaming.variant.architecture
+        with torch.device("meta"):
+            if self.direction == "encode":
+                coder = model.Encoder(architecture.encoder, architecture.latent_channels)
+            else:
+                coder = model.Decoder(architecture.decoder, architecture.latent_channels)
+        return coder.requires_grad_(False).eval()
+
+    def _rewritten(self, coder: nn.Module, dtype: torch.dtype | None = None) -> InferenceCoder:
+        return inference_coder(coder, SHARED_REWRITES, dtype=dtype, shared=True)
+
+
+class Source:
+    """The weights of a module as they are now, to see whether they have changed since."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.weights = self.now()
+        self.versions = [w._version for w in self.weights]
+        # Kept, so that nothing else gets their addresses; and a few numbers of each, since `p.data.copy_()`, as of
+        # EMAModel, changes no version.
+        self.held = [w.detach() for w in self.weights]
+        self.samples = [_few(w) for w in self.held if _is_dense(w)]
+        self.sampled = torch.cat(self.samples)
+
+    def now(self) -> list[Tensor]:
+        return [t for t in (*self.module.parameters(), *self.module.buffers()) if t.is_floating_point()]
+
+    def is_current(self) -> bool:
+        now = self.now()
+        same = len(now) == len(self.weights) and all(
+            new is old and new._version == version and new.data_ptr() == held.data_ptr() and new.dtype == held.dtype
+            and new.stride() == held.stride()
+            for new, old, version, held in zip(now, self.weights, self.versions, self.held, strict=True)
+        )  # fmt: skip
+        return same and torch.equal(torch.cat(self.samples), self.sampled)
+
+    def derived_bytes(self, coder: InferenceCoder) -> int:
+        """Return the bytes of what `coder` has and these are not."""
+        own = {w.untyped_storage()._cdata for w in self.held}
+        derived = {(s := t.untyped_storage())._cdata: s.nbytes() for t in (*coder.parameters(), *coder.buffers())}
+        return sum(size for key, size in derived.items() if key not in own)
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+def _few(x: Tensor) -> Tensor:
+    """Four of its numbers, a view."""
+    return x.as_strided((min(4, x.numel()),), (max(1, x.numel() // 4),))
+
+
+class Recomputed(torch.autograd.Function):
+    """A run by the engine whose gradients are diffusers' own: its blocks run again, one at a time, going back."""
+
+    @staticmethod
+    def forward(ctx, coder: StreamedCoder, x: Tensor, *weights: nn.Parameter) -> Tensor:
+        ctx.coder, ctx.weights = coder, weights
+        ctx.save_for_backward(x, *weights)
+        return coder.run(x.detach())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        x = ctx.saved_tensors[0].detach()  # asking for them tells whether one was changed since
+        needed = ctx.needs_input_grad[1:]
+        with torch.enable_grad():
+            inputs = [x.requires_grad_(needed[0]), *ctx.weights]
+            module = ctx.coder.module
+            y = type(module).forward(Checkpointed(module), x)
+            wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+            found = iter(torch.autograd.grad(y, wanted, gradient.to(y.dtype), allow_unused=True))
+        return None, *(next(found) if need else None for need in needed)
+
+
+class Checkpointed:
+    """An Encoder or a Decoder to run `forward` of: its attributes, with each of its blocks checkpointed."""
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+
+    def __getattr__(self, name: str):
+        found = getattr(self._module, name)
+        if isinstance(found, nn.ModuleList):
+            return [partial(_one_by_one, stage) for stage in found]
+        return partial(checkpoint, found, use_reentrant=False) if isinstance(found, nn.Module) else found
+
+
+def _one_by_one(blocks: nn.Sequential, x: Tensor) -> Tensor:
+    return reduce(lambda x, block: checkpoint(block, x, use_reentrant=False), blocks, x)
+
+
+@contextlib.contextmanager
+def onloaded(coder: nn.Module) -> Iterator[bool]:
+    """A context in which weights that hooks keep elsewhere are on the device; whether there are any. Out of memory
+    while they come: what came goes back, and they come once more."""
+    elsewhere, here = offloads(coder), []
+
+    def load() -> None:
+        for offload in elsewhere:
+            here.append(offload)
+            offload.load()
+
+    def unload() -> None:
+        while here:
+            with contextlib.suppress(AttributeError):  # of what a hook sets at the end of a load that failed
+                here.pop().unload()
+
+    try:
+        try:
+            load()
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            unload()
+            memory.release(torch.device(elsewhere[0].device))
+            load()
+        yield bool(elsewhere)
+    finally:
+        unload()
+
+
+def variant_of(config: Mapping) -> Variant:
+    """Return the variant of a config: a published one where it has its network and scaling factor, and no other has.
+    Raises OptionError for a network that is none of ours."""
+    architecture, factor = Architecture.from_config(config), config.get("scaling_factor")
+    same = [v for v in VARIANTS.values() if v.architecture.same_network(architecture)]
+    named = [v for v in same if v.scaling_factor == factor]
+    if len(named or same) == 1:
+        return replace((named or same)[0], architecture=architecture, scaling_factor=factor)
+    return Variant(str(architecture), architecture, factor)

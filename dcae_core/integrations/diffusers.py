@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderDC
+from torch import nn
 
 from ..autoencoder import first_unless
 from ..engine.memory import Budget, parse_bytes
@@ -41,7 +42,7 @@ def stream(vae_or_pipe, budget: Budget = None, progress: Progress | None = None,
     """
     vae = _autoencoder(vae_or_pipe)
     parse_bytes(budget)
-    if (streaming := vae.__dict__.get("streaming")) is not None:
+    if (streaming := _streaming(vae)) is not None:
         streaming.budget, streaming.progress, streaming.recompute = budget, progress, recompute
     else:
         Streaming(vae, budget, progress, recompute).install()
@@ -50,14 +51,13 @@ def stream(vae_or_pipe, budget: Budget = None, progress: Progress | None = None,
 
 def unstream(vae_or_pipe):
     """Undo `stream`; return what was given."""
-    vae = _autoencoder(vae_or_pipe)
-    if "streaming" in vae.__dict__:
-        vae.streaming.remove()
+    if (streaming := _streaming(_autoencoder(vae_or_pipe))) is not None:
+        streaming.remove()
     return vae_or_pipe
 
 
 def _autoencoder(vae_or_pipe) -> AutoencoderDC:
-    vae = vae_or_pipe if isinstance(vae_or_pipe, torch.nn.Module) else getattr(vae_or_pipe, "vae", None)
+    vae = vae_or_pipe if isinstance(vae_or_pipe, nn.Module) else getattr(vae_or_pipe, "vae", None)
     vae = getattr(vae, "_orig_mod", vae)  # of torch.compile
     if not isinstance(vae, AutoencoderDC):
         given = "" if vae is vae_or_pipe else f", whose vae is a {type(vae).__name__}"
@@ -68,6 +68,10 @@ def _autoencoder(vae_or_pipe) -> AutoencoderDC:
     return vae
 
 
+def _streaming(vae: nn.Module) -> Streaming | None:
+    return vars(vae).get("streaming")
+
+
 class StreamedAutoencoderDC(AutoencoderDC):
     """Makes an AutoencoderDC that is streamed from the start (see `stream`; with recompute), from diffusers' sources
     and ours. What it makes is of the class AutoencoderDC itself, so that pipelines and what is saved know it."""
@@ -75,7 +79,7 @@ class StreamedAutoencoderDC(AutoencoderDC):
     @functools.wraps(AutoencoderDC.__init__)
     def __init__(self, *args, **config):
         super().__init__(*args, **config)
-        self.__class__ = AutoencoderDC
+        object.__setattr__(self, "__class__", AutoencoderDC)
         stream(self, recompute=True)
 
     @classmethod
@@ -109,7 +113,7 @@ class StreamedAutoencoderDC(AutoencoderDC):
             found = {} if here is None else {"pretrained_model_name_or_path": here, "subfolder": None}
             vae = super().from_pretrained(**{"pretrained_model_name_or_path": model, **options, **found})
             if scaling_factor is not None:
-                vae.register_to_config(scaling_factor=vae.streaming.variant.factor(scaling_factor))
+                vae.register_to_config(scaling_factor=_streaming(vae).variant.factor(scaling_factor))
         else:
             download = not options.get("local_files_only")
             path, named = (here, None) if here else hub.locate(model, options.get("cache_dir"), allow_download=download)
@@ -164,9 +168,9 @@ class StreamedAutoencoderDC(AutoencoderDC):
         vae.load_state_dict(state, assign=True)
         vae.eval().to(dtype)
         if not certain:
-            chosen = infer_variant.infer(vae.streaming.encode, checkpoint.fits, str(checkpoint.path))
+            chosen = infer_variant.infer(_streaming(vae).encode, checkpoint.fits, str(checkpoint.path))
             vae.register_to_config(scaling_factor=chosen.factor(scaling_factor))
-        vae.streaming.variant = chosen
+        _streaming(vae).variant = chosen
         return vae
 
 

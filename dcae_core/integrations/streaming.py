@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import model
 from ..architecture import Architecture
 from ..autoencoder import ImageAutoencoder
-from ..engine import memory
+from ..engine import execute, memory
 from ..engine import plan as planning
 from ..engine.coder import InferenceCoder, inference_coder
 from ..engine.memory import Budget
@@ -110,7 +110,7 @@ class Streaming(ImageAutoencoder):
 
     def _untiled(self, direction: str, x: Tensor, return_dict: bool):
         vae, coder = self.vae, self.coders[direction]
-        if coder.why_own(x) or coder.top_module() is not coder.module:
+        if torch.compiler.is_compiling() or coder.why_own(x) or coder.top_module() is not coder.module:
             return getattr(type(vae), f"tiled_{direction}")(vae, x, return_dict)
         use, vae.use_tiling = vae.use_tiling, False
         try:
@@ -204,11 +204,8 @@ class StreamedCoder:
         self.module._apply = self.moved
 
     def remove(self) -> None:
-        self.active, self.engine, self.source = (
-            False,
-            None,
-            None,
-        )  # where hooks keep `forward`, it is diffusers' own now
+        self.active = False  # where hooks keep `forward`, it is diffusers' own from now on
+        self.engine = self.source = None
         self.module.__dict__.pop("_apply", None)
         for place in ("forward", "_old_forward"):
             if getattr(self.module.__dict__.get(place), "__self__", None) is self:
@@ -270,7 +267,8 @@ class StreamedCoder:
                     self.engine = self.source = None
 
     def make(self) -> None:
-        with torch.no_grad():
+        device = next(self.module.parameters()).device
+        with torch.no_grad(), torch.inference_mode(False), execute.without_autocast(device):
             self.source = Source(self.module)
             skeleton = self._skeleton()
             skeleton.load_state_dict({k: t.detach() for k, t in self.module.state_dict().items()}, assign=True)
@@ -295,7 +293,7 @@ class Source:
     def __init__(self, module: nn.Module):
         self.module = module
         self.weights = self.now()
-        self.versions = [w._version for w in self.weights]
+        self.versions = [_version(w) for w in self.weights]
         # Kept, so that nothing else gets their addresses; and a few numbers of each, since `p.data.copy_()`, as of
         # EMAModel, changes no version.
         self.held = [w.detach() for w in self.weights]
@@ -308,7 +306,7 @@ class Source:
     def is_current(self) -> bool:
         now = self.now()
         same = len(now) == len(self.weights) and all(
-            new is old and new._version == version and new.data_ptr() == held.data_ptr() and new.dtype == held.dtype
+            new is old and _version(new) == version and new.data_ptr() == held.data_ptr() and new.dtype == held.dtype
             and new.stride() == held.stride()
             for new, old, version, held in zip(now, self.weights, self.versions, self.held, strict=True)
         )  # fmt: skip
@@ -319,6 +317,10 @@ class Source:
         own = {w.untyped_storage()._cdata for w in self.held}
         derived = {(s := t.untyped_storage())._cdata: s.nbytes() for t in (*coder.parameters(), *coder.buffers())}
         return sum(size for key, size in derived.items() if key not in own)
+
+
+def _version(x: Tensor) -> int:
+    return -1 if x.is_inference() else x._version  # inference tensors have none
 
 
 def _is_dense(x: Tensor) -> bool:

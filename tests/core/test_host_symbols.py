@@ -140,12 +140,12 @@ def test_the_libraries_have_what_is_used():
 
 
 def test_a_renamed_function_of_a_library_is_told(tmp_path):
-    file = "diffusers/models/autoencoders/vae.py"
-    folder = changed(tmp_path, LIBRARIES, (file, r"class IdentityDistribution\b", "class SameDistribution"))
+    file, name = "diffusers/pipelines/auto_pipeline.py", "AUTO_TEXT2IMAGE_PIPELINES_MAPPING"
+    folder = changed(tmp_path, LIBRARIES, (file, rf"\b{name}\b", "TEXT_TO_IMAGE"))
     status, reported = ask("--libraries", folder)
     assert status == 1
-    assert "vae.IdentityDistribution: diffusers.models.autoencoders.vae has no IdentityDistribution" in reported
-    assert "dcae_core/integrations/diffusers.py" in reported and " 1 gone" in reported
+    assert f"auto_pipeline.{name}: diffusers.pipelines.auto_pipeline has no {name}" in reported
+    assert "dcae_core/integrations/sana.py" in reported and " 1 gone" in reported
 
 
 def test_comfyui_has_what_is_used(comfyui):

@@ -3,18 +3,7 @@
 from __future__ import annotations
 
 # Attributes and methods that classes of ours add to a host's class.
-OURS = {
-    "core",
-    "budget",
-    "progress",
-    "limit",
-    "last_plan",
-    "name",
-    "fingerprint",
-    "failure",
-    "checkpoint_vae",
-    "latent_dist",
-}
+OURS = {"streaming"}
 # Strings in web/ and example_workflows/ that look like node types of ComfyUI: of its page, or of another pack.
 NOT_NODES = {"Reroute", "ExtraVAELoader", "GemmaLoader", "SanaCheckpointLoader", "SanaTextEncode"}
 # Methods of ours that take other arguments than the host's on purpose: only our own callers use them.
@@ -222,10 +211,8 @@ WHY = {
     "modules.shared.state.end": "a decode of ours, in the list of jobs",
     "accelerate.hooks": "another VAE's hooks go with it",
     "diffusers.AutoencoderDC": "ours is one, so that every pipeline takes it",
-    "diffusers.models.autoencoders.vae": "what encode and decode return",
     "diffusers.pipelines.auto_pipeline": "picture to picture with Sana",
     "diffusers.SanaPipeline": "picture to picture with Sana",
     "diffusers.SanaSprintImg2ImgPipeline": "AutoPipeline knows Sana-Sprint",
     "diffusers.SanaSprintPipeline": "AutoPipeline knows Sana-Sprint",
-    "diffusers.utils.accelerate_utils": "model offload brings the weights",
 }

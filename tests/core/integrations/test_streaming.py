@@ -10,16 +10,17 @@ import pytest
 import torch
 from diffusers import AutoencoderDC, SanaPAGPipeline, SanaPipeline
 from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading
+from diffusers.image_processor import PixArtImageProcessor
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dcae_core import DEMO, VARIANTS, BudgetError, DCAEError, ImageError, LatentError
+from dcae_core import DEMO, VARIANTS, BudgetError, DCAEError, ImageError, LatentError, hub
 from dcae_core.engine.live_bytes import LiveBytes
 from dcae_core.errors import OptionError
 from dcae_core.integrations import streaming
-from dcae_core.integrations.diffusers import stream, unstream
+from dcae_core.integrations.diffusers import StreamedAutoencoderDC, stream, unstream
 from tests import tiny_models
 from tests.core.helpers import randomised
 
@@ -123,6 +124,41 @@ def test_a_pipeline(stock, tmp_path):
     pipe.save_pretrained(tmp_path)
     torch.testing.assert_close(run(SanaPipeline.from_pretrained(tmp_path)), wanted, **BOUND)
     assert "forward" not in unstream(pipe).vae.decoder.__dict__
+
+
+class EditingPipeline(SanaPipeline):
+    """A stand-in for VIBE's: a SanaPipeline of another package, with modules of its own, that puts the latents of a
+    picture beside what it denoises. Here they are only mixed into the noise."""
+
+    def __init__(self, tokenizer, text_encoder, vae: AutoencoderDC, transformer, scheduler):
+        super(SanaPipeline, self).__init__()
+        modules = {"tokenizer": tokenizer, "text_encoder": text_encoder, "vae": vae}
+        self.register_modules(**modules, transformer=transformer, scheduler=scheduler)
+        self.vae_scale_factor = 2 ** (len(self.vae.config.encoder_block_out_channels) - 1)
+        self.image_processor = PixArtImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @torch.no_grad()
+    def edit(self, image: Image.Image, **options):
+        pixels = self.image_processor.preprocess(image, 64, 96).to(self._execution_device, self.vae.dtype)
+        latents = self.vae.encode(pixels).latent * self.vae.config.scaling_factor
+        return self("a cat", latents=latents, height=64, width=96, output_type="pt", **options).images
+
+
+def test_a_pipeline_of_another_package(stock, tmp_path):
+    options = {"num_inference_steps": 2, "use_resolution_binning": False, "generator": torch.Generator()}
+    picture = Image.open(hub.bundled().with_name("example.jpg")).convert("RGB")
+    parts = tiny_models.sana(copy.deepcopy(stock)).components
+    wanted = EditingPipeline(**parts).edit(picture, **options)
+    stream(parts["vae"])
+    pipe = EditingPipeline(**parts)
+    torch.testing.assert_close(pipe.edit(picture, **options), wanted, **BOUND)
+    assert pipe.vae.streaming.last_plan.direction == "decode" and all(
+        c.engine for c in pipe.vae.streaming.coders.values()
+    )
+    pipe.save_pretrained(tmp_path)
+    vae = StreamedAutoencoderDC.from_pretrained(tmp_path, subfolder="vae")
+    again = EditingPipeline.from_pretrained(tmp_path, vae=vae)
+    torch.testing.assert_close(again.edit(picture, **options), wanted, **BOUND)
 
 
 def test_what_can_not_be_streamed():

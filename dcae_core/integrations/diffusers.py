@@ -95,7 +95,7 @@ class StreamedAutoencoderDC(AutoencoderDC):
     ) -> AutoencoderDC:
         """From a folder or file in either key layout, or by the name of a variant or of its repository, which is
         downloaded if it is not here, to `cache_dir` (None: $DCAE_HOME or ~/.cache/dcae). A folder that diffusers wrote,
-        and any other repository, such as a pipeline's with `subfolder`, is loaded by diffusers.
+        and any other repository, such as a pipeline's with `subfolder`, is loaded by diffusers (pickles `weights_only`).
 
         options: diffusers' own; of those for what is loaded by us, torch_dtype or dtype (None is fp32, "auto" the
         file's), variant (of the file, such as "fp16"), subfolder, local_files_only, cache_dir count. scaling_factor:
@@ -177,10 +177,11 @@ class StreamedAutoencoderDC(AutoencoderDC):
 def _is_diffusers_folder(folder: Path, variant: str | None, any_variant: bool) -> bool:
     """Whether to leave it to `AutoencoderDC.from_pretrained`. any_variant: also where that says that `variant` is to be
     given."""
-    names = [f"diffusion_pytorch_model.{variant}.safetensors"]
+    stem = "diffusion_pytorch_model"
+    names = [f"{stem}.{variant}.*", f"{stem}-*.{variant}.*", f"{stem}.*.index.{variant}.json"]
     if variant is None:
-        names = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"]
-        names += ["diffusion_pytorch_model.*.safetensors"] if any_variant else []
+        names = [f"{stem}.safetensors", f"{stem}.bin", f"{stem}.*.index.json"]
+        names += [f"{stem}.*.safetensors"] if any_variant else []
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return config["_class_name"] == "AutoencoderDC" and any(any(folder.glob(name)) for name in names)

@@ -21,13 +21,15 @@ __all__ = ["Machine", "Work"]
 
 @dataclass(frozen=True)
 class Work:
-    """What a layer does with a strip or a whole map. flops: arithmetic, a multiply-add is 2. weights: bytes of them.
-    maps: bytes of what it reads, writes and holds in between. temporaries: bytes of those that it allocates."""
+    """What a layer does with a strip or a whole map. maps: bytes of what it reads, writes and holds in between.
+    temporaries: bytes of those that it allocates. flops: arithmetic of direct convolutions, a multiply-add is 2.
+    weights: bytes of them. winograd: whether Winograd's convolutions do it."""
 
-    flops: int
-    weights: int
     maps: int
     temporaries: int
+    flops: int = 0
+    weights: int = 0
+    winograd: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Machine:
     """A description of a CPU. It can be kept in a file: `benchmarks/machine.py` measures one.
 
     name: for messages.
-    fp32, bf16: operations a second of convolutions on maps in the cache; those of the direct algorithm, whatever runs.
+    fp32, bf16: operations a second of convolutions on maps in the cache. winograd: of those of Winograd's, in fp32, as
+        many as the direct algorithm takes for the same.
     weights: bytes a second of weights brought into a convolution's order.
     call: seconds that a layer takes beside its work.
     cache: bytes of maps that stay near the cores. near, far: bytes a second of maps in the cache, and in memory.
@@ -45,6 +48,7 @@ class Machine:
 
     name: str
     fp32: float
+    winograd: float
     bf16: float
     weights: float
     call: float
@@ -55,12 +59,16 @@ class Machine:
     clear: float
     measured: bool = False
 
-    def seconds(self, work: Work, target: Target) -> float:
-        """Return what a layer takes, predicted."""
-        rate = self.fp32 if target.size == 4 else self.bf16
+    def call_seconds(self, work: Work) -> float:
+        """Return what it takes to call a layer, predicted."""
+        return self.call + work.weights / self.weights
+
+    def work_seconds(self, work: Work, target: Target) -> float:
+        """Return what a layer's work takes beside that, predicted."""
+        rate = self.winograd if work.winograd else self.fp32 if target.size == 4 else self.bf16
         maps = work.maps / (self.near if work.maps <= self.cache else self.far)
         cleared = work.temporaries / self.clear if work.temporaries >= self.fresh else 0.0
-        return work.flops / rate + work.weights / self.weights + maps + cleared + self.call
+        return work.flops / rate + maps + cleared
 
     def save(self, path: Path) -> None:
         """Write the description as JSON."""
@@ -95,7 +103,8 @@ class Machine:
 # greatest threshold that glibc's malloc comes to by itself (M_MMAP_THRESHOLD in mallopt(3)).
 CPU = Machine(
     name="2 threads of AVX512-BF16",
-    fp32=0.33e12,
+    fp32=0.2e12,
+    winograd=0.33e12,
     bf16=0.45e12,
     weights=9e9,
     call=190e-6,

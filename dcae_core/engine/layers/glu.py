@@ -18,6 +18,7 @@ class GLUMBConvLayer(Layer):
     """While it streams, the widened map exists for a strip and two rows only."""
 
     reference = model.GLUMBConv
+    below = 1
 
     def __init__(self, block: model.GLUMBConv, rewrites: Collection[str]):
         super().__init__()

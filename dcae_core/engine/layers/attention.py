@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import model
-from ..ops.fused import add_norm, norm_scratch, piece_rows, pieces
+from ..ops.fused import add_norm, conv1, norm_scratch, piece_rows, pieces
 from ..rewrites import joined
 from ..rows import Rows
 from ..target import Target
@@ -39,7 +39,7 @@ class AttentionSums:
     def add(self, x: Tensor, last: bool) -> None:
         """The next rows of the attention's input; with `last` there are no more."""
         n, one, lag = x.shape[2], self.attention, self.lag
-        self.kv.room(n).copy_(F.conv2d(x, one.qkv[one.inner :]))
+        self.kv.room(n).copy_(conv1(x, one.qkv[one.inner :]))
         self.kv.add(n)
         if last:
             self.kv.pad(lag)
@@ -91,7 +91,7 @@ class AttentionLayer(Layer):
         return self.heads * (self.head_dim + 1) * self.head_dim * 4
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = F.conv2d(x, self.qkv)
+        qkv = conv1(x, self.qkv)
         q, k, v = qkv.chunk(3, dim=1)
         sums = [sum_up(k, v, self.head_dim)]
         for i in range(len(self.depths)):
@@ -100,7 +100,7 @@ class AttentionLayer(Layer):
             sums.append(sum_up(k, v, self.head_dim))
             del more
         del qkv, k, v
-        y = F.conv2d(attend(q, torch.cat(sums, dim=1)), self.to_out)
+        y = conv1(attend(q, torch.cat(sums, dim=1)), self.to_out)
         return add_norm(self.norm, y, x, y)
 
     def branch(self, i: int, qkv: Tensor, rows: slice, pad: int) -> Tensor:
@@ -130,7 +130,7 @@ class AttentionLayer(Layer):
         return {"x": Window(self.channels, rows + self.below), "q": queries}
 
     def take_in(self, stream: LayerStream, n: int, last: bool) -> int:
-        stream.q.room(n).copy_(F.conv2d(stream.x.room(n), self.qkv[: self.inner]))
+        stream.q.room(n).copy_(conv1(stream.x.room(n), self.qkv[: self.inner]))
         stream.x.add(n)
         stream.q.add(n)
         if last:
@@ -145,7 +145,7 @@ class AttentionLayer(Layer):
             del more
         attended = attend(q, stream.sums)
         del q
-        y = F.conv2d(attended, self.to_out)
+        y = conv1(attended, self.to_out)
         del attended
         add_norm(self.norm, y, stream.x.take(start, stop), out)
         stream.x.forget(stop)

@@ -41,7 +41,8 @@ class Machine:
         many as the direct algorithm takes for the same.
     weights: bytes a second of weights brought into a convolution's order.
     call: seconds that a layer takes beside its work.
-    cache: bytes of maps that stay near the cores. near, far: bytes a second of maps in the cache, and in memory.
+    cache: bytes of maps that stay near the cores. near, far: bytes a second of maps in the cache, and in memory, in all
+        that is not arithmetic of convolutions.
     fresh: allocations of so many bytes and more are fresh from the system, which clears `clear` bytes a second.
     measured: whether all this was measured on the machine itself, so that seconds mean something.
     """
@@ -99,20 +100,21 @@ class Machine:
         return cls(**{**asdict(CPU), "name": "this CPU", "cache": _cache_bytes() or CPU.cache})
 
 
-# Two cores of an AMD EPYC (Zen 4, AVX512-BF16) as benchmarks/machine.py measured them. `fresh` was not: it is the
-# greatest threshold that glibc's malloc comes to by itself (M_MMAP_THRESHOLD in mallopt(3)).
+# Two cores of an AMD EPYC (Zen 4, AVX512-BF16) as benchmarks/machine.py measured them; maps in the cache took no time that
+# it could tell from that of the arithmetic. `fresh` was not measured: it is the greatest threshold that glibc's malloc
+# comes to by itself (M_MMAP_THRESHOLD in mallopt(3)).
 CPU = Machine(
     name="2 threads of AVX512-BF16",
     fp32=0.2e12,
-    winograd=0.33e12,
-    bf16=0.45e12,
-    weights=9e9,
-    call=190e-6,
+    winograd=0.289e12,
+    bf16=0.439e12,
+    weights=4.75e9,
+    call=150e-6,
     cache=32 << 20,
-    near=150e9,
-    far=40e9,
+    near=1e15,
+    far=4.96e9,
     fresh=32 << 20,
-    clear=3.8e9,
+    clear=3.74e9,
 )
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from operator import itemgetter
 
 import torch
 
@@ -74,6 +75,14 @@ class Plan:
             return -(-self.batch // self.together)
         return self.batch * sum(-(-s // r) for s, r in zip(self.sources, self.rows, strict=True))
 
+    def predict(self, machine: Machine) -> float:
+        """Return the seconds that it takes on a CPU of this description."""
+        size = (self.height, self.width)
+        layers, streamed = ways(self.architecture, self.direction, *size, self.batch, self.channels, self.target)
+        if self.whole:
+            return layers.seconds(self.together, machine) * self.batch / self.together
+        return streamed.seconds(self.rows, machine) * self.batch
+
     def within(self, budget: int) -> Plan:
         """Return a plan for the same run within `budget` bytes, or for the least memory where that is too little."""
         size, target = (self.height, self.width, self.batch), self.target
@@ -121,14 +130,10 @@ def make(
     if batch < 1:
         raise OptionError(f"A batch of {batch} pictures can't be planned.")
     target, channels, name = Target(dtype, device), channels or architecture.latent_channels, name or str(architecture)
-    ratio = architecture.spatial_ratio
-    height, width = Fit(height, width, ratio).padded
+    height, width = Fit(height, width, architecture.spatial_ratio).padded
     run = (architecture, direction, height, width, batch, channels, target, name)
-    ends = batch * target.size * (3 * height * width + channels * height * width // ratio**2)  # input and output
-    at = (height, width) if direction == "encode" else (height // ratio, width // ratio)
     machine = None if device != "cpu" else machine or Machine.here()
-    layers = WholeRun(_meta_coder(architecture, direction).first_channels(channels), at, ends, target)
-    streamed = StreamedRun(_strips(_sweeps(architecture, direction, channels), at, ends, target))
+    layers, streamed = ways(*run[:-1])
     least = streamed.bytes(streamed.fewest) if whole is False else min(layers.bytes(1), streamed.bytes(streamed.fewest))
     if budget is not None and least > budget:
         if strict:
@@ -143,15 +148,26 @@ def make(
     found = []
     if whole is not False and (budget is None or layers.bytes(1) <= budget):
         together = layers.quickest(batch, budget, machine)
-        seconds = layers.seconds(together, machine) * batch / together if machine else 0.0
-        found.append(made(True, together, (), (), layers.bytes(together), seconds=seconds))
+        found.append(made(True, together, (), (), layers.bytes(together)))
     if not found or (machine and not whole and (budget is None or streamed.bytes(streamed.fewest) <= budget)):
         rows = streamed.quickest(budget, machine)
-        seconds = batch * streamed.seconds(rows, machine) if machine else 0.0
         sources = tuple(strips.at[0] for strips in streamed.sweeps)
-        found.append(made(False, 1, rows, sources, streamed.bytes(rows), seconds=seconds))
-    quickest = min(found, key=lambda one: one.seconds)
-    return quickest if machine and machine.measured else replace(quickest, seconds=None)
+        found.append(made(False, 1, rows, sources, streamed.bytes(rows)))
+    if machine is None:
+        return found[0]
+    seconds, quickest = min(((one.predict(machine), one) for one in found), key=itemgetter(0))
+    return replace(quickest, seconds=seconds) if machine.measured else quickest
+
+
+def ways(
+    architecture: Architecture, direction: str, height: int, width: int, batch: int, channels: int, target: Target
+) -> tuple[WholeRun, StreamedRun]:
+    """Return the two ways to run pictures of so many rows and columns, which are of whole latent pixels."""
+    ratio = architecture.spatial_ratio
+    ends = batch * target.size * (3 * height * width + channels * height * width // ratio**2)  # input and output
+    at = (height, width) if direction == "encode" else (height // ratio, width // ratio)
+    layers = WholeRun(_meta_coder(architecture, direction).first_channels(channels), at, ends, target)
+    return layers, StreamedRun(_strips(_sweeps(architecture, direction, channels), at, ends, target))
 
 
 @dataclass(frozen=True)

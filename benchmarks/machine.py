@@ -97,17 +97,15 @@ def measure() -> Machine:
     found = nnls(scaled / unit, numpy.ones(len(measured)))[0] / unit
     off = scaled @ found
     print(f"{len(measured)} runs are predicted at {off.min():.2f} to {off.max():.2f} of their time", flush=True)
-    rates = {name: float(f"{1 / max(each, 1e-15):.3g}") for name, each in zip(RATES, found[:-1], strict=True)}
+    rates = {name: three_digits(1 / max(each, 1e-15)) for name, each in zip(RATES, found[:-1], strict=True)}
     start, fresh = time.perf_counter(), 1 << 30
     torch.empty(fresh, dtype=torch.uint8).fill_(0)
-    clear = float(f"{fresh / (time.perf_counter() - start):.3g}")
-    known = {
-        "cache": Machine.here().cache,
-        "fresh": CPU.fresh,
-        "clear": clear,
-        "call": max(float(f"{found[-1]:.3g}"), 1e-9),
-    }
-    return Machine(describe("cpu"), **rates, **known, measured=True)
+    rates |= {"clear": three_digits(fresh / (time.perf_counter() - start)), "call": max(three_digits(found[-1]), 1e-9)}
+    return Machine(describe("cpu"), **rates, cache=Machine.here().cache, fresh=CPU.fresh, measured=True)
+
+
+def three_digits(number: float) -> float:
+    return float(f"{number:.3g}")
 
 
 @torch.no_grad()

@@ -100,9 +100,9 @@ class Machine:
         return cls(**{**asdict(CPU), "name": "this CPU", "cache": _cache_bytes() or CPU.cache})
 
 
-# Two cores of an AMD EPYC (Zen 4, AVX512-BF16) as benchmarks/machine.py measured them; maps in the cache took no time that
-# it could tell from that of the arithmetic. `fresh` was not measured: it is the greatest threshold that glibc's malloc
-# comes to by itself (M_MMAP_THRESHOLD in mallopt(3)).
+# Two cores of an AMD EPYC (Zen 4, AVX512-BF16) as benchmarks/machine.py measured them. Of maps in the cache it could
+# not tell that they take time beside arithmetic. `fresh` was not measured: it is the greatest threshold of glibc's
+# malloc (M_MMAP_THRESHOLD in mallopt(3)).
 CPU = Machine(
     name="2 threads of AVX512-BF16",
     fp32=0.2e12,

@@ -272,10 +272,11 @@ class Strips:
         height, unit = self.at[0], self.sweep.unit
         units = -(-height // unit)
         most = units if budget is None else _most(lambda n: self.bytes(min(n * unit, height)), units, budget)
-        fewest = 1 if most == units else -(-math.ceil(height + self.sweep.lag) // (most * unit))
+        waiting = math.ceil(height + self.sweep.lag)
+        fewest = 1 if most == units else -(-waiting // (most * unit))
         if machine is None:
             return self.rows(fewest)
-        heights = {self.rows(n) for n in _more(fewest, units)}
+        heights = {self.rows(n) for n in _more(fewest, -(-waiting // unit))}
         return min(sorted(heights, reverse=True), key=lambda rows: self.seconds(rows, machine))
 
 

@@ -63,9 +63,10 @@ def test_a_result_stays(page):
     page.wait_for_timeout(1000)
     assert line(page, "Decode") == result
     page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
-    change(page, "Decode", "budget_gib", 0.1)
+    change(page, "Decode", "budget_gib", 0.04)
     page.evaluate("app.queuePrompt(0, 1)")
-    result = wait(page, "Decode", lambda text: "strips" in text and text.endswith(" s"))
+    before = result.split(" · ")[:-1]
+    result = wait(page, "Decode", lambda text: text.endswith(" s") and text.split(" · ")[:-1] != before)
     page.evaluate("delete document.hidden")
     page.wait_for_timeout(1500)
     assert line(page, "Decode") == result

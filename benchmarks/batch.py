@@ -104,7 +104,7 @@ def full(arguments: argparse.Namespace, out: Path) -> None:
     theirs = AutoencoderDC.from_config(VARIANTS["dc-ae-f32c32-mix-1.0"].diffusers_config())
     theirs.save_pretrained(out / "model")
     theirs.to(parse_dtype(arguments.dtype))
-    for side, pictures in ((256, 48), (512, 16)):
+    for side, pictures in ((256, 32), (512, 8)):
         source = out / f"pictures-{side}"
         source.mkdir()
         for path in sorted(arguments.data.rglob("*.jpg"))[:pictures]:

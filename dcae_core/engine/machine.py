@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+
+import torch
 
 from ..errors import OptionError
 from .target import Target
@@ -93,11 +95,11 @@ class Machine:
         return machine
 
     @classmethod
-    @cache
     def here(cls) -> Machine:
-        """Return a description of this computer's CPU: its cache as the system reports it, and rates that were measured
-        on another (see CPU). The plan that is quickest depends on their proportions only."""
-        return cls(**{**asdict(CPU), "name": "this CPU", "cache": _cache_bytes() or CPU.cache})
+        """Return a description of this computer's CPU: its cache as the system reports it, and the rates of another
+        (see CPU), taken to grow with the threads that torch uses. Which plan is quickest depends on their proportions
+        only."""
+        return _described(torch.get_num_threads())
 
 
 # Two cores of an AMD EPYC (Zen 4, AVX512-BF16) as benchmarks/machine.py measured them. Of maps in the cache it could
@@ -116,6 +118,12 @@ CPU = Machine(
     fresh=32 << 20,
     clear=3.74e9,
 )
+
+
+@cache
+def _described(threads: int) -> Machine:
+    rates = {name: getattr(CPU, name) * threads / 2 for name in ("fp32", "winograd", "bf16", "weights", "far", "clear")}
+    return replace(CPU, name="this CPU", cache=_cache_bytes() or CPU.cache, **rates)
 
 
 def _cache_bytes() -> int:

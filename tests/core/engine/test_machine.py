@@ -69,6 +69,19 @@ def test_as_many_pictures_at_once_as_take_least_time():
         assert one.whole and one.together == expected
 
 
+def test_rates_grow_with_the_threads():
+    """What a call takes does not: with many threads, fewer strips."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2 * threads)
+        more = Machine.here()
+    finally:
+        torch.set_num_threads(threads)
+    here = Machine.here()
+    assert more.bf16 == 2 * here.bf16 and more.weights == 2 * here.weights and more.call == here.call
+    assert not here.measured
+
+
 def test_on_a_gpu_the_description_of_a_cpu_changes_nothing():
     """Strips are for memory there, until someone has measured."""
     one = made(NAMES[0], "decode", 1024, dataclasses.replace(CPU, clear=1e6), device="cuda")

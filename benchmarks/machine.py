@@ -110,21 +110,26 @@ def three_digits(number: float) -> float:
 
 @torch.no_grad()
 def check(name: str, direction: str, side: int, dtype: torch.dtype, machine: Machine, repeats: int) -> None:
-    """Time the chosen plan beside whole and strips of eight other budgets."""
+    """Time the chosen plan beside whole and strips of eight other budgets: each twice in a row, of which the second
+    counts, since what ran before leaves memory in another state."""
     coder, x, run = network(name, direction, side, dtype)
     low, high = (plan.make(*run, budget, dtype, whole=False, strict=False).peak_bytes for budget in (1, 1 << 60))
     whole = plan.make(*run, None, dtype, whole=True)
-    plans = {"chosen": plan.make(*run, None, dtype, machine=machine), "whole": whole}
+    chosen = plan.make(*run, None, dtype, machine=machine)
+    plans = {"chosen": replace(chosen, seconds=None), "whole": whole}
     high = max(high, whole.peak_bytes)
     for i in range(8):
         budget = int(low * (high / low) ** (i / 7))
         plans[f"{budget / MIB:.0f} MiB"] = plan.make(*run, budget, dtype, whole=False)
-    times = [{what: seconds(coder, one, x)[0] for what, one in plans.items()} for _ in range(repeats + 1)][1:]
-    middle = {what: statistics.median(one[what] for one in times) for what in plans}
+    times = {one: [] for one in plans.values()}  # a plan that several budgets have runs once
+    for _ in range(repeats):
+        for one, found in times.items():
+            found.append([seconds(coder, one, x)[0] for _ in range(2)][1])
+    middle = {what: statistics.median(times[one]) for what, one in plans.items()}
     quickest = min(middle, key=middle.get)
     print(
         f"{name:8} {side:5} {direction} {str(dtype)[6:]:8} chosen {middle['chosen']:6.2f} s (predicted "
-        f"{plans['chosen'].seconds:.2f}), {min(middle.values()) / middle['chosen']:.3f} of the speed of the quickest, "
+        f"{chosen.seconds:.2f}), {min(middle.values()) / middle['chosen']:.3f} of the speed of the quickest, "
         f"{quickest}; whole {middle['whole']:.2f}; "
         + ", ".join(f"{what} {value:.2f}" for what, value in middle.items() if what.endswith("MiB")),
         flush=True,

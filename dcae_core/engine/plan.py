@@ -270,14 +270,24 @@ class Strips:
         """Return the rows within the budget, the fewest where none are, that take least time; the most, evened out over
         the strips, where no machine is described."""
         height, unit = self.at[0], self.sweep.unit
-        units = -(-height // unit)
+        units, waiting = -(-height // unit), math.ceil(height + self.sweep.lag)
+        if machine and budget is not None:
+            anyhow = self.quickest(None, machine)
+            if self.bytes(anyhow) <= budget:
+                return anyhow
         most = units if budget is None else _most(lambda n: self.bytes(min(n * unit, height)), units, budget)
-        waiting = math.ceil(height + self.sweep.lag)
         fewest = 1 if most == units else -(-waiting // (most * unit))
         if machine is None:
             return self.rows(fewest)
-        heights = {self.rows(n) for n in _more(fewest, -(-waiting // unit))}
-        return min(sorted(heights, reverse=True), key=lambda rows: self.seconds(rows, machine))
+        best, least = 0, math.inf
+        for n in _more(fewest, -(-waiting // unit)):
+            rows = self.rows(n)
+            seconds = self.seconds(rows, machine)
+            if seconds < least:
+                best, least = rows, seconds
+            elif seconds > 1.25 * least:  # what calls take grows with the strips
+                break
+        return best
 
 
 def _fewer(most: int) -> Iterator[int]:
@@ -288,10 +298,10 @@ def _fewer(most: int) -> Iterator[int]:
 
 
 def _more(fewest: int, most: int) -> Iterator[int]:
-    """Yield `fewest` and larger numbers, each a third more than the one before and at least one, up to `most`."""
+    """Yield `fewest` and larger numbers, each half more than the one before and at least one, up to `most`."""
     while fewest <= most:
         yield fewest
-        fewest += max(1, fewest // 3)
+        fewest += max(1, fewest // 2)
     yield most
 
 

@@ -35,7 +35,7 @@ class Sweep:
     layers: tuple[Layer, ...]
     gathers: Layer | None
 
-    @property
+    @cached_property
     def unit(self) -> int:
         """The fewest rows of the source that make whole rows everywhere."""
         return math.prod(layer.step for layer in self.layers)

@@ -89,7 +89,7 @@ class Layer(nn.Module):
 
     def by_winograd(self, rows: int, width: int, target: Target) -> bool:
         """Whether its convolutions, for so many rows and columns of input, are Winograd's."""
-        return any(winograd.pays(weight, rows, width, target) for weight in self.weights_3x3)
+        return target.size == 4 and any(winograd.pays(weight, rows, width, target) for weight in self.weights_3x3)
 
     @cached_property
     def weights_3x3(self) -> list[Tensor]:

@@ -1,10 +1,11 @@
 """Time, memory, differences beside diffusers' AutoencoderDC: `python benchmarks/speed.py [--size 1024] [--out BASE]`.
 
 In one process, with the same random weights, pictures and dtype: ours (as chosen, and in strips of a quarter), and
-diffusers' as it is, in channels-last (with --compile also compiled) and with its tiling, whose pixels are others. Runs
-alternate; the first round warms up unless one run takes more than half a minute.
+diffusers' as it is, in channels-last (with --compile also compiled), with its tiling, whose pixels are others, and in
+fp32, which is its default. Runs alternate; the first round warms up unless one run takes more than half a minute.
 
 peak: beside the weights; measured on a GPU; for a CPU the plan's (ours) or counted on meta tensors (diffusers').
+system: of the processor time, what the kernel took.
 difference: from diffusers in fp32.
 share: of the speed of the best matrix product of this dtype, measured in the same run; 2 operations for each
 multiply-add that the published network does, whether or not it is done here.
@@ -14,7 +15,9 @@ With --out: BASE.txt and BASE.json are written, and BASE.png if matplotlib is th
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import os
 import statistics
 import sys
 import time
@@ -35,6 +38,8 @@ from dcae_core.engine.live_bytes import LiveBytes
 NAMES = {"f32c32": "dc-ae-f32c32-mix-1.0", "f64c128": "dc-ae-f64c128-mix-1.0", "f128c512": "dc-ae-f128c512-mix-1.0"}
 NAMES |= {"sana": "dc-ae-f32c32-sana-1.1", "lite": "dc-ae-lite-f32c32-sana-1.1"}
 WAYS = ("ours", "ours in strips", "diffusers", "diffusers channels-last", "diffusers compiled", "diffusers tiled")
+WAYS += ("diffusers fp32",)
+TITLE = ("variant", "side", "direction", "way", "s", "spread", "system", "GiB", "difference", "TFLOP/s", "share")
 
 
 def main() -> None:
@@ -42,7 +47,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--size", nargs="+", type=int, default=[1024], help="sides of square pictures")
     parser.add_argument("--direction", nargs="+", choices=plan.DIRECTIONS, default=plan.DIRECTIONS)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, help="default: all but compiled")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, help="default: all but compiled and fp32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: what is fast on the device")
     parser.add_argument("--repeats", type=int, default=5)
@@ -50,13 +55,13 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="with diffusers compiled")
     parser.add_argument("--out", type=Path, help="BASE of the names of the results")
     arguments = parser.parse_args()
-    ways = arguments.ways or [w for w in WAYS if arguments.compile or w != "diffusers compiled"]
+    ways = arguments.ways or [w for w in WAYS[:-1] if arguments.compile or w != "diffusers compiled"]
     dtype = parse_dtype(arguments.dtype) or best_dtype(torch.device(arguments.device))
     start, rows = time.perf_counter(), []
     head = [f"# {machine(arguments.device)}, {dtype}".replace("torch.", "")]
     head.append(f"matrix products: {matmul_peak(arguments.device, dtype):.3f} TFLOP/s")
     print("\n".join(head))
-    print(line(["variant", "side", "direction", "way", "s", "spread", "GiB", "difference", "TFLOP/s", "share"]))
+    print(line(TITLE))
     for name in arguments.variants:
         for side in arguments.size:
             if time.perf_counter() - start > arguments.seconds:
@@ -91,14 +96,15 @@ def case(name: str, side: int, dtype: torch.dtype, arguments, ways: list[str]):
         known["latent"] = theirs.encode(given).latent
         known["picture"] = theirs.decode(known["latent"]).sample if "decode" in arguments.direction else None
     ours = DCAE.from_state_dict(theirs.state_dict(), name, device, dtype)
+    in_fp32 = copy.deepcopy(theirs) if "diffusers fp32" in ways else None
     torch.nn.Module.to(theirs, dtype)  # diffusers' own warns of what is not so here
     if "latent" not in known:
         known["latent"] = theirs.encode(given).latent
     for direction in arguments.direction:
         x = (given if direction == "encode" else known["latent"]).to(dtype)
         wanted = known["latent"] if direction == "encode" else known.get("picture")
-        runs = {way: RUNS[way](ours, theirs, direction, side) for way in ways}
-        seconds, outputs, peaks = {way: [] for way in ways}, {}, {}
+        runs = {way: RUNS[way](ours, in_fp32 if way == "diffusers fp32" else theirs, direction, side) for way in ways}
+        seconds, outputs, peaks, system = {way: [] for way in ways}, {}, {}, dict.fromkeys(ways, 0.0)
         for i in range(arguments.repeats + 1):
             for way, run in runs.items():
                 with Arranged(theirs, way):
@@ -106,11 +112,13 @@ def case(name: str, side: int, dtype: torch.dtype, arguments, ways: list[str]):
                         torch.cuda.synchronize()
                         torch.cuda.reset_peak_memory_stats()
                         before = torch.cuda.memory_allocated()
-                    began = time.perf_counter()
-                    outputs[way] = run(x)
+                    began, before_times = time.perf_counter(), os.times()
+                    outputs[way] = run(x.float() if way == "diffusers fp32" else x)
                     if device != "cpu":
                         torch.cuda.synchronize()
                     seconds[way].append(time.perf_counter() - began)
+                    user, kernel = (b - a for a, b in zip(before_times[:2], os.times()[:2], strict=True))
+                    system[way] = kernel / max(user + kernel, 1e-9)
                     if device != "cpu":
                         peaks[way] = torch.cuda.max_memory_allocated() - before + x.nbytes
                 outputs[way] = outputs[way].float().cpu()
@@ -127,6 +135,7 @@ def case(name: str, side: int, dtype: torch.dtype, arguments, ways: list[str]):
                 "way": way,
                 "seconds": middle,
                 "each": seconds[way],
+                "system": system[way],
                 "bytes": peaks.get(way) or counted(name, direction, side, dtype, way),
                 "difference": None if wanted is None else ((outputs[way] - wanted).norm() / wanted.norm()).item(),
                 "tflops": work / middle / 1e12,
@@ -156,6 +165,7 @@ RUNS = {
     "diffusers channels-last": eager,
     "diffusers compiled": compiled,
     "diffusers tiled": eager,
+    "diffusers fp32": eager,
 }
 
 
@@ -186,7 +196,7 @@ def flops(name: str, direction: str, side: int) -> int:
 
 def counted(name: str, direction: str, side: int, dtype: torch.dtype, way: str) -> int | None:
     """Peak bytes beside the weights, input and output included."""
-    if way in ("diffusers tiled", "diffusers compiled"):
+    if way in ("diffusers tiled", "diffusers compiled", "diffusers fp32"):
         return None
     if way.startswith("ours"):
         variant = VARIANTS[name]
@@ -210,7 +220,7 @@ def meta(name: str, direction: str, side: int, dtype: torch.dtype):
 
 
 def line(words: list[str]) -> str:
-    widths = (9, 5, 9, 23, 8, 7, 7, 10, 8, 5)
+    widths = (9, 5, 9, 23, 8, 7, 7, 7, 10, 8, 5)
     return " ".join(f"{w:>{n}}" if i > 3 else f"{w:{n}}" for i, (w, n) in enumerate(zip(words, widths, strict=True)))
 
 
@@ -220,13 +230,13 @@ def shown(row: dict) -> str:
     memory = f"{row['bytes'] / 2**30:.2f}" if row["bytes"] else "-"
     difference = "-" if row["difference"] is None else f"{row['difference']:.1e}"
     words = [row["variant"], str(row["side"]), row["direction"], row["way"], f"{row['seconds']:.3f}", f"{spread:.0%}"]
+    words.append(f"{row['system']:.1%}")
     return line([*words, memory, difference, f"{row['tflops']:.3f}", f"{row['share']:.0%}"])
 
 
 def save(base: Path, head: list[str], rows: list[dict]) -> None:
     base.parent.mkdir(parents=True, exist_ok=True)
-    title = line(["variant", "side", "direction", "way", "s", "spread", "GiB", "difference", "TFLOP/s", "share"])
-    base.with_suffix(".txt").write_text("\n".join([*head, title, *map(shown, rows)]) + "\n")
+    base.with_suffix(".txt").write_text("\n".join([*head, line(TITLE), *map(shown, rows)]) + "\n")
     base.with_suffix(".json").write_text(json.dumps({"head": head, "rows": rows}, indent=1) + "\n")
     try:
         import matplotlib.pyplot as plt

@@ -1,9 +1,10 @@
-"""The figures of streaming: `python benchmarks/streaming.py budgets|counts|errors|times [--quick] [--out FILE]`.
+"""The figures of streaming: `python benchmarks/streaming.py budgets|counts|errors|times|sides [--quick] [--out FILE]`.
 
 budgets  smallest activation budgets for large pictures, from the plan and counted on meta tensors
 counts   counted peak over the plan's prediction, for 500 random runs on meta tensors
 errors   streamed against whole: relative error in fp32 and bf16
 times    streamed over whole, alternating in one process, strips of at most a quarter
+sides    the default plan at 1024, 2048 and 4096: seconds for a megapixel (sana's encoder, or --only and --direction)
 Random weights, but for the demo model. Results are kept in benchmarks/results.
 """
 
@@ -31,10 +32,10 @@ GIB = 2**30
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("budgets", "counts", "errors", "times"))
+    parser.add_argument("what", choices=("budgets", "counts", "errors", "times", "sides"))
     parser.add_argument("--quick", action="store_true", help="smaller and fewer")
-    parser.add_argument("--only", default="", help="times: variants whose name contains this")
-    parser.add_argument("--direction", choices=plan.DIRECTIONS, help="times: only this one")
+    parser.add_argument("--only", default="", help="times and sides: variants whose name contains this")
+    parser.add_argument("--direction", choices=plan.DIRECTIONS, help="times and sides: only this one")
     parser.add_argument("--repeats", type=int, default=1, help="times: of runs that take over a minute")
     parser.add_argument("--device", default="cpu", help="for errors and times")
     parser.add_argument("--out", type=Path, help="also append to this file")
@@ -83,7 +84,8 @@ def budgets(arguments):
         for direction in plan.DIRECTIONS:
             for side in sides:
                 made = smallest(ae.variant, direction, side, side, ae.dtype)
-                whole = plan.make(ae.variant.architecture, direction, side, side, 1, None, ae.dtype).peak_bytes
+                run = (ae.variant.architecture, direction, side, side, 1, None, ae.dtype)
+                whole = plan.make(*run, whole=True).peak_bytes
                 # Counting takes minutes at the larger sizes.
                 count = f"{counted(ae, made) / GIB:8.3f}" if side == 4096 else f"{'-':>8}"
                 yield f"{name:28} {direction:9} {side:6} {made.peak_bytes / GIB:9.3f} {count} {whole / GIB:7.1f}"
@@ -109,6 +111,20 @@ def counts(arguments):
     inside = sum(0.85 <= r <= 1 for r in ratios)
     yield f"{total} runs: counted / predicted between 0.85 and 1.00 in {inside}; least {min(ratios):.3f}, "
     yield f"median {statistics.median(ratios):.3f}, most {max(ratios):.3f}; over the budget: {over}"
+
+
+def sides(arguments):
+    name = next(n for n in VARIANTS if (arguments.only or "sana-1.1") in n)
+    ae, direction = loaded(name, arguments.device, "bf16"), arguments.direction or "encode"
+    first = None
+    for side in (1024, 2048) if arguments.quick else (1024, 2048, 4096):
+        low = side // ae.spatial_ratio
+        x = torch.randn(1, ae.latent_channels, low, low) if direction == "decode" else picture(side, side, "cpu")
+        run, x = getattr(ae, direction), x.to(ae.device, ae.dtype)
+        times = [clock(arguments.device, run, x) for _ in range(3 if side == 1024 else 1)]
+        each = min(times) / side**2 * 1e6
+        first = first or each
+        yield f"{name} {direction} {side}: {min(times):.2f} s, {each:.2f} for a megapixel, {each / first:.3f} of 1024's"
 
 
 def loaded(name: str, device: str, dtype: str) -> DCAE:

@@ -20,7 +20,7 @@ def add(command) -> None:
     parser.add_argument("file")
     add_network(parser)
     add_cache_dir(command(list_variants, "variants", "List the variants, and which are on this machine."))
-    parser = command(plan, "plan", "Say what memory a size needs, whole and within budgets.")
+    parser = command(plan, "plan", "Say how a size runs within budgets, and the memory it takes.")
     default = "dc-ae-f32c32-mix-1.0"
     parser.add_argument("--variant", default=default, help=f"its name, a file or a folder (default: {default})")
     parser.add_argument("--size", default="4096x4096", help="side or WIDTHxHEIGHT of the picture (default: 4096x4096)")

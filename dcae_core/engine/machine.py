@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+
+import torch
 
 from ..errors import OptionError
 from .target import Target
@@ -21,13 +23,15 @@ __all__ = ["Machine", "Work"]
 
 @dataclass(frozen=True)
 class Work:
-    """What a layer does with a strip or a whole map. flops: arithmetic, a multiply-add is 2. weights: bytes of them.
-    maps: bytes of what it reads, writes and holds in between. temporaries: bytes of those that it allocates."""
+    """What a layer does with a strip or a whole map. maps: bytes of what it reads, writes and holds in between.
+    temporaries: bytes of those that it allocates. flops: arithmetic of direct convolutions, a multiply-add is 2.
+    weights: bytes of them. winograd: whether Winograd's convolutions do it."""
 
-    flops: int
-    weights: int
     maps: int
     temporaries: int
+    flops: int = 0
+    weights: int = 0
+    winograd: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,19 @@ class Machine:
     """A description of a CPU. It can be kept in a file: `benchmarks/machine.py` measures one.
 
     name: for messages.
-    fp32, bf16: operations a second of convolutions on maps in the cache; those of the direct algorithm, whatever runs.
+    fp32, bf16: operations a second of convolutions on maps in the cache. winograd: of those of Winograd's, in fp32, as
+        many as the direct algorithm takes for the same.
     weights: bytes a second of weights brought into a convolution's order.
     call: seconds that a layer takes beside its work.
-    cache: bytes of maps that stay near the cores. near, far: bytes a second of maps in the cache, and in memory.
+    cache: bytes of maps that stay near the cores. near, far: bytes a second of maps in the cache, and in memory, in all
+        that is not arithmetic of convolutions.
     fresh: allocations of so many bytes and more are fresh from the system, which clears `clear` bytes a second.
     measured: whether all this was measured on the machine itself, so that seconds mean something.
     """
 
     name: str
     fp32: float
+    winograd: float
     bf16: float
     weights: float
     call: float
@@ -55,12 +62,16 @@ class Machine:
     clear: float
     measured: bool = False
 
-    def seconds(self, work: Work, target: Target) -> float:
-        """Return what a layer takes, predicted."""
-        rate = self.fp32 if target.size == 4 else self.bf16
+    def call_seconds(self, work: Work) -> float:
+        """Return what it takes to call a layer, predicted."""
+        return self.call + work.weights / self.weights
+
+    def work_seconds(self, work: Work, target: Target) -> float:
+        """Return what a layer's work takes beside that, predicted."""
+        rate = self.winograd if work.winograd else self.fp32 if target.size == 4 else self.bf16
         maps = work.maps / (self.near if work.maps <= self.cache else self.far)
         cleared = work.temporaries / self.clear if work.temporaries >= self.fresh else 0.0
-        return work.flops / rate + work.weights / self.weights + maps + cleared + self.call
+        return work.flops / rate + maps + cleared
 
     def save(self, path: Path) -> None:
         """Write the description as JSON."""
@@ -84,27 +95,35 @@ class Machine:
         return machine
 
     @classmethod
-    @cache
     def here(cls) -> Machine:
-        """Return a description of this computer's CPU: its cache as the system reports it, and rates that were measured
-        on another (see CPU). The plan that is quickest depends on their proportions only."""
-        return cls(**{**asdict(CPU), "name": "this CPU", "cache": _cache_bytes() or CPU.cache})
+        """Return a description of this computer's CPU: its cache as the system reports it, and the rates of another
+        (see CPU), taken to grow with the threads that torch uses. Which plan is quickest depends on their proportions
+        only."""
+        return _described(torch.get_num_threads())
 
 
-# Two cores of an AMD EPYC (Zen 4, AVX512-BF16) as benchmarks/machine.py measured them. `fresh` was not: it is the
-# greatest threshold that glibc's malloc comes to by itself (M_MMAP_THRESHOLD in mallopt(3)).
+# Two cores of an AMD EPYC (Zen 4, AVX512-BF16) as benchmarks/machine.py measured them. Of maps in the cache it could
+# not tell that they take time beside arithmetic. `fresh` was not measured: it is the greatest threshold of glibc's
+# malloc (M_MMAP_THRESHOLD in mallopt(3)).
 CPU = Machine(
     name="2 threads of AVX512-BF16",
-    fp32=0.33e12,
-    bf16=0.45e12,
-    weights=9e9,
-    call=190e-6,
+    fp32=0.2e12,
+    winograd=0.289e12,
+    bf16=0.439e12,
+    weights=4.75e9,
+    call=150e-6,
     cache=32 << 20,
-    near=150e9,
-    far=40e9,
+    near=1e15,
+    far=4.96e9,
     fresh=32 << 20,
-    clear=3.8e9,
+    clear=3.74e9,
 )
+
+
+@cache
+def _described(threads: int) -> Machine:
+    rates = {name: getattr(CPU, name) * threads / 2 for name in ("fp32", "winograd", "bf16", "weights", "far", "clear")}
+    return replace(CPU, name="this CPU", cache=_cache_bytes() or CPU.cache, **rates)
 
 
 def _cache_bytes() -> int:

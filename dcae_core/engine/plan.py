@@ -4,9 +4,10 @@ themselves; running a plan is `execute`'s."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from operator import itemgetter
 
 import torch
 
@@ -16,7 +17,7 @@ from ..errors import BudgetError, OptionError, counted
 from ..media.sizes import Fit
 from .coder import InferenceCoder, inference_coder
 from .layers import Layer
-from .machine import Machine, Work
+from .machine import Machine
 from .memory import format_bytes, format_gib
 from .sweeps import Sweep, sweeps
 from .target import Target
@@ -30,11 +31,11 @@ DIRECTIONS = ("encode", "decode")
 class Plan:
     """How a run goes. `height` and `width` are those of the picture, padded to whole latent pixels.
 
-    whole: layer by layer, `together` pictures at once. Otherwise in sweeps, one picture after another: sweep i takes
-    rows[i] rows of its source at a time, of sources[i]. channels: of the latent. name: of the network, for messages.
-    peak_bytes: most bytes that torch's tensors hold at once: activations, input and output. Workspaces of libraries
-    (cuDNN, weights that oneDNN reorders) are not included. weight_bytes: the weights of this direction.
-    seconds: that it takes on the CPU it was planned for, predicted from its description; None without one.
+    whole: layer by layer, up to `together` pictures at once. Otherwise in sweeps, one picture after another: sweep i
+    takes rows[i] rows of its source at a time, of sources[i]. channels: of the latent. name: of the network, for
+    messages. peak_bytes: most bytes that torch's tensors hold at once: activations, input and output. Workspaces of
+    libraries (cuDNN, weights that oneDNN reorders) are not included. weight_bytes: the weights of this direction.
+    seconds: that it takes on the CPU it was planned for, predicted; None unless that was measured (see `Machine`).
     """
 
     architecture: Architecture
@@ -74,6 +75,14 @@ class Plan:
             return -(-self.batch // self.together)
         return self.batch * sum(-(-s // r) for s, r in zip(self.sources, self.rows, strict=True))
 
+    def predict(self, machine: Machine) -> float:
+        """Return the seconds that it takes on a CPU of this description."""
+        size = (self.height, self.width)
+        layers, streamed = ways(self.architecture, self.direction, *size, self.batch, self.channels, self.target)
+        if self.whole:
+            return layers.seconds(self.together, machine) * self.batch / self.together
+        return streamed.seconds(self.rows, machine) * self.batch
+
     def within(self, budget: int) -> Plan:
         """Return a plan for the same run within `budget` bytes, or for the least memory where that is too little."""
         size, target = (self.height, self.width, self.batch), self.target
@@ -99,21 +108,21 @@ def make(
     dtype: torch.dtype = torch.bfloat16,
     *,
     device: str = "cpu",
-    whole: bool = True,
+    whole: bool | None = None,
     channels: int | None = None,
     name: str | None = None,
     strict: bool = True,
     machine: Machine | None = None,
     beside: int = 0,
 ) -> Plan:
-    """Plan pictures of `height` x `width` pixels: whole if that is within `budget` bytes (None: no limit), otherwise,
-    and always with `whole` False, in the tallest strips that are; or, for a CPU that `machine` describes, whichever of
-    these and shorter strips takes the least time by it. Deterministic; needs no device.
+    """Plan pictures of `height` x `width` pixels within `budget` bytes (None: no limit). On a GPU whole if that is
+    within it, otherwise in the tallest strips that are; on a CPU in whichever way takes least time by the description
+    `machine` (None: this computer's). Deterministic for a description; needs no device.
 
     device: the type of the device, such as "cuda": convolutions on a CPU need memory that those on a GPU don't.
-    channels: the first of the latent's; None is all. name: of the network, for messages. strict: whether too small a
-    budget is an error; without it the result is then the plan that needs least. beside: bytes that are needed all the
-    time for something else, which count.
+    whole: True for whole wherever that is within the budget, False for strips only. channels: the first of the
+    latent's; None is all. name: of the network, for messages. strict: whether too small a budget is an error; without
+    it the result is then the plan that needs least. beside: bytes that something else needs meanwhile, which count.
 
     Raises BudgetError, which names the smallest budget that would do, and OptionError.
     """
@@ -122,55 +131,46 @@ def make(
     if batch < 1:
         raise OptionError(f"A batch of {batch} pictures can't be planned.")
     target, channels, name = Target(dtype, device), channels or architecture.latent_channels, name or str(architecture)
-    ratio = architecture.spatial_ratio
-    height, width = Fit(height, width, ratio).padded
+    height, width = Fit(height, width, architecture.spatial_ratio).padded
     run = (architecture, direction, height, width, batch, channels, target, name)
-    weight_bytes = _weight_count(architecture, direction) * target.size
-    ends = batch * target.size * (3 * height * width + channels * height * width // ratio**2) + beside  # input, output
-    at = (height, width) if direction == "encode" else (height // ratio, width // ratio)
-    coder = _meta_coder(architecture, direction).first_channels(channels)
-    machine = machine if device == "cpu" else None
-    whole_run = WholeRun(coder, at, ends, target)
-    quickest, least = None, None
-    if whole:
-        least = whole_run.bytes(1)
-        if budget is None or least <= budget:
-            together = batch if budget is None else _most(whole_run.bytes, batch, budget)
-            quickest = Plan(*run, True, together, (), (), whole_run.bytes(together), weight_bytes)
-            if machine is None:
-                return quickest
-            quickest = replace(quickest, seconds=batch / together * whole_run.seconds(together, machine))
-    sources, rows, peaks, seconds = [], [], [], 0.0
-    before = (0,)  # shape of the map that the sweep reads, where it is not the input itself
-    for sweep in _sweeps(architecture, direction, channels):
-        after_size = sweep.size_after(*at)
-        after = (0,) if sweep.gathers is None else (sweep.gathers.channels, *after_size)
-        maps = {before, after}  # one, where a sweep writes over what it reads
-        strips = Strips(sweep, at, ends + sum(math.prod(shape) for shape in maps) * target.size, target)
-        sources.append(at[0])
-        rows.append(strips.quickest(budget, machine) if machine else strips.tallest(budget))
-        peaks.append((strips.bytes(rows[-1]), strips.bytes(min(sweep.unit, at[0]))))
-        seconds += batch * strips.seconds(rows[-1], machine) if machine else 0
-        at, before = after_size, after
-    smallest = max(fewest for _, fewest in peaks)
-    least = smallest if least is None else min(least, smallest)
+    machine = None if device != "cpu" else machine or Machine.here()
+    layers, streamed = ways(*run[:-1])
+    least = streamed.bytes(streamed.fewest) if whole is False else min(layers.bytes(1), streamed.bytes(streamed.fewest))
+    least += beside
     if budget is not None and least > budget:
-        if not strict:
-            options = {"device": device, "whole": whole, "channels": channels, "name": name, "machine": machine}
-            options["beside"] = beside
-            return make(*run[:5], least, dtype, **options)
-        needed = f"{format_gib(least)} GiB"
-        raise BudgetError(
-            f"{direction} of {width}x{height} with {name} needs at least {needed} beside the weights, but the budget "
-            f"is {format_bytes(budget)}. Give it {needed}, or a smaller picture.",
-            least,
-        )
-    fits = budget is None or smallest <= budget
-    if quickest is None or (fits and seconds < quickest.seconds):
-        peak = max(peak for peak, _ in peaks)
-        predicted = seconds if machine else None
-        return Plan(*run, False, 1, tuple(rows), tuple(sources), peak, weight_bytes, predicted)
-    return quickest
+        if strict:
+            needed = f"{format_gib(least)} GiB"
+            raise BudgetError(
+                f"{direction} of {width}x{height} with {name} needs at least {needed} beside the weights, but the "
+                f"budget is {format_bytes(budget)}. Give it {needed}, or a smaller picture.",
+                least,
+            )
+        budget = least
+    budget = None if budget is None else budget - beside
+    made = partial(Plan, *run, weight_bytes=_weight_count(architecture, direction) * target.size)
+    found = []
+    if whole is not False and (budget is None or layers.bytes(1) <= budget):
+        together = layers.quickest(batch, budget, machine)
+        found.append(made(True, together, (), (), layers.bytes(together) + beside))
+    if not found or (machine and not whole and (budget is None or streamed.bytes(streamed.fewest) <= budget)):
+        rows = streamed.quickest(budget, machine)
+        sources = tuple(strips.at[0] for strips in streamed.sweeps)
+        found.append(made(False, 1, rows, sources, streamed.bytes(rows) + beside))
+    if machine is None:
+        return found[0]
+    seconds, quickest = min(((one.predict(machine), one) for one in found), key=itemgetter(0))
+    return replace(quickest, seconds=seconds) if machine.measured else quickest
+
+
+def ways(
+    architecture: Architecture, direction: str, height: int, width: int, batch: int, channels: int, target: Target
+) -> tuple[WholeRun, StreamedRun]:
+    """Return the two ways to run pictures of so many rows and columns, which are of whole latent pixels."""
+    ratio = architecture.spatial_ratio
+    ends = batch * target.size * (3 * height * width + channels * height * width // ratio**2)  # input and output
+    at = (height, width) if direction == "encode" else (height // ratio, width // ratio)
+    layers = WholeRun(_meta_coder(architecture, direction).first_channels(channels), at, ends, target)
+    return layers, StreamedRun(_strips(_sweeps(architecture, direction, channels), at, ends, target))
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,43 @@ class WholeRun:
         for layer, rows, width in self.layers():
             held = layer.whole_bytes(together, rows, width, self.target)
             maps = together * layer.channels * rows * width * self.target.size + held
-            work = Work(together * layer.flops(rows, width), layer.weight_count * self.target.size, maps, held)
-            found += machine.seconds(work, self.target)
+            work = layer.cost(together, (rows, width), maps, held, self.target)
+            found += machine.call_seconds(work) + machine.work_seconds(work, self.target)
         return found
+
+    def quickest(self, batch: int, budget: int | None, machine: Machine | None) -> int:
+        """Return how many pictures of a batch at once take least time within the budget: as many as can be, where no
+        machine is described."""
+        most = batch if budget is None else _most(self.bytes, batch, budget)
+        if machine is None:
+            return most
+        return min(_fewer(most), key=lambda together: self.seconds(together, machine) / together)
+
+
+@dataclass(frozen=True)
+class StreamedRun:
+    """Sweep by sweep in strips, one picture after another."""
+
+    sweeps: list[Strips]
+
+    def bytes(self, rows: Iterable[int]) -> int:
+        """Return the most bytes that it holds, in strips of so many rows of the source of each sweep."""
+        return max(strips.bytes(n) for strips, n in zip(self.sweeps, rows, strict=True))
+
+    def seconds(self, rows: Iterable[int], machine: Machine) -> float:
+        """Return the seconds that a picture takes, predicted."""
+        return sum(strips.seconds(n, machine) for strips, n in zip(self.sweeps, rows, strict=True))
+
+    @property
+    def fewest(self) -> tuple[int, ...]:
+        """The fewest rows of each sweep that there can be."""
+        return tuple(min(strips.sweep.unit, strips.at[0]) for strips in self.sweeps)
+
+    def quickest(self, budget: int | None, machine: Machine | None) -> tuple[int, ...]:
+        """Return the rows of each sweep that take least time within the budget: the most, where no machine is
+        described."""
+        rows = {strips: strips.quickest(budget, machine) for strips in set(self.sweeps)}
+        return tuple(rows[strips] for strips in self.sweeps)
 
 
 @dataclass(frozen=True)
@@ -228,29 +262,62 @@ class Strips:
         """Return the seconds that all strips take, predicted."""
         return self.sweep.seconds(rows, *self.at, self.target, machine)
 
-    def tallest(self, budget: int | None) -> int:
-        """Return the most rows, in multiples of the sweep's unit, within the budget, evened out over the strips; the
-        fewest where none is."""
-        height, unit = self.at[0], self.sweep.unit
-        units = -(-height // unit)
-        most = units if budget is None else _most(lambda n: self.bytes(min(n * unit, height)), units, budget)
-        return self.rows(-(-units // most))
-
     def rows(self, strips: int) -> int:
-        """Return the rows of a strip where there are so many."""
+        """Return the rows of a strip, in multiples of the sweep's unit, where there are so many. The last is shorter by
+        what the layers still wait for, so that none has to be called once more for the rest."""
         height, unit = self.at[0], self.sweep.unit
-        units = math.ceil(height / unit)
-        return min(math.ceil(units / strips) * unit, height)
+        waiting = self.sweep.lag if strips > 1 else 0
+        return min(math.ceil((height + waiting) / strips / unit) * unit, height)
 
-    def quickest(self, budget: int | None, machine: Machine) -> int:
-        """Return the rows, of `tallest` and fewer, that take the least time; of some heights, each about three
-        quarters of the one before."""
-        tallest, strips = self.tallest(budget), 1
-        heights = [tallest]
-        while heights[-1] > self.sweep.unit:
-            strips += 1 + strips // 3
-            heights.append(min(tallest, self.rows(strips)))
-        return min(heights, key=lambda rows: self.seconds(rows, machine))
+    def quickest(self, budget: int | None, machine: Machine | None) -> int:
+        """Return the rows within the budget, the fewest where none are, that take least time; the most, evened out over
+        the strips, where no machine is described."""
+        height, unit = self.at[0], self.sweep.unit
+        units, waiting = -(-height // unit), math.ceil(height + self.sweep.lag)
+        if machine and budget is not None:
+            anyhow = self.quickest(None, machine)
+            if self.bytes(anyhow) <= budget:
+                return anyhow
+        most = units if budget is None else _most(lambda n: self.bytes(min(n * unit, height)), units, budget)
+        fewest = 1 if most == units else -(-waiting // (most * unit))
+        if machine is None:
+            return self.rows(fewest)
+        best, least = 0, math.inf
+        for n in _more(fewest, -(-waiting // unit)):
+            rows = self.rows(n)
+            seconds = self.seconds(rows, machine)
+            if seconds < least:
+                best, least = rows, seconds
+            elif seconds > 1.25 * least:  # what calls take grows with the strips
+                break
+        return best
+
+
+def _fewer(most: int) -> Iterator[int]:
+    """Yield `most` and smaller numbers, each half of the one before, down to 1."""
+    while most:
+        yield most
+        most //= 2
+
+
+def _more(fewest: int, most: int) -> Iterator[int]:
+    """Yield `fewest` and larger numbers, each half more than the one before and at least one, up to `most`."""
+    while fewest <= most:
+        yield fewest
+        fewest += max(1, fewest // 2)
+    yield most
+
+
+def _strips(sweeps: list[Sweep], at: tuple[int, int], ends: int, target: Target) -> list[Strips]:
+    found = []
+    before = (0,)  # shape of the map that the sweep reads, where it is not the input itself
+    for sweep in sweeps:
+        size = sweep.size_after(*at)
+        after = (0,) if sweep.gathers is None else (sweep.gathers.channels, *size)
+        maps = {before, after}  # one, where a sweep writes over what it reads
+        found.append(Strips(sweep, at, ends + sum(math.prod(shape) for shape in maps) * target.size, target))
+        at, before = size, after
+    return found
 
 
 @cache
@@ -270,7 +337,11 @@ def _weight_count(architecture: Architecture, direction: str) -> int:
 
 @cache
 def _sweeps(architecture: Architecture, direction: str, channels: int) -> list[Sweep]:
-    return sweeps(_meta_coder(architecture, direction).first_channels(channels))
+    """Return the sweeps, one that is like another as that very one."""
+    found: list[Sweep] = []
+    for sweep in sweeps(_meta_coder(architecture, direction).first_channels(channels)):
+        found.append(next((other for other in found if other.needs == sweep.needs), sweep))
+    return found
 
 
 def _most(size: Callable[[int], int], most: int, budget: int) -> int:

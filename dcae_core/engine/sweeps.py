@@ -9,7 +9,7 @@ maps between sweeps are all that ever exists whole; they lie at 1/8 of the pictu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby, pairwise
@@ -35,7 +35,7 @@ class Sweep:
     layers: tuple[Layer, ...]
     gathers: Layer | None
 
-    @property
+    @cached_property
     def unit(self) -> int:
         """The fewest rows of the source that make whole rows everywhere."""
         return math.prod(layer.step for layer in self.layers)
@@ -47,6 +47,11 @@ class Sweep:
         return height, width
 
     @cached_property
+    def needs(self) -> tuple:
+        """What is the same for sweeps that take the same memory and time."""
+        return [_needs(layer) for layer in self.layers], self.gathers and _needs(self.gathers)
+
+    @cached_property
     def runs(self) -> list[tuple[Layer, int]]:
         """The layers, and how many of each follow each other that need the same."""
         found: list[tuple[Layer, int]] = []
@@ -55,32 +60,53 @@ class Sweep:
             found.append((layers[0], len(layers)))
         return found
 
-    @lru_cache(maxsize=256)  # noqa: B019 - of the few sweeps that plans are made for
     def stream_bytes(self, rows: int, width: int, target: Target) -> int:
         """Bytes of all buffers and of the greatest temporaries, for strips of `rows` rows of the source."""
-        parts = list(self._parts(rows, width, target))
+        parts = self._parts(rows, width, target)
         return sum(count * held for _, count, _, held, _ in parts) + max(most for *_, most in parts)
 
     def seconds(self, rows: int, height: int, width: int, target: Target, machine: Machine) -> float:
         """The seconds that a source of `height` rows takes in strips of `rows`, by the description of `machine`."""
-        strip, buffers = 0.0, 0
-        for layer, count, size, held, most in self._parts(rows, width, target):
-            flops, weights = (layer.flops(*size), layer.weight_count * target.size) if layer else (0, 0)
-            strip += count * machine.seconds(Work(flops, weights, held + most, most), target)
-            buffers += count * held
-        return strip * height / rows + buffers / machine.clear
+        opening, call, strip = self._seconds(rows, width, target, machine)
+        calls = math.ceil((height + self.lag) / rows) if rows < height else 1
+        return opening + calls * call + height / rows * strip
 
+    @lru_cache(maxsize=256)  # noqa: B019 - of the few sweeps that plans are made for
+    def _seconds(self, rows: int, width: int, target: Target, machine: Machine) -> tuple[float, float, float]:
+        """Seconds to make the buffers, of the calls for a strip, and of the work on it."""
+        opening = call = strip = 0.0
+        for layer, count, size, held, temporaries in self._parts(rows, width, target):
+            moved = held + temporaries, temporaries
+            work = layer.cost(1, size, *moved, target) if layer else Work(*moved)
+            opening += count * held / machine.clear
+            call += count * machine.call_seconds(work)
+            strip += count * machine.work_seconds(work, target)
+        return opening, call, strip
+
+    @lru_cache(maxsize=256)  # noqa: B019 - as above
     def _parts(
         self, rows: int, width: int, target: Target
-    ) -> Iterator[tuple[Layer | None, int, tuple[int, int], int, int]]:
-        """Yield (layer, how many alike follow each other, its rows and columns, bytes of its buffers, and of its
-        temporaries) for a strip; at the end, without a layer, for the sums of the next sweep, whose arithmetic is
+    ) -> list[tuple[Layer | None, int, tuple[int, int], int, int]]:
+        """Return (layer, how many alike follow each other, rows and columns of its input, bytes of its buffers, and of
+        its temporaries) for a strip; at the end, without a layer, for the sums of the next sweep, whose arithmetic is
         counted with its first layer."""
+        found: list[tuple[Layer | None, int, tuple[int, int], int, int]] = []
         for layer, count in self.runs:
-            yield layer, count, (rows, width), *layer.stream_bytes(rows, width, target)
+            found.append((layer, count, (rows, width), *layer.stream_bytes(rows, width, target)))
             rows, width = max(1, rows // layer.step) * layer.scale, width * layer.scale // layer.step
         if self.gathers is not None:
-            yield None, 1, (rows, width), *self.gathers.first_pass(self.gathers).stream_bytes(rows, width, target)
+            sums = self.gathers.first_pass(self.gathers)
+            found.append((None, 1, (rows, width), *sums.stream_bytes(rows, width, target)))
+        return found
+
+    @cached_property
+    def lag(self) -> float:
+        """Rows of the source, below its own, that a row of the result waits for."""
+        found, rows = 0.0, 1.0
+        for layer in self.layers:
+            found += layer.lag * rows
+            rows *= layer.step / layer.scale
+        return found
 
 
 def _needs(layer: Layer) -> tuple:

@@ -95,7 +95,7 @@ class StreamedAutoencoderDC(AutoencoderDC):
     ) -> AutoencoderDC:
         """From a folder or file in either key layout, or by the name of a variant or of its repository, which is
         downloaded if it is not here, to `cache_dir` (None: $DCAE_HOME or ~/.cache/dcae). A folder that diffusers wrote,
-        and any other repository, such as a pipeline's with `subfolder`, is loaded by diffusers (pickles `weights_only`).
+        and any other repository, such as a pipeline's with `subfolder`, is loaded by diffusers (pickles weights_only).
 
         options: diffusers' own; of those for what is loaded by us, torch_dtype or dtype (None is fp32, "auto" the
         file's), variant (of the file, such as "fp16"), subfolder, local_files_only, cache_dir count. scaling_factor:

@@ -135,7 +135,7 @@ def test_it_runs(path, comfyui):
     sizes = {Image.open(file).size for file in result.images}
     assert sizes == {(512, 344) if path.stem.startswith("4K") else (1000, 667)}
     shown = result.lines.values()
-    assert shown and all("strips" in text for text in shown) == path.stem.startswith("4K")
+    assert shown and (not path.stem.startswith("4K") or all("strips" in text for text in shown))
 
 
 def smaller(inputs: dict) -> dict:

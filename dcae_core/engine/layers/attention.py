@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import model
-from ..ops.fused import add_norm, norm_scratch, piece_rows, pieces
+from ..ops.fused import add_norm, conv1, norm_scratch, piece_rows, pieces
 from ..rewrites import joined
 from ..rows import Rows
 from ..target import Target
@@ -27,7 +27,7 @@ class AttentionSums:
     """The first pass: `sums` is [1, heads, d + 1, d] in fp32 for heads of d channels, once all rows were added."""
 
     def __init__(self, attention: AttentionLayer):
-        self.attention, self.lag = attention, attention.reach
+        self.attention, self.lag = attention, attention.below
 
     def open(self, rows: int, width: int, like: Tensor) -> None:
         """Makes the buffers for strips of up to `rows` rows."""
@@ -39,7 +39,7 @@ class AttentionSums:
     def add(self, x: Tensor, last: bool) -> None:
         """The next rows of the attention's input; with `last` there are no more."""
         n, one, lag = x.shape[2], self.attention, self.lag
-        self.kv.room(n).copy_(F.conv2d(x, one.qkv[one.inner :]))
+        self.kv.room(n).copy_(conv1(x, one.qkv[one.inner :]))
         self.kv.add(n)
         if last:
             self.kv.pad(lag)
@@ -65,7 +65,7 @@ class AttentionSums:
 
 class AttentionLayer(Layer):
     """Queries, keys and values come of one product, `inner` channels of each. With multi-scale branches, the queries of
-    a row wait for the `reach` rows below that the widest sees; the kernels of the others are padded to its size."""
+    a row wait for the `below` rows that the widest sees; the kernels of the others are padded to its size."""
 
     reference = model.LinearAttention
     first_pass = AttentionSums
@@ -79,11 +79,11 @@ class AttentionLayer(Layer):
         self.inner, self.channels = attention.to_q.weight.shape
         if "joins" in rewrites:
             self.projections = nn.ParameterList([frozen(self.qkv)])
-        self.reach = max((branch.proj_in.weight.shape[-1] // 2 for branch in branches), default=0)
+        self.below = max((branch.proj_in.weight.shape[-1] // 2 for branch in branches), default=0)
         self.depths, self.mixes = nn.ParameterList(), nn.ParameterList()
         for branch in branches:
             depth = by_kind(branch.proj_in.weight, self.head_dim)
-            self.depths.append(frozen(F.pad(depth, [self.reach - depth.shape[-1] // 2] * 4)))
+            self.depths.append(frozen(F.pad(depth, [self.below - depth.shape[-1] // 2] * 4)))
             self.mixes.append(frozen(by_kind(branch.proj_out.weight, self.head_dim)))
         self.to_out = frozen(attention.to_out.weight[:, :, None, None])
         self.norm = attention.norm_out
@@ -106,22 +106,22 @@ class AttentionLayer(Layer):
         return self.heads * (self.head_dim + 1) * self.head_dim * 4
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = F.conv2d(x, self.qkv)
+        qkv = conv1(x, self.qkv)
         q, k, v = qkv.chunk(3, dim=1)
         sums = [sum_up(k, v, self.head_dim)]
         for i in range(len(self.depths)):
-            more, k, v = self.branch(i, qkv, slice(None), self.reach).chunk(3, dim=1)
+            more, k, v = self.branch(i, qkv, slice(None), self.below).chunk(3, dim=1)
             q = torch.cat([q, more], dim=1)
             sums.append(sum_up(k, v, self.head_dim))
             del more
         del qkv, k, v
-        y = F.conv2d(attend(q, torch.cat(sums, dim=1)), self.to_out)
+        y = conv1(attend(q, torch.cat(sums, dim=1)), self.to_out)
         return add_norm(self.norm, y, x, y)
 
     def branch(self, i: int, qkv: Tensor, rows: slice, pad: int) -> Tensor:
         """A multi-scale branch: depthwise, then `head_dim` channels at a time; of some rows of the q, k, v weight."""
         depth, mix = self.depths[i][rows], self.mixes[i][rows]
-        y = F.conv2d(qkv, depth, padding=(pad, self.reach), groups=depth.shape[0])
+        y = F.conv2d(qkv, depth, padding=(pad, self.below), groups=depth.shape[0])
         return F.conv2d(y, mix, groups=mix.shape[0] // self.head_dim)
 
     def whole_bytes(self, batch: int, rows: int, width: int, target: Target) -> int:
@@ -141,30 +141,30 @@ class AttentionLayer(Layer):
         return attended + max(piece * meeting, norm_scratch(self.norm, shape, target))
 
     def windows(self, rows: int) -> dict[str, Window]:
-        queries = Window(self.inner, rows + 3 * self.reach, above=self.reach)
-        return {"x": Window(self.channels, rows + self.reach), "q": queries}
+        queries = Window(self.inner, rows + 3 * self.below, above=self.below)
+        return {"x": Window(self.channels, rows + self.below), "q": queries}
 
     def take_in(self, stream: LayerStream, n: int, last: bool) -> int:
-        stream.q.room(n).copy_(F.conv2d(stream.x.room(n), self.qkv[: self.inner]))
+        stream.q.room(n).copy_(conv1(stream.x.room(n), self.qkv[: self.inner]))
         stream.x.add(n)
         stream.q.add(n)
         if last:
-            stream.q.pad(self.reach)
-        return stream.q.end - self.reach
+            stream.q.pad(self.below)
+        return stream.q.end - self.below
 
     def work(self, stream: LayerStream, start: int, stop: int, out: Tensor) -> None:
         q = stream.q.take(start, stop)
         for i in range(len(self.depths)):
-            more = self.branch(i, stream.q.take(start - self.reach, stop + self.reach), slice(self.inner), 0)
+            more = self.branch(i, stream.q.take(start - self.below, stop + self.below), slice(self.inner), 0)
             q = torch.cat([q, more], dim=1)
             del more
         attended = attend(q, stream.sums)
         del q
-        y = F.conv2d(attended, self.to_out)
+        y = conv1(attended, self.to_out)
         del attended
         add_norm(self.norm, y, stream.x.take(start, stop), out)
         stream.x.forget(stop)
-        stream.q.forget(stop - self.reach)
+        stream.q.forget(stop - self.below)
 
     def stream_bytes(self, rows: int, width: int, target: Target) -> tuple[int, int]:
         held, temporaries = super().stream_bytes(rows, width, target)

@@ -14,6 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..machine import Work
+from ..ops import winograd
 from ..rows import Rows
 from ..target import Target
 
@@ -39,9 +41,9 @@ class Layer(nn.Module):
     and the names of the rewrites to make (`rewrites.REWRITES`).
 
     A layer that reads only neighbouring rows of its input, `above` and `below` each `step` of them, sets these,
-    `channels` (of its input), `run` and `scratch`. Other layers override `forward`, `whole_bytes`, `windows`, `take_in`
-    and `work`. A layer that needs sums over the whole map first sets `first_pass` (see `attention.AttentionSums`): it
-    then starts a sweep, and its stream holds the sums.
+    `channels` (of its input), `run` and `scratch`. Other layers set `channels` and `below`, and override `forward`,
+    `whole_bytes`, `windows`, `take_in` and `work`. A layer that needs sums over the whole map first sets `first_pass`
+    (see `attention.AttentionSums`): it then starts a sweep, and its stream holds the sums.
     """
 
     reference: ClassVar[type[nn.Module] | None] = None
@@ -69,10 +71,30 @@ class Layer(nn.Module):
         them, but not the inputs."""
         return batch * self.scratch(rows, width, target)
 
+    @property
+    def lag(self) -> int:
+        """Rows of input that arrive after its own until a unit of `step` is finished."""
+        return -(-self.below // self.step) * self.step
+
     def flops(self, rows: int, width: int) -> int:
         """Return the operations for so many rows and columns of input, a multiply-add as 2: each weight of a
         convolution once for each place of its result."""
         return 2 * self.weight_count * rows * width // self.step**2
+
+    def cost(self, batch: int, size: tuple[int, int], maps: int, temporaries: int, target: Target) -> Work:
+        """Return what `batch` inputs of so many rows and columns take; bytes of maps and temporaries as in `Work`."""
+        transformed = self.by_winograd(*size, target)
+        weights = self.weight_count * target.size * (4 if transformed else 1)  # 16 numbers for 9, by way of 12
+        return Work(maps, temporaries, batch * self.flops(*size), weights, transformed)
+
+    def by_winograd(self, rows: int, width: int, target: Target) -> bool:
+        """Whether its convolutions, for so many rows and columns of input, are Winograd's."""
+        return target.size == 4 and any(winograd.pays(weight, rows, width, target) for weight in self.weights_3x3)
+
+    @cached_property
+    def weights_3x3(self) -> list[Tensor]:
+        """Weights of 3x3 convolutions that are not depthwise."""
+        return [weight for weight in self.parameters() if weight.shape[2:] == (3, 3) and weight.shape[1] > 1]
 
     @cached_property
     def weight_count(self) -> int:

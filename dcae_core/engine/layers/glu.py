@@ -7,7 +7,7 @@ from collections.abc import Collection
 from torch import Tensor
 
 from ... import model
-from ..ops.fused import add_norm, depth_gate, norm_scratch, silu_into
+from ..ops.fused import add_norm, conv1, depth_gate, norm_scratch, silu_into
 from ..target import Target
 from .base import Layer, LayerStream, Window
 
@@ -18,6 +18,7 @@ class GLUMBConvLayer(Layer):
     """While it streams, the widened map exists for a strip and two rows only."""
 
     reference = model.GLUMBConv
+    below = 1
 
     def __init__(self, block: model.GLUMBConv, rewrites: Collection[str]):
         super().__init__()
@@ -25,9 +26,9 @@ class GLUMBConvLayer(Layer):
         self.norm, self.channels, self.hidden = block.norm, block.conv_point.out_channels, block.conv_point.in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv_inverted(x)
+        y = conv1(x, self.conv_inverted.weight, self.conv_inverted.bias)
         y = depth_gate(self.conv_depth, silu_into(y, y), 1)
-        y = self.conv_point(y)
+        y = conv1(y, self.conv_point.weight)
         return add_norm(self.norm, y, x, y)
 
     def whole_bytes(self, batch: int, rows: int, width: int, target: Target) -> int:
@@ -38,7 +39,8 @@ class GLUMBConvLayer(Layer):
         return {"x": Window(self.channels, rows + 1), "wide": Window(2 * self.hidden, rows + 3, above=1)}
 
     def take_in(self, stream: LayerStream, n: int, last: bool) -> int:
-        silu_into(self.conv_inverted(stream.x.room(n)), stream.wide.room(n))
+        wide = conv1(stream.x.room(n), self.conv_inverted.weight, self.conv_inverted.bias)
+        silu_into(wide, stream.wide.room(n))
         stream.x.add(n)
         stream.wide.add(n)
         if last:
@@ -47,7 +49,7 @@ class GLUMBConvLayer(Layer):
 
     def work(self, stream: LayerStream, start: int, stop: int, out: Tensor) -> None:
         y = depth_gate(self.conv_depth, stream.wide.take(start - 1, stop + 1), 0)
-        y = self.conv_point(y)
+        y = conv1(y, self.conv_point.weight)
         add_norm(self.norm, y, stream.x.take(start, stop), out)
         stream.wide.forget(stop - 1)
         stream.x.forget(stop)

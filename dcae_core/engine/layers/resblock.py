@@ -18,6 +18,7 @@ __all__ = ["ResBlockLayer", "fold_norm"]
 
 class ResBlockLayer(Layer):
     reference = model.ResBlock
+    below = 2
 
     def __init__(self, block: model.ResBlock, rewrites: Collection[str]):
         super().__init__()

@@ -22,6 +22,7 @@ __all__ = [
     "ACTIVATIONS",
     "act_norm",
     "add_norm",
+    "conv1",
     "conv3",
     "conv3_scratch",
     "depth_gate",
@@ -44,6 +45,16 @@ def conv3(window: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tens
     if winograd.pays(weight, rows, window.shape[3], Target(window.dtype, window.device.type)):
         return winograd.conv(window, weight, bias, pad)
     return F.conv2d(window, weight, bias, padding=(pad, 1))
+
+
+def conv1(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution. On a CPU one of few pixels as a product of matrices: a convolution brings all weights into an
+    order of its own first (1024 to 8192 channels in bf16, 24 pixels: 1.8 ms instead of 8.5; 576: 26 instead of 29)."""
+    if x.device.type in ("cpu", "meta") and x.numel() <= weight.shape[1] ** 2:
+        pixels = x.permute(0, 2, 3, 1)
+        y = F.linear(pixels.flatten(0, 2), weight.flatten(1), bias)  # flat: it would copy the weights for each row
+        return y.unflatten(0, pixels.shape[:3]).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight, bias)
 
 
 def conv3_scratch(weight: Tensor, rows: int, width: int, target: Target) -> int:

@@ -13,12 +13,13 @@ from dcae_core.cli import main
 from dcae_core.engine import devices
 from dcae_core.engine.machine import CPU, Machine
 from dcae_core.engine.plan import Strips
-from dcae_core.errors import OptionError
+from dcae_core.errors import BudgetError, OptionError
 
+MEASURED = dataclasses.replace(CPU, measured=True)
 NAMES = ("dc-ae-f32c32-mix-1.0", "dc-ae-f32c32-sana-1.1", "dc-ae-lite-f32c32-sana-1.1", "dc-ae-f64c128-mix-1.0")
 
 
-def made(name: str, direction: str, side: int, machine: Machine = CPU, budget: int | None = None, **options):
+def made(name: str, direction: str, side: int, machine: Machine = MEASURED, budget: int | None = None, **options):
     run = (VARIANTS[name].architecture, direction, side, side, 1, budget, torch.bfloat16)
     return plan.make(*run, machine=machine, **options)
 
@@ -31,7 +32,7 @@ def test_no_other_strips_are_predicted_to_be_quicker(name, direction):
         size, total = (side, side) if direction == "encode" else one.latent_size, 0.0
         for sweep, chosen in zip(plan._sweeps(one.architecture, direction, one.channels), one.rows, strict=True):
             strips = Strips(sweep, size, 0, one.target)
-            heights = {strips.rows(n) for n in range(1, -(-size[0] // sweep.unit) + 1)}
+            heights = {min(n * sweep.unit, size[0]) for n in range(1, -(-size[0] // sweep.unit) + 1)}
             room = [h for h in heights if budget is None or strips.bytes(h) <= strips.bytes(chosen)]
             least = min(strips.seconds(h, CPU) for h in room)
             assert strips.seconds(chosen, CPU) <= 1.03 * least, (side, chosen)
@@ -50,6 +51,35 @@ def test_what_a_machine_is_bad_at_is_avoided():
             few, many = (made(name, direction, 1024, machine) for machine in (slow_with_weights, slow_to_clear))
             assert few.strips == 1 < many.strips
             assert many.peak_bytes < few.peak_bytes
+
+
+def test_whole_or_strips_can_be_asked_for():
+    fast_in_strips = dataclasses.replace(CPU, clear=1e6)
+    assert made(NAMES[0], "decode", 1024, fast_in_strips, whole=True).whole
+    assert not made(NAMES[0], "decode", 64, whole=False).whole
+    with pytest.raises(BudgetError, match="needs at least"):
+        made(NAMES[0], "decode", 1024, budget=1 << 20, whole=True)
+
+
+def test_as_many_pictures_at_once_as_take_least_time():
+    """Whole maps of many pictures leave the cache; each run by itself calls every layer again."""
+    for slow, expected in (({"call": 1.0}, 16), ({"near": 1e18, "far": 1e6}, 1)):
+        machine = dataclasses.replace(CPU, **slow)
+        one = plan.make(VARIANTS[NAMES[0]].architecture, "encode", 256, 256, 16, machine=machine, whole=True)
+        assert one.whole and one.together == expected
+
+
+def test_rates_grow_with_the_threads():
+    """What a call takes does not: with many threads, fewer strips."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2 * threads)
+        more = Machine.here()
+    finally:
+        torch.set_num_threads(threads)
+    here = Machine.here()
+    assert more.bf16 == 2 * here.bf16 and more.weights == 2 * here.weights and more.call == here.call
+    assert not here.measured
 
 
 def test_on_a_gpu_the_description_of_a_cpu_changes_nothing():
@@ -79,7 +109,7 @@ def test_a_description_in_a_file(tmp_path, capsys):
     table = capsys.readouterr().out.splitlines()
     assert table[0].endswith(f"; for {CPU.name}")
     assert [len(line.split()) for line in table[2:]] == [5, 5], "no seconds where they mean nothing"
-    dataclasses.replace(CPU, measured=True).save(file)
+    MEASURED.save(file)
     assert main(arguments) == 0
     shown = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()[2:]]
     for direction, seconds in zip(plan.DIRECTIONS, shown, strict=True):

@@ -405,7 +405,11 @@ def onloaded(coder: nn.Module) -> Iterator[bool]:
 def variant_of(config: Mapping) -> Variant:
     """Return the variant of a config: a published one where it has its network and scaling factor, and no other has.
     Raises OptionError for a network that is none of ours."""
-    architecture, factor = Architecture.from_config(config), config.get("scaling_factor")
+    down, up = config.get("downsample_block_type"), config.get("upsample_block_type")
+    # diffusers takes any other word for these two.
+    known = {} if down in (None, "pixel_unshuffle") else {"downsample_block_type": "Conv"}
+    known |= {} if up in (None, "interpolate") else {"upsample_block_type": "pixel_shuffle"}
+    architecture, factor = Architecture.from_config({**config, **known}), config.get("scaling_factor")
     same = [v for v in VARIANTS.values() if v.architecture.same_network(architecture)]
     named = [v for v in same if v.scaling_factor == factor]
     if len(named or same) == 1:

@@ -611,3 +611,5 @@ def test_names():
     adaptive = VARIANTS["dc-ae-f32c128-1.5"].diffusers_config()
     found = streaming.variant_of({**adaptive, "scaling_factor": 0.7})
     assert found.adaptive and found.factor() == 0.7
+    strided = {**VARIANTS["dc-ae-f32c32-sana-1.0"].diffusers_config(), "downsample_block_type": "stride_conv"}
+    assert streaming.variant_of(strided).architecture.encoder.resample == "Conv"

@@ -28,7 +28,7 @@ from ..engine.memory import Budget
 from ..engine.rewrites import REWRITES
 from ..errors import ImageError, LatentError, OptionError
 from ..variants import VARIANTS, Variant
-from .own_forward import facts, offloads, why_hooks, why_input, why_modules, why_weights
+from .fallback import configuration, offloads, why_hooks, why_input, why_modules, why_weights
 
 __all__ = ["Streaming", "variant_of"]
 
@@ -110,7 +110,7 @@ class Streaming(ImageAutoencoder):
 
     def _untiled(self, direction: str, x: Tensor, return_dict: bool):
         vae, coder = self.vae, self.coders[direction]
-        if torch.compiler.is_compiling() or coder.why_own(x) or coder.top_module() is not coder.module:
+        if torch.compiler.is_compiling() or coder.why_fallback(x) or coder.top_module() is not coder.module:
             return getattr(type(vae), f"tiled_{direction}")(vae, x, return_dict)
         use, vae.use_tiling = vae.use_tiling, False
         try:
@@ -149,7 +149,7 @@ class StreamedCoder:
         self.streaming, self.direction = streaming, direction
         self.engine: InferenceCoder | None = None
         self.source: Source | None = None
-        self.active, self.said = False, set()
+        self.active, self.warned = False, set()
         self.module: nn.Module = self.top_module()
 
     def __getstate__(self) -> dict:
@@ -172,11 +172,11 @@ class StreamedCoder:
 
     @cached_property
     def expected(self) -> list[tuple]:
-        """The `facts` of a coder that is as the config says."""
+        """The `configuration` of a coder that is as the config says."""
         config = {k: v for k, v in self.streaming.vae.config.items() if not k.startswith("_")}
         with torch.device("meta"):
             vae = AutoencoderDC.from_config(config)
-        return facts(vae.encoder if self.direction == "encode" else vae.decoder)
+        return configuration(vae.encoder if self.direction == "encode" else vae.decoder)
 
     @property
     def like(self) -> Tensor:
@@ -218,20 +218,20 @@ class StreamedCoder:
         self.engine = self.source = None
         return type(self.module)._apply(self.module, *args, **options)
 
-    def own(self, x: Tensor) -> Tensor:
+    def fallback(self, x: Tensor) -> Tensor:
         return type(self.module).forward(self.module, x)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or not self.active:
-            return self.own(hidden_states)
-        if (why := self.why_own(hidden_states)) is not None:
-            if why not in self.said:
-                self.said.add(why)
+            return self.fallback(hidden_states)
+        if (why := self.why_fallback(hidden_states)) is not None:
+            if why not in self.warned:
+                self.warned.add(why)
                 log.warning(
                     "%s of %s runs diffusers' own forward, whole, whatever the budget is: %s.",
                     type(self.module).__name__, self.streaming.name, why,
                 )  # fmt: skip
-            return self.own(hidden_states)
+            return self.fallback(hidden_states)
         if not self.needs_gradients(hidden_states):
             return self.run(hidden_states)
         return Recomputed.apply(self, hidden_states, *self.module.parameters())
@@ -244,7 +244,7 @@ class StreamedCoder:
     def needs_gradients(self, x: Tensor) -> bool:
         return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.module.parameters()))
 
-    def why_own(self, x: Tensor) -> str | None:
+    def why_fallback(self, x: Tensor) -> str | None:
         """Return why diffusers' own forward has to run, None where the engine can."""
         module = self.module
         why = why_input(x) or why_modules(module, self.expected) or why_hooks(module) or why_weights(module)

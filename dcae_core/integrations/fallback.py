@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-__all__ = ["Offload", "facts", "offloads", "why_hooks", "why_input", "why_modules", "why_weights"]
+__all__ = ["Offload", "configuration", "offloads", "why_hooks", "why_input", "why_modules", "why_weights"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def facts(coder: nn.Module) -> list[tuple]:
+def configuration(coder: nn.Module) -> list[tuple]:
     """Return what its modules are: equal for coders that compute the same from the same weights."""
     return [
         (type(m), m.extra_repr(), getattr(m, "eps", None), type(getattr(m, "processor", None))) for m in coder.modules()
@@ -35,7 +35,7 @@ def why_input(x: object) -> str | None:
 
 def why_modules(coder: nn.Module, expected: list[tuple]) -> str | None:
     """Return which module is not as the config says: LoRA, quantised and compiled ones, other paddings."""
-    found = facts(coder)
+    found = configuration(coder)
     for (name, module), one, other in zip(coder.named_modules(), found, expected, strict=False):
         if one != other:
             return f"{name or 'it'} is {type(module).__name__}({module.extra_repr()}), and not as its config says"

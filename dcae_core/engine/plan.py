@@ -301,10 +301,10 @@ def _fewer(most: int) -> Iterator[int]:
 
 
 def _more(fewest: int, most: int) -> Iterator[int]:
-    """Yield `fewest` and larger numbers, each half more than the one before and at least one, up to `most`."""
+    """Yield `fewest` and larger numbers, each a third more than the one before and at least one, up to `most`."""
     while fewest <= most:
         yield fewest
-        fewest += max(1, fewest // 2)
+        fewest += max(1, fewest // 3)
     yield most
 
 

@@ -134,7 +134,8 @@ def make(
     run = (architecture, direction, height, width, batch, channels, target, name)
     machine = None if device != "cpu" else machine or Machine.here()
     layers, streamed = ways(*run[:-1])
-    least = streamed.bytes(streamed.fewest) if whole is False else min(layers.bytes(1), streamed.bytes(streamed.fewest))
+    one_whole, thinnest = layers.bytes(1), streamed.bytes(streamed.fewest)
+    least = thinnest if whole is False else min(one_whole, thinnest)
     if budget is not None and least > budget:
         if strict:
             needed = f"{format_gib(least)} GiB"
@@ -146,10 +147,10 @@ def make(
         budget = least
     made = partial(Plan, *run, weight_bytes=_weight_count(architecture, direction) * target.size)
     found = []
-    if whole is not False and (budget is None or layers.bytes(1) <= budget):
+    if whole is not False and (budget is None or one_whole <= budget):
         together = layers.quickest(batch, budget, machine)
         found.append(made(True, together, (), (), layers.bytes(together)))
-    if not found or (machine and not whole and (budget is None or streamed.bytes(streamed.fewest) <= budget)):
+    if not found or (machine and not whole and (budget is None or thinnest <= budget)):
         rows = streamed.quickest(budget, machine)
         sources = tuple(strips.at[0] for strips in streamed.sweeps)
         found.append(made(False, 1, rows, sources, streamed.bytes(rows)))
@@ -272,9 +273,9 @@ class Strips:
         height, unit = self.at[0], self.sweep.unit
         units, waiting = -(-height // unit), math.ceil(height + self.sweep.lag)
         if machine and budget is not None:
-            anyhow = self.quickest(None, machine)
-            if self.bytes(anyhow) <= budget:
-                return anyhow
+            unlimited = self.quickest(None, machine)
+            if self.bytes(unlimited) <= budget:
+                return unlimited
         most = units if budget is None else _most(lambda n: self.bytes(min(n * unit, height)), units, budget)
         fewest = 1 if most == units else -(-waiting // (most * unit))
         if machine is None:

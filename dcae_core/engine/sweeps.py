@@ -113,8 +113,9 @@ def _needs(layer: Layer) -> tuple:
     """What is the same for layers that take the same memory and time; unique for one that changes the size."""
     if layer.step != layer.scale:
         return (layer,)
+    count = layer.weight_count  # before the options, among which it stays
     options = {name: value for name, value in vars(layer).items() if isinstance(value, (bool, int, float, str))}
-    return type(layer), sorted(options.items()), [weight.shape for weight in layer.parameters()]
+    return type(layer), count, sorted(options.items()), [weight.shape for weight in layer.parameters()]
 
 
 def sweeps(coder: InferenceCoder) -> list[Sweep]:

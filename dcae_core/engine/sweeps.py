@@ -27,7 +27,7 @@ from .target import Target
 __all__ = ["Source", "Sweep", "run", "sweeps"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # found by identity in caches, which hash it often
 class Sweep:
     """Layers through which rows stream from one map into another. `gathers`: the first layer of the next sweep, whose
     first pass sums what comes out; None in the last."""

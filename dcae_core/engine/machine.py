@@ -102,9 +102,9 @@ class Machine:
         return _described(torch.get_num_threads())
 
 
-# Two cores of an AMD EPYC (Zen 4, AVX512-BF16) as benchmarks/machine.py measured them. Of maps in the cache it could
-# not tell that they take time beside arithmetic. `fresh` was not measured: it is the greatest threshold of glibc's
-# malloc (M_MMAP_THRESHOLD in mallopt(3)).
+# Two cores of an AMD EPYC (Zen 4, AVX512-BF16) as benchmarks/machine.py measured them. `near` and `far` are of the runs
+# in bf16 alone, from which it could not tell one from the other. `fresh` was not measured: it is the greatest threshold
+# of glibc's malloc (M_MMAP_THRESHOLD in mallopt(3)).
 CPU = Machine(
     name="2 threads of AVX512-BF16",
     fp32=0.2e12,
@@ -113,8 +113,8 @@ CPU = Machine(
     weights=4.75e9,
     call=150e-6,
     cache=32 << 20,
-    near=1e15,
-    far=4.96e9,
+    near=7.5e9,
+    far=7.4e9,
     fresh=32 << 20,
     clear=3.74e9,
 )
@@ -122,7 +122,10 @@ CPU = Machine(
 
 @cache
 def _described(threads: int) -> Machine:
-    rates = {name: getattr(CPU, name) * threads / 2 for name in ("fp32", "winograd", "bf16", "weights", "far", "clear")}
+    rates = {
+        name: getattr(CPU, name) * threads / 2
+        for name in ("fp32", "winograd", "bf16", "weights", "near", "far", "clear")
+    }
     return replace(CPU, name="this CPU", cache=_cache_bytes() or CPU.cache, **rates)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from operator import itemgetter
 
 import torch
@@ -80,7 +80,7 @@ class Plan:
         size = (self.height, self.width)
         layers, streamed = ways(self.architecture, self.direction, *size, self.batch, self.channels, self.target)
         if self.whole:
-            return layers.seconds(self.together, machine) * self.batch / self.together
+            return layers.seconds(self.together, machine) / self.together * self.batch
         return streamed.seconds(self.rows, machine) * self.batch
 
     def within(self, budget: int) -> Plan:
@@ -135,8 +135,8 @@ def make(
     run = (architecture, direction, height, width, batch, channels, target, name)
     machine = None if device != "cpu" else machine or Machine.here()
     layers, streamed = ways(*run[:-1])
-    least = streamed.bytes(streamed.fewest) if whole is False else min(layers.bytes(1), streamed.bytes(streamed.fewest))
-    least += beside
+    one_whole, thinnest = layers.bytes(1), streamed.bytes(streamed.fewest)
+    least = beside + (thinnest if whole is False else min(one_whole, thinnest))
     if budget is not None and least > budget:
         if strict:
             needed = f"{format_gib(least)} GiB"
@@ -148,18 +148,18 @@ def make(
         budget = least
     budget = None if budget is None else budget - beside
     made = partial(Plan, *run, weight_bytes=_weight_count(architecture, direction) * target.size)
-    found = []
-    if whole is not False and (budget is None or layers.bytes(1) <= budget):
+    found: list[tuple[float, Plan]] = []  # and its seconds
+    if whole is not False and (budget is None or one_whole <= budget):
         together = layers.quickest(batch, budget, machine)
-        found.append(made(True, together, (), (), layers.bytes(together) + beside))
-    if not found or (machine and not whole and (budget is None or streamed.bytes(streamed.fewest) <= budget)):
+        seconds = layers.seconds(together, machine) / together if machine else 0.0
+        found.append((seconds * batch, made(True, together, (), (), layers.bytes(together) + beside)))
+    if not found or (machine and not whole and (budget is None or thinnest <= budget)):
         rows = streamed.quickest(budget, machine)
         sources = tuple(strips.at[0] for strips in streamed.sweeps)
-        found.append(made(False, 1, rows, sources, streamed.bytes(rows) + beside))
-    if machine is None:
-        return found[0]
-    seconds, quickest = min(((one.predict(machine), one) for one in found), key=itemgetter(0))
-    return replace(quickest, seconds=seconds) if machine.measured else quickest
+        seconds = streamed.seconds(rows, machine) if machine else 0.0
+        found.append((seconds * batch, made(False, 1, rows, sources, streamed.bytes(rows) + beside)))
+    seconds, quickest = min(found, key=itemgetter(0))
+    return replace(quickest, seconds=seconds) if machine and machine.measured else quickest
 
 
 def ways(
@@ -190,6 +190,7 @@ class WholeRun:
             yield layer, *size
             size = layer.size_after(*size)
 
+    @lru_cache(maxsize=8)  # noqa: B019 - a plan asks for the same several times
     def bytes(self, together: int) -> int:
         """Return the most bytes that it holds."""
         pixel = together * self.target.size
@@ -275,22 +276,23 @@ class Strips:
         height, unit = self.at[0], self.sweep.unit
         units, waiting = -(-height // unit), math.ceil(height + self.sweep.lag)
         if machine and budget is not None:
-            anyhow = self.quickest(None, machine)
-            if self.bytes(anyhow) <= budget:
-                return anyhow
+            unlimited = self.quickest(None, machine)
+            if self.bytes(unlimited) <= budget:
+                return unlimited
         most = units if budget is None else _most(lambda n: self.bytes(min(n * unit, height)), units, budget)
         fewest = 1 if most == units else -(-waiting // (most * unit))
         if machine is None:
             return self.rows(fewest)
-        best, least = 0, math.inf
-        for n in _more(fewest, -(-waiting // unit)):
-            rows = self.rows(n)
-            seconds = self.seconds(rows, machine)
-            if seconds < least:
-                best, least = rows, seconds
-            elif seconds > 1.25 * least:  # what calls take grows with the strips
+        strips = list(_more(fewest, -(-waiting // unit)))
+        seconds = cache(lambda i: self.seconds(self.rows(strips[i]), machine))
+        coarse = 0
+        for i in range(0, len(strips), 3):
+            if seconds(i) < seconds(coarse):
+                coarse = i
+            elif seconds(i) > 1.25 * seconds(coarse):  # what calls take grows with the strips
                 break
-        return best
+        near = range(max(coarse - 2, 0), min(coarse + 3, len(strips)))
+        return self.rows(strips[min(near, key=seconds)])
 
 
 def _fewer(most: int) -> Iterator[int]:

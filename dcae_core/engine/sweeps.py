@@ -27,7 +27,7 @@ from .target import Target
 __all__ = ["Source", "Sweep", "run", "sweeps"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # found by identity in caches, which hash it often
 class Sweep:
     """Layers through which rows stream from one map into another. `gathers`: the first layer of the next sweep, whose
     first pass sums what comes out; None in the last."""
@@ -113,8 +113,9 @@ def _needs(layer: Layer) -> tuple:
     """What is the same for layers that take the same memory and time; unique for one that changes the size."""
     if layer.step != layer.scale:
         return (layer,)
+    count = layer.weight_count  # before the options, among which it stays
     options = {name: value for name, value in vars(layer).items() if isinstance(value, (bool, int, float, str))}
-    return type(layer), sorted(options.items()), [weight.shape for weight in layer.parameters()]
+    return type(layer), count, sorted(options.items()), [weight.shape for weight in layer.parameters()]
 
 
 def sweeps(coder: InferenceCoder) -> list[Sweep]:

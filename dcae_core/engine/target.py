@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -16,7 +17,7 @@ class Target:
     dtype: torch.dtype
     device: str = "cpu"
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of an element."""
         return self.dtype.itemsize

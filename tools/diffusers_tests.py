@@ -143,11 +143,11 @@ def put_ours(way: str) -> None:
         for module in (diffusers, diffusers.models):
             module.AutoencoderDC = StreamedAutoencoderDC
         return
-    own = diffusers.AutoencoderDC.__init__
+    original = diffusers.AutoencoderDC.__init__
 
-    @functools.wraps(own)
+    @functools.wraps(original)
     def streamed(self, *args, **options) -> None:
-        own(self, *args, **options)
+        original(self, *args, **options)
         stream(self)
 
     diffusers.AutoencoderDC.__init__ = streamed

@@ -314,9 +314,9 @@ class Source:
 
     def derived_bytes(self, coder: InferenceCoder) -> int:
         """Return the bytes of what `coder` has and these are not."""
-        own = {w.untyped_storage()._cdata for w in self.held}
+        shared = {w.untyped_storage()._cdata for w in self.held}
         derived = {(s := t.untyped_storage())._cdata: s.nbytes() for t in (*coder.parameters(), *coder.buffers())}
-        return sum(size for key, size in derived.items() if key not in own)
+        return sum(size for key, size in derived.items() if key not in shared)
 
 
 def _version(x: Tensor) -> int:

@@ -400,7 +400,7 @@ def another_activation(vae):
     vae.decoder.conv_act = nn.SiLU()
 
 
-def own_forward(vae):
+def replaced_forward(vae):
     conv = vae.decoder.conv_in
     conv.forward = lambda x: 2 * type(conv).forward(conv, x)
 
@@ -418,7 +418,7 @@ def some_in_bf16(vae):
 
 
 INSIDE = [
-    hook_inside, pre_hook_inside, diffusers_hook_inside, circular, another_module, another_activation, own_forward,
+    hook_inside, pre_hook_inside, diffusers_hook_inside, circular, another_module, another_activation, replaced_forward,
     parametrised, layerwise_casting,
 ]  # fmt: skip
 

@@ -107,7 +107,8 @@ def full(arguments: argparse.Namespace, out: Path) -> None:
     for side, pictures in ((256, 32), (512, 8)):
         source = out / f"pictures-{side}"
         source.mkdir()
-        for path in sorted(arguments.data.rglob("*.jpg"))[:pictures]:
+        good = sorted(path for path in arguments.data.rglob("*.jpg") if path.parent.name != "bad")
+        for path in good[:pictures]:
             Image.open(path).resize((side, side)).save(source / path.name)
         x = torch.rand(8, 3, side, side).to(theirs.dtype) * 2 - 1
         for i in range(arguments.pairs):

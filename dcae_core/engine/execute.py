@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import BudgetError, counted
 from ..media import images
-from ..media.nonfinite import NonFiniteError, explain_nonfinite, require_finite
+from ..media.nonfinite import Finite, NonFiniteError, explain_nonfinite, require_finite
 from ..media.sizes import Fit
 from . import memory, sweeps
 from .coder import InferenceCoder
@@ -123,7 +123,7 @@ def run_plan(
     output_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Carry out `plan`, once. The result is on `output_device` and in `output_dtype`, by default the coder's."""
-    like, done = coder.like, 0
+    like, done, finite = coder.like, 0, Finite()
     output = {"device": output_device or like.device, "dtype": output_dtype or like.dtype}
 
     def on_step() -> None:
@@ -133,10 +133,14 @@ def run_plan(
             progress(done, plan.steps)
 
     carry_out = _whole if plan.whole else _in_strips
-    return carry_out(coder.first_channels(plan.channels), plan, x, output, on_step)
+    result = carry_out(coder.first_channels(plan.channels), plan, x, output, on_step, finite)
+    finite.require()
+    return result
 
 
-def _in_strips(coder: InferenceCoder, plan: Plan, x: Tensor, output: dict, on_strip: Callable[[], None]) -> Tensor:
+def _in_strips(
+    coder: InferenceCoder, plan: Plan, x: Tensor, output: dict, on_strip: Callable[[], None], finite: Finite
+) -> Tensor:
     """In sweeps, one picture after another."""
     picture = (plan.height, plan.width)
     if plan.direction == "encode":
@@ -145,11 +149,13 @@ def _in_strips(coder: InferenceCoder, plan: Plan, x: Tensor, output: dict, on_st
         size, shape = plan.latent_size, (3, *picture)
     out = torch.empty((len(x), *shape), **output)
     for i in range(len(x)):
-        sweeps.run(coder, sweeps.Source(x[i : i + 1], size), out[i : i + 1], plan.rows, on_strip)
+        sweeps.run(coder, sweeps.Source(x[i : i + 1], size), out[i : i + 1], plan.rows, on_strip, finite)
     return out
 
 
-def _whole(coder: InferenceCoder, plan: Plan, x: Tensor, output: dict, on_part: Callable[[], None]) -> Tensor:
+def _whole(
+    coder: InferenceCoder, plan: Plan, x: Tensor, output: dict, on_part: Callable[[], None], finite: Finite
+) -> Tensor:
     """Layer by layer, as many pictures at once as the plan says."""
     like, out = coder.like, None
     for i, part in enumerate(x.split(plan.together)):
@@ -160,7 +166,7 @@ def _whole(coder: InferenceCoder, plan: Plan, x: Tensor, output: dict, on_part: 
             part = images.fit(part, Fit(*part.shape[2:], plan.architecture.spatial_ratio))
         y = coder(part)
         if output["dtype"] == torch.uint8:
-            y = images.to_uint8(y)
+            y = images.to_uint8(y, finite)
         if plan.together >= len(x):
             out = y.to(**output)
         else:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..media import images
+from ..media.nonfinite import Finite
 from .coder import InferenceCoder
 from .layers import Layer, LayerStream
 from .layers.base import empty_map
@@ -132,8 +133,8 @@ def sweeps(coder: InferenceCoder) -> list[Sweep]:
 class Sink:
     """The end of a pipeline: rows of a map that exists whole. `sums` is the first pass of the next sweep, if any."""
 
-    def __init__(self, target: Tensor, like: Tensor, sums=None):
-        self.target, self.sums, self.done, self.buffer = target, sums, 0, None
+    def __init__(self, target: Tensor, like: Tensor, finite: Finite | None, sums=None):
+        self.target, self.finite, self.sums, self.done, self.buffer = target, finite, sums, 0, None
         self.direct = target.device == like.device and target.dtype == like.dtype
 
     def open(self, rows: int, width: int, like: Tensor) -> tuple[int, int]:
@@ -150,7 +151,7 @@ class Sink:
         rows = self.target[:, :, self.done : self.done + n]
         if not self.direct:
             strip = self.buffer[:, :, :n]
-            rows.copy_(images.to_uint8(strip) if rows.dtype == torch.uint8 else strip)
+            rows.copy_(images.to_uint8(strip, self.finite) if rows.dtype == torch.uint8 else strip)
         if self.sums:
             self.sums.add(rows, last)
         self.done += n
@@ -187,11 +188,12 @@ def run(
     out: Tensor,
     rows: tuple[int, ...],
     on_strip: Callable[[], None] | None = None,
+    finite: Finite | None = None,
 ) -> None:
     """Streams one picture or latent through `coder` into `out` [1, C, H, W], on any device.
 
     rows[i]: rows of its source that sweep i takes at a time. `on_strip` is called after each strip; what it raises
-    stops the run.
+    stops the run. finite: looks at what becomes uint8.
     """
     left, rows = sweeps(coder), list(rows)
     like, given, gathered = coder.like, source, None
@@ -205,7 +207,7 @@ def run(
             target = source.whole if same else empty_map(like, *shape)
         else:
             sums, target = None, out
-        pipeline = [*(LayerStream(layer, gathered) for layer in sweep.layers), Sink(target, like, sums)]
+        pipeline = [*(LayerStream(layer, gathered) for layer in sweep.layers), Sink(target, like, finite, sums)]
         _feed(pipeline, source, rows.pop(0), like, on_strip)
         source, gathered = Source(target), sums and sums.sums
         del pipeline, sweep, sums, target

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..errors import ImageError
 from ..files import atomic_write
 from ..untrusted import open_image, shorten
-from .nonfinite import require_finite
+from .nonfinite import Finite, require_finite
 from .sizes import Fit
 
 __all__ = ["crop", "fit", "from_host", "from_pil", "from_uint8", "read", "to_host", "to_uint8", "write"]
@@ -58,10 +58,11 @@ def from_uint8(x: Tensor) -> Tensor:
     return x.mul_(2).sub_(255).div_(255)
 
 
-def to_uint8(x: Tensor) -> Tensor:
-    """Convert [..., H, W] in [-1, 1] to uint8, clamped and rounded to the nearest. Raises NonFiniteError."""
+def to_uint8(x: Tensor, finite: Finite | None = None) -> Tensor:
+    """Convert [..., H, W] in [-1, 1] to uint8, clamped and rounded to the nearest. Raises NonFiniteError; with `finite`
+    that is left to its end."""
     out = torch.empty_like(x, dtype=torch.uint8)
-    require_finite(x)
+    finite.look(x) if finite else require_finite(x)
     for part, place in zip(x.split(256, -2), out.split(256, -2), strict=True):  # fp32 of some rows at a time
         place.copy_(part.float().add(1).mul_(127.5).clamp_(0, 255).round_())
     return out

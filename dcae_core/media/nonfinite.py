@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, DCAEError, ImageError, LatentError
 
-__all__ = ["NonFiniteError", "check_weights", "describe_nonfinite", "explain_nonfinite", "is_finite", "require_finite"]
+__all__ = [
+    "Finite",
+    "NonFiniteError",
+    "check_weights",
+    "describe_nonfinite",
+    "explain_nonfinite",
+    "is_finite",
+    "require_finite",
+]
 
 
 class NonFiniteError(DCAEError):
@@ -35,6 +43,23 @@ def require_finite(x: Tensor) -> Tensor:
             "The result is not finite, although weights and input are: the numbers in between overflow."
         )
     return x
+
+
+class Finite:
+    """Looks at the parts of a result on their device, and says at the end whether all were finite: asking for each part
+    would make the host wait for the device."""
+
+    def __init__(self) -> None:
+        self.largest: Tensor | None = None  # magnitude so far; NaN goes through
+
+    def look(self, part: Tensor) -> None:
+        largest = torch.linalg.vector_norm(part, float("inf"))
+        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+
+    def require(self) -> None:
+        """Raise NonFiniteError if a part was not finite."""
+        if self.largest is not None:
+            require_finite(self.largest)
 
 
 def check_weights(tensors: Mapping[str, Tensor], where: str) -> None:

@@ -17,7 +17,9 @@ __all__ = ["ACTS", "add_norm", "depth_gate"]
 
 ACTS = ("", "relu", "silu")  # that a kernel applies; "": none
 
-ELEMENTS = 4096  # of a map that one program holds; measured nowhere yet, a common choice
+# Of a map that one program holds: the most with which no card of benchmarks/results/kernels.txt takes more than 64
+# registers in bf16, so that enough programs are at work to keep memory busy. Not measured on a GPU.
+ELEMENTS = 2048
 
 
 @triton.jit
@@ -78,11 +80,21 @@ def _depth_gate(x, out, weight, bias, top, height, rows, width, C, P: tl.constex
     tl.store(out + at, (a * b).to(kind), (column < width)[:, None] & known[None, :])
 
 
+def rms_tile(channels: int) -> tuple[int, int]:
+    """Return how many pixels, and channels, a program of `_rms` works on."""
+    block = triton.next_power_of_2(channels)
+    return max(1, ELEMENTS // block), block
+
+
+def gate_tile(channels: int) -> tuple[int, int]:
+    """The same of `_depth_gate`."""
+    return 16, min(64, triton.next_power_of_2(channels))
+
+
 def add_norm(norm, y: Tensor, x: Tensor | None, out: Tensor, act: str = "") -> Tensor:
     """out = x + norm(y), or act(norm(y)) with `x` None; `norm` an RMSNorm, act one of ACTS."""
     channels, pixels = y.shape[1], y.numel() // y.shape[1]
-    block = triton.next_power_of_2(channels)
-    each = max(1, ELEMENTS // block)
+    each, block = rms_tile(channels)
     arguments = (y, y if x is None else x, out, norm.weight, norm.bias, pixels, channels, RMS_EPS)
     kind = {"ADD": x is not None, "ACT": ACTS.index(act)}
     with torch.cuda.device_of(y):  # Triton launches on the current device
@@ -98,8 +110,7 @@ def depth_gate(conv: nn.Conv2d, window: Tensor, pad: int) -> Tensor:
     out = torch.empty(
         (batch, channels, rows, width), dtype=window.dtype, device=window.device, memory_format=torch.channels_last
     )
-    block = min(128, triton.next_power_of_2(channels))
-    each = 16
+    each, block = gate_tile(channels)
     grid = (triton.cdiv(width, each) * batch * rows, triton.cdiv(channels, block))
     arguments = (window, out, conv.weight, conv.bias, -pad, height, rows, width, channels)
     with torch.cuda.device_of(window):

@@ -1,0 +1,117 @@
+"""Compile the Triton kernels ahead of time for the cards that people have, and print what each takes of them:
+`python benchmarks/kernels.py > benchmarks/results/kernels.txt`. Needs triton, and no GPU.
+
+Registers are per thread. What does not fit into them spills into memory, which a kernel bound by memory can't afford.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+from triton.backends import nvidia
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dcae_core import VARIANTS, plan
+from dcae_core.engine.layers.glu import GLUMBConvLayer
+from dcae_core.engine.ops import triton_kernels as kernels
+from dcae_core.model import RMSNorm
+
+CARDS = {
+    "sm_75": "T4, RTX 20",
+    "sm_80": "A100",
+    "sm_86": "RTX 30",
+    "sm_89": "RTX 40, L4",
+    "sm_90": "H100",
+    "sm_100": "B200",
+    "sm_120": "RTX 50",
+    "gfx90a": "MI200",
+    "gfx942": "MI300",
+    "gfx1100": "RX 7900",
+}
+DTYPES = ("bf16", "fp16", "fp32")
+CUOBJDUMP = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """registers: per thread. spilled: bytes (NVIDIA) or registers (AMD) per thread. shared: bytes per program."""
+
+    registers: int
+    spilled: int
+    shared: int
+
+
+def target(card: str) -> GPUTarget:
+    if card.startswith("gfx"):
+        return GPUTarget("hip", card, 64 if card.startswith("gfx9") else 32)
+    return GPUTarget("cuda", int(card.removeprefix("sm_")), 32)
+
+
+def sources(dtype: str, norms: Iterable[int], gates: Iterable[int]) -> Iterator[tuple[str, int, ASTSource]]:
+    """Yield (name, channels, kernel) of all launches: with a residual, with activations, gated."""
+    for channels in norms:
+        pixels, block = kernels.rms_tile(channels)
+        for name, add, act in (("add_norm", True, ""), *((f"act_norm {act}", False, act) for act in kernels.ACTS[1:])):
+            fixed = {"ADD": add, "ACT": kernels.ACTS.index(act), "P": pixels, "B": block}
+            yield name, channels, source(kernels._rms, dtype, fixed)
+    for channels in gates:
+        pixels, block = kernels.gate_tile(channels)
+        yield "depth_gate", channels, source(kernels._depth_gate, dtype, {"P": pixels, "B": block})
+
+
+def source(kernel, dtype: str, fixed: dict[str, object]) -> ASTSource:
+    kinds = {name: f"*{dtype}" for name in ("x", "y", "out", "weight", "bias")} | {"eps": "fp32"}
+    signature = {name: "constexpr" if name in fixed else kinds.get(name, "i32") for name in kernel.arg_names}
+    aligned = [i for i, name in enumerate(kernel.arg_names) if signature[name][0] == "*" or name == "C"]
+    return ASTSource(kernel, signature, fixed, {(i,): [["tt.divisibility", 16]] for i in aligned})
+
+
+def compile_for(card: str, kernel: ASTSource) -> Usage:
+    """Return what `kernel` takes on `card`."""
+    compiled = triton.compile(kernel, target=target(card))
+    shared = compiled.metadata.shared
+    if "amdgcn" in compiled.asm:
+        found = {name: int(n) for name, n in re.findall(r"\.(\w+): +(\d+)", compiled.asm["amdgcn"])}
+        return Usage(found["vgpr_count"], found["vgpr_spill_count"] + found["sgpr_spill_count"], shared)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        said = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = {name: int(n) for name, n in re.findall(r"(\w+):(\d+)", said[said.index("Function") :])}
+    return Usage(found["REG"], found["STACK"] + found["LOCAL"], shared)
+
+
+def channels_in_use() -> tuple[list[int], list[int]]:
+    """Return the channels of all RMS norms and of all gates of the published variants."""
+    norms, gates = set(), set()
+    for variant in VARIANTS.values():
+        for direction in plan.DIRECTIONS:
+            for layer in plan._meta_coder(variant.architecture, direction).layers:
+                norms |= {module.weight.numel() for module in layer.modules() if isinstance(module, RMSNorm)}
+                gates |= {layer.hidden} if isinstance(layer, GLUMBConvLayer) else set()
+    return sorted(norms), sorted(gates)
+
+
+def main() -> None:
+    print(f"# triton {triton.__version__}: python benchmarks/kernels.py; registers, spilled, shared bytes")
+    print(f"# {', '.join(f'{card}: {what}' for card, what in CARDS.items())}")
+    print(f"{'kernel':14}{'dtype':6}{'channels':>9}", *(f"{card:>12}" for card in CARDS))
+    for dtype in DTYPES:
+        for name, channels, kernel in sources(dtype, *channels_in_use()):
+            used = [compile_for(card, kernel) for card in CARDS]
+            cells = (f"{u.registers} {u.spilled} {u.shared}" for u in used)
+            print(f"{name:14}{dtype:6}{channels:9}", *(f"{cell:>12}" for cell in cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -97,7 +97,7 @@ def run_with_retries(
         try:
             return run_in(coder, plan, x, progress, output_device, output_dtype), plan
         except (RuntimeError, MemoryError) as error:
-            if not memory.is_out_of_memory(error):
+            if hasattr(error, "of_progress") or not memory.is_out_of_memory(error):
                 raise
             log.warning("Out of memory in: %s. Trying again with less.", plan)
             if memory.is_onednn_failure(error):
@@ -130,7 +130,11 @@ def run_plan(
         nonlocal done
         done += 1
         if progress:
-            progress(done, plan.steps)
+            try:
+                progress(done, plan.steps)
+            except Exception as error:
+                error.of_progress = True  # whatever it is, memory has not run out in the run itself
+                raise
 
     carry_out = _whole if plan.whole else _in_strips
     result = carry_out(coder.first_channels(plan.channels), plan, x, output, on_step, finite)

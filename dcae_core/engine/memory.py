@@ -7,6 +7,7 @@ import gc
 import math
 import re
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -42,6 +43,8 @@ def parse_bytes(budget: Budget) -> int | None:
         if not match or match.group(2) not in UNITS:
             raise OptionError(f"{budget!r} is not a budget: write bytes, or for example 4GiB or 800MB.")
         budget = float(match.group(1)) * UNITS[match.group(2)]
+    if not isinstance(budget, Real) or isinstance(budget, bool):
+        raise OptionError(f"{budget!r} is not a budget: write bytes, or for example '4GiB' or '800MB'.")
     if not budget < math.inf:
         raise OptionError(f"A budget of {budget} bytes can't be: give a number, or none for what is free.")
     if budget <= 0:

@@ -20,6 +20,7 @@ from diffusers import AutoencoderDC
 from torch import nn
 
 from ..autoencoder import first_unless
+from ..engine.devices import parse_device, parse_dtype
 from ..engine.memory import Budget, parse_bytes
 from ..errors import OptionError
 from ..variants import Variant, known
@@ -32,20 +33,24 @@ __all__ = ["StreamedAutoencoderDC", "Streaming", "stream", "unstream"]
 Progress = Callable[[int, int], None]
 
 
-def stream(vae_or_pipe, budget: Budget = None, progress: Progress | None = None, *, recompute: bool = False):
+def stream(vae_or_pipe, budget: Budget = None, progress: Progress | None = None, *, recompute: bool | None = None):
     """Make an AutoencoderDC, or the one of a pipeline, encode and decode in a memory budget, any size with the pixels
     of an untiled run; return what was given. It stays an AutoencoderDC: weights, config and methods are diffusers' own.
 
-    budget, progress, recompute: as `Streaming` has them, which is then `vae.streaming` and can be changed.
-    `enable_tiling` blends nothing: the budget decides. With LoRA, other hooks inside, quantised weights, under
-    torch.compile and (without recompute) with gradients it runs as without this, and says so once. Raises OptionError.
+    budget, progress, recompute: as `Streaming` has them, which is then `vae.streaming` and can be changed (recompute
+    None: as it was, at first False). `enable_tiling` blends nothing: the budget decides. With LoRA, other hooks inside,
+    quantised weights, under torch.compile and (without recompute) with gradients it runs as without this, and says so
+    once. Otherwise, unlike diffusers: autocast changes nothing, other dtypes are converted, sides that are not whole
+    latent pixels are padded by repeating the edge, what is not finite in fp16 is computed again, and returned, in fp32,
+    and what is not finite then is an error. Raises OptionError.
     """
     vae = _autoencoder(vae_or_pipe)
     parse_bytes(budget)
     if (streaming := _streaming(vae)) is not None:
-        streaming.budget, streaming.progress, streaming.recompute = budget, progress, recompute
+        streaming.budget, streaming.progress = budget, progress
+        streaming.recompute = streaming.recompute if recompute is None else recompute
     else:
-        Streaming(vae, budget, progress, recompute).install()
+        Streaming(vae, budget, progress, bool(recompute)).install()
     return vae_or_pipe
 
 
@@ -85,7 +90,7 @@ class StreamedAutoencoderDC(AutoencoderDC):
     @classmethod
     def from_pretrained(
         cls,
-        model: str | os.PathLike,
+        pretrained_model_name_or_path: str | os.PathLike,
         *,
         budget: Budget = None,
         progress: Progress | None = None,
@@ -98,11 +103,12 @@ class StreamedAutoencoderDC(AutoencoderDC):
         and any other repository, such as a pipeline's with `subfolder`, is loaded by diffusers (pickles weights_only).
 
         options: diffusers' own; of those for what is loaded by us, torch_dtype or dtype (None is fp32, "auto" the
-        file's), variant (of the file, such as "fp16"), subfolder, local_files_only, cache_dir count. scaling_factor:
-        instead of the config's; needed where none is published. Raises UnknownVariant, DownloadError, CheckpointError,
-        OptionError, and diffusers' own errors.
+        file's), variant (of the file, such as "fp16"), subfolder, local_files_only, cache_dir, device_map of one device
+        and output_loading_info count. scaling_factor: instead of the config's; needed where none is published. Raises
+        UnknownVariant, DownloadError, CheckpointError, OptionError, and diffusers' own errors.
         """
         parse_bytes(budget)
+        model, report = pretrained_model_name_or_path, {}
         subfolder, variant = options.get("subfolder"), options.get("variant")
         revision, path = options.get("revision"), hub.is_path(model)
         repository = not path and "/" in model and (known(model) is None or subfolder or revision)
@@ -112,25 +118,26 @@ class StreamedAutoencoderDC(AutoencoderDC):
         if (repository and here is None) or (here is not None and _is_diffusers_folder(here, variant, path)):
             found = {} if here is None else {"pretrained_model_name_or_path": here, "subfolder": None}
             vae = super().from_pretrained(**{"pretrained_model_name_or_path": model, **options, **found})
+            vae, report = vae if isinstance(vae, tuple) else (vae, report)
             if scaling_factor is not None:
                 vae.register_to_config(scaling_factor=_streaming(vae).variant.factor(scaling_factor))
         else:
             download = not options.get("local_files_only")
             path, named = (here, None) if here else hub.locate(model, options.get("cache_dir"), allow_download=download)
-            dtype = options.get("torch_dtype", options.get("dtype"))
-            vae = cls._from_checkpoint(Checkpoint(path, None, variant), named, dtype, scaling_factor)
-            device = device or options.get("device_map")
+            vae = cls._from_checkpoint(Checkpoint(path, None, variant), named, _dtype(options), scaling_factor)
+            device = device or _one_device(options.get("device_map"))
+            report = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
         stream(vae, budget, progress, recompute=True)
-        return vae if device is None else vae.to(device)
+        vae = vae if device is None else vae.to(parse_device(device))
+        return (vae, report) if options.get("output_loading_info") else vae
 
     @classmethod
     def from_single_file(
         cls,
-        path: str | os.PathLike,
+        pretrained_model_link_or_path: str | os.PathLike,
         *,
         variant: str | Variant | None = None,
         config: Mapping | str | None = None,
-        torch_dtype: torch.dtype | None = None,
         budget: Budget = None,
         progress: Progress | None = None,
         device: str | torch.device | None = None,
@@ -138,18 +145,20 @@ class StreamedAutoencoderDC(AutoencoderDC):
         **options,
     ) -> AutoencoderDC:
         """From a file (or folder) here; `variant` and `config` as for DCAE.from_file, where the file does not tell.
-        Asks no hub. What is no path here, such as a link, is loaded by diffusers, with its options.
+        Asks no hub; of `options` torch_dtype or dtype counts. What is no path here, such as a link, is loaded by
+        diffusers, with its options.
 
-        Raises CheckpointError.
+        Raises CheckpointError and OptionError.
         """
         parse_bytes(budget)
+        path = pretrained_model_link_or_path
         if not hub.is_path(path) or isinstance(config, str) or "original_config" in options:
             options |= {} if config is None else {"config": config}
-            vae = super().from_single_file(path, torch_dtype=torch_dtype, **options)
+            vae = super().from_single_file(path, **options)
         else:
-            vae = cls._from_checkpoint(Checkpoint(path, config), variant, torch_dtype, scaling_factor)
+            vae = cls._from_checkpoint(Checkpoint(path, config), variant, _dtype(options), scaling_factor)
         stream(vae, budget, progress, recompute=True)
-        return vae if device is None else vae.to(device)
+        return vae if device is None else vae.to(parse_device(device))
 
     @classmethod
     def _from_checkpoint(
@@ -166,12 +175,30 @@ class StreamedAutoencoderDC(AutoencoderDC):
         with torch.device("meta"):
             vae = cls(**{name: value for name, value in config.items() if not name.startswith("_")})
         vae.load_state_dict(state, assign=True)
-        vae.eval().to(dtype)
+        nn.Module.to(vae.eval(), dtype)  # of AutoencoderDC, warns of no modules to keep in fp32
         if not certain:
             chosen = infer_variant.infer(_streaming(vae).encode, checkpoint.fits, str(checkpoint.path))
             vae.register_to_config(scaling_factor=chosen.factor(scaling_factor))
         _streaming(vae).variant = chosen
         return vae
+
+
+def _dtype(options: Mapping) -> torch.dtype | str | None:
+    """Return what `torch_dtype` or `dtype` says: a dtype, "auto" or None. Raises OptionError."""
+    dtype = options.get("torch_dtype")
+    dtype = options.get("dtype") if dtype is None else dtype
+    named = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    return named if named in (None, "auto") else parse_dtype(named)
+
+
+def _one_device(device_map: object) -> object:
+    """Return the device of a device_map that has one. Raises OptionError."""
+    devices = set(device_map.values()) if isinstance(device_map, Mapping) else {device_map}
+    if len(devices) > 1 or devices & {"auto", "balanced", "balanced_low_0", "sequential"}:
+        raise OptionError(
+            f"device_map {device_map!r} would spread the vae: give one device, such as device_map='cuda'."
+        )
+    return devices.pop()
 
 
 def _is_diffusers_folder(folder: Path, variant: str | None, any_variant: bool) -> bool:

@@ -17,9 +17,26 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def configuration(coder: nn.Module) -> list[tuple]:
     """Return what its modules are: equal for coders that compute the same from the same weights."""
-    return [
-        (type(m), m.extra_repr(), getattr(m, "eps", None), type(getattr(m, "processor", None))) for m in coder.modules()
-    ]
+    return [(type(m), m.extra_repr(), _settings(m), type(getattr(m, "processor", None))) for m in coder.modules()]
+
+
+def _settings(module: nn.Module) -> dict[str, object]:
+    """Return its public attributes that are no modules and no tensors: `eps`, `shortcut` and the like."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name != "training" and isinstance(value, (bool, int, float, str, tuple))
+    }
+
+
+def _patched(module: nn.Module) -> str | None:
+    """Return which method that computes is not the one of its class, or of the package of its class. `forward` on the
+    module itself is for `why_hooks`."""
+    for method in ("forward", "_conv_forward"):
+        owner = next((c for c in type(module).__mro__ if method in vars(c)), None)
+        if owner is not None and vars(owner)[method].__module__ != owner.__module__:
+            return method
+    return "_conv_forward" if "_conv_forward" in vars(module) else None
 
 
 def why_input(x: object) -> str | None:
@@ -38,7 +55,11 @@ def why_modules(coder: nn.Module, expected: list[tuple]) -> str | None:
     found = configuration(coder)
     for (name, module), one, other in zip(coder.named_modules(), found, expected, strict=False):
         if one != other:
-            return f"{name or 'it'} is {type(module).__name__}({module.extra_repr()}), and not as its config says"
+            changed = [f"{key}={value}" for key, value in one[2].items() if other[2].get(key) != value]
+            what = f"{type(module).__name__}({module.extra_repr()})"
+            return f"{name or 'it'} is {what}, {', '.join(changed) or 'another module'}, and not as its config says"
+        if (patched := _patched(module)) is not None:
+            return f"{name or 'it'} has a {patched} of somebody else"
     if len(found) != len(expected):
         return "it has other modules than its config says"
     if any(isinstance(m, nn.BatchNorm2d) and m.training for m in coder.modules()):

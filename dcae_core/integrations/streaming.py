@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, partial, reduce
@@ -26,13 +27,15 @@ from ..engine import plan as planning
 from ..engine.coder import InferenceCoder, inference_coder
 from ..engine.memory import Budget
 from ..engine.rewrites import REWRITES
-from ..errors import ImageError, LatentError, OptionError
+from ..errors import CheckpointError, ImageError, LatentError, OptionError
+from ..media.nonfinite import NonFiniteError
 from ..variants import VARIANTS, Variant
 from .fallback import configuration, offloads, why_hooks, why_input, why_modules, why_weights
 
 __all__ = ["Streaming", "variant_of"]
 
 log = logging.getLogger(__name__)
+METHODS = ("encode", "decode", "tiled_encode", "tiled_decode")  # of the vae, that are ours while it is streamed
 SHARED_REWRITES = tuple(name for name in REWRITES if name != "joins")  # those that hold little beside the weights
 
 
@@ -69,54 +72,67 @@ class Streaming(ImageAutoencoder):
     def install(self) -> None:
         """Make the vae run through here. Raises OptionError where it can't."""
         places = [coder.place() for coder in self.coders.values()]
+        for name in METHODS:
+            if name in vars(self.vae):
+                raise OptionError(
+                    f"The vae has a {name} of somebody else ({vars(self.vae)[name]!r:.100}): stream() the vae first, "
+                    f"then replace its {name}."
+                )
         for coder, place in zip(self.coders.values(), places, strict=True):
             coder.install(place)
         self.vae.streaming = self
-        for name in ("encode", "decode", "tiled_encode", "tiled_decode"):
+        for name in METHODS:
             setattr(self.vae, name, getattr(self, f"vae_{name}"))
 
     def remove(self) -> None:
         """Give the vae back as it was."""
         for coder in self.coders.values():
             coder.remove()
-        for name in ("encode", "decode", "tiled_encode", "tiled_decode", "streaming"):
-            self.vae.__dict__.pop(name, None)
+        del self.vae.streaming
+        for name in METHODS:
+            if getattr(vars(self.vae).get(name), "__self__", None) is self:
+                delattr(self.vae, name)
 
-    def vae_encode(self, x: Tensor, return_dict: bool = True):
+    def vae_encode(self, x: Tensor, *args, **options):
         """The vae's own, for tensors; anything else is an ImageError."""
         if not isinstance(x, Tensor):
             raise ImageError(
                 f"encode was given a {type(x).__name__}: needed is a tensor [batch, 3, height, width] in [-1, 1]. "
                 "VaeImageProcessor(vae_scale_factor=32).preprocess of diffusers makes it from pictures and arrays."
             )
-        return type(self.vae).encode(self.vae, x, return_dict)
+        return type(self.vae).encode(self.vae, x, *args, **options)
 
-    def vae_decode(self, z: Tensor, return_dict: bool = True):
+    def vae_decode(self, z: Tensor, *args, **options):
         """The vae's own, for tensors; anything else is a LatentError."""
         if not isinstance(z, Tensor):
             raise LatentError(
                 f"decode was given a {type(z).__name__}: needed is a tensor [batch, {self.latent_channels}, height, "
                 "width] of raw latents."
             )
-        return type(self.vae).decode(self.vae, z, return_dict)
+        return type(self.vae).decode(self.vae, z, *args, **options)
 
-    def vae_tiled_encode(self, x: Tensor, return_dict: bool = True):
+    def vae_tiled_encode(self, x: Tensor, *args, **options):
         """Without tiles: the budget decides. Where diffusers' own forward has to run, with its tiles."""
-        return self._untiled("encode", x, return_dict)
+        return self._untiled("encode", x, *args, **options)
 
-    def vae_tiled_decode(self, z: Tensor, return_dict: bool = True):
+    def vae_tiled_decode(self, z: Tensor, *args, **options):
         """As `vae_tiled_encode`."""
-        return self._untiled("decode", z, return_dict)
+        return self._untiled("decode", z, *args, **options)
 
-    def _untiled(self, direction: str, x: Tensor, return_dict: bool):
+    def _untiled(self, direction: str, x: Tensor, *args, **options):
         vae, coder = self.vae, self.coders[direction]
         if torch.compiler.is_compiling() or coder.why_fallback(x) or coder.top_module() is not coder.module:
-            return getattr(type(vae), f"tiled_{direction}")(vae, x, return_dict)
-        use, vae.use_tiling = vae.use_tiling, False
-        try:
-            return getattr(type(vae), direction)(vae, x, return_dict)
-        finally:
-            vae.use_tiling = use
+            return getattr(type(vae), f"tiled_{direction}")(vae, x, *args, **options)
+        with self._lock:
+            use, vae.use_tiling = vae.use_tiling, False
+            try:
+                return getattr(type(vae), direction)(vae, x, *args, **options)
+            finally:
+                vae.use_tiling = use
+
+    @property
+    def scaling_factor(self) -> float:
+        return self.vae.config.scaling_factor
 
     def _coder(self, direction: str) -> InferenceCoder | StreamedCoder:
         coder = self.coders[direction]
@@ -191,6 +207,8 @@ class StreamedCoder:
         inner = "_old_forward" in self.module.__dict__  # accelerate's, whose hook stays around ours
         place = "_old_forward" if inner else "forward"
         found = self.module.__dict__.get(place)
+        if isinstance(getattr(found, "__self__", None), StreamedCoder):  # of the vae that the module was taken from
+            return place
         if found is not None and getattr(found, "__func__", None) is not type(self.module).forward:
             raise OptionError(
                 f"The vae's {type(self.module).__name__} has a forward of somebody else ({found!r:.100}), such as a "
@@ -214,15 +232,17 @@ class StreamedCoder:
                     self.module._old_forward = self.module.__class__.forward.__get__(self.module)
 
     def moved(self, *args, **options) -> nn.Module:
-        """The module's `_apply`, which moves and converts weights: nothing is to hold what they were."""
-        self.engine = self.source = None
-        return type(self.module)._apply(self.module, *args, **options)
+        """The module's `_apply`, which moves and converts weights: after the run of another thread, and nothing is to
+        hold what they were."""
+        with self.streaming._lock:
+            self.engine = self.source = None
+            return type(self.module)._apply(self.module, *args, **options)
 
     def fallback(self, x: Tensor) -> Tensor:
         return type(self.module).forward(self.module, x)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not self.active:
+        if is_traced() or not self.active:
             return self.fallback(hidden_states)
         if (why := self.why_fallback(hidden_states)) is not None:
             if why not in self.warned:
@@ -241,6 +261,12 @@ class StreamedCoder:
         run = streaming.encode if self.direction == "encode" else streaming.decode
         return run(x, budget=streaming.limit(), progress=streaming.progress)
 
+    def recomputes(self, x: Tensor) -> bool:
+        """Whether a run by the engine and diffusers' own forward, whose gradients it has, take `x` for the same."""
+        ratio = self.streaming.spatial_ratio if self.direction == "encode" else 1
+        same = x.dtype == self.like.dtype and not (x.shape[-2] % ratio or x.shape[-1] % ratio)
+        return self.streaming.recompute and same and not offloads(self.module)
+
     def needs_gradients(self, x: Tensor) -> bool:
         return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.module.parameters()))
 
@@ -248,15 +274,16 @@ class StreamedCoder:
         """Return why diffusers' own forward has to run, None where the engine can."""
         module = self.module
         why = why_input(x) or why_modules(module, self.expected) or why_hooks(module) or why_weights(module)
-        recompute = self.streaming.recompute and not offloads(module)
-        if why is None and not recompute and self.needs_gradients(x):
+        if why is None and self.needs_gradients(x) and not self.recomputes(x):
             why = "gradients are on (torch.no_grad() is a context without)"
+            if self.streaming.recompute:
+                why = "gradients with offloaded weights, another dtype or sides to pad are its own"
         return why
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
         """A context in which `engine` has the weights as they are now."""
-        with onloaded(self.module) as offloaded:
+        with onloaded(self.module) as offloaded, execute.without_autocast(self.like.device):
             if offloaded or self.engine is None or not self.source.is_current():
                 self.engine = self.source = None
                 self.make()
@@ -267,12 +294,12 @@ class StreamedCoder:
                     self.engine = self.source = None
 
     def make(self) -> None:
-        device = next(self.module.parameters()).device
-        with torch.no_grad(), torch.inference_mode(False), execute.without_autocast(device):
+        with torch.no_grad(), torch.inference_mode(False):
             self.source = Source(self.module)
             skeleton = self._skeleton()
             skeleton.load_state_dict({k: t.detach() for k, t in self.module.state_dict().items()}, assign=True)
             self.engine = self._rewritten(skeleton, self.source.weights[0].dtype)
+            self.source.watch(self.engine)
 
     def _skeleton(self) -> model.Encoder | model.Decoder:
         architecture = self.streaming.variant.architecture
@@ -294,14 +321,23 @@ class Source:
         self.module = module
         self.weights = self.now()
         self.versions = [_version(w) for w in self.weights]
-        # Kept, so that nothing else gets their addresses; and a few numbers of each, since `p.data.copy_()`, as of
-        # EMAModel, changes no version.
-        self.held = [w.detach() for w in self.weights]
-        self.samples = [_few(w) for w in self.held if _is_dense(w)]
-        self.sampled = torch.cat(self.samples)
+        self.held = [w.detach() for w in self.weights]  # so that nothing else gets their addresses
+        self.derived: list[Tensor] = []
+        self.sums: Tensor | None = None
 
     def now(self) -> list[Tensor]:
         return [t for t in (*self.module.parameters(), *self.module.buffers()) if t.is_floating_point()]
+
+    def watch(self, coder: InferenceCoder) -> None:
+        """Remember sums of the weights that `coder` has not as they are: edits through `.data`, as of EMAModel, and
+        under inference mode change no version."""
+        shared = {t.untyped_storage()._cdata for t in (*coder.parameters(), *coder.buffers())}
+        self.derived = [w for w in self.held if w.untyped_storage()._cdata not in shared]
+        self.sums = self.summed()
+
+    def summed(self) -> Tensor | None:
+        """Return a sum for each output channel of the weights that others are derived from."""
+        return torch.cat([_sums(w) for w in self.derived]) if self.derived else None
 
     def is_current(self) -> bool:
         now = self.now()
@@ -310,7 +346,7 @@ class Source:
             and new.stride() == held.stride()
             for new, old, version, held in zip(now, self.weights, self.versions, self.held, strict=True)
         )  # fmt: skip
-        return same and torch.equal(torch.cat(self.samples), self.sampled)
+        return same and (self.sums is None or torch.equal(self.summed(), self.sums))
 
     def derived_bytes(self, coder: InferenceCoder) -> int:
         """Return the bytes of what `coder` has and these are not."""
@@ -323,13 +359,16 @@ def _version(x: Tensor) -> int:
     return -1 if x.is_inference() else x._version  # inference tensors have none
 
 
-def _is_dense(x: Tensor) -> bool:
-    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+def _sums(x: Tensor) -> Tensor:
+    return x.sum(tuple(range(1, x.ndim)), dtype=torch.float32) if x.ndim > 1 else x.float()
 
 
-def _few(x: Tensor) -> Tensor:
-    """Four of its numbers, a view."""
-    return x.as_strided((min(4, x.numel()),), (max(1, x.numel() // 4),))
+def is_traced() -> bool:
+    """Whether torch is recording what is computed: compiling, exporting, tracing."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")  # make_fx
+    return proxies is not None and proxies.get_proxy_mode() is not None
 
 
 class Recomputed(torch.autograd.Function):
@@ -339,11 +378,18 @@ class Recomputed(torch.autograd.Function):
     def forward(ctx, coder: StreamedCoder, x: Tensor, *weights: nn.Parameter) -> Tensor:
         ctx.coder, ctx.weights = coder, weights
         ctx.save_for_backward(x, *weights)
-        return coder.run(x.detach())
+        try:
+            return coder.run(x.detach())
+        except (CheckpointError, ImageError, LatentError, NonFiniteError):
+            return coder.fallback(x.detach())  # numbers that are not finite are for a GradScaler to see
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
+        if torch.is_grad_enabled():
+            raise OptionError(
+                "Second derivatives were asked for (create_graph=True), which recompute does not have: stream(vae, "
+                "recompute=False), or vae.streaming.recompute = False, leaves gradients to diffusers."
+            )
         x = ctx.saved_tensors[0].detach()  # asking for them tells whether one was changed since
         needed = ctx.needs_input_grad[1:]
         with torch.enable_grad():

@@ -207,6 +207,19 @@ def test_progress_is_told_and_may_stop_the_run(ae):
     assert count.now == 0  # nothing is left allocated
 
 
+@pytest.mark.parametrize("error", [MemoryError("mine"), torch.OutOfMemoryError("mine"), RuntimeError("out of memory")])
+def test_what_progress_raises_is_not_tried_again(ae, error):
+    calls = []
+
+    def progress(done: int, total: int) -> None:
+        calls.append(done)
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        ae.encode(torch.zeros(1, 3, 64, 64), progress=progress)
+    assert raised.value is error and len(calls) == 1
+
+
 def test_out_of_memory_is_met_with_a_smaller_plan(ae, monkeypatch, caplog):
     x = photograph(640, 512)
     z = ae.encode(x)

@@ -106,8 +106,8 @@ def test_it_is_the_class_of_diffusers_with_the_published_config(name):
 
 
 def same_weights(vae, stock) -> bool:
-    own = stock.state_dict()
-    return list(vae.state_dict()) == list(own) and all(torch.equal(t, own[k]) for k, t in vae.state_dict().items())
+    theirs, ours = stock.state_dict(), vae.state_dict()
+    return list(ours) == list(theirs) and all(torch.equal(t, theirs[name]) for name, t in ours.items())
 
 
 def test_loading(tmp_path, stock):
@@ -155,6 +155,26 @@ def test_what_diffusers_takes(tmp_path, stock):
         assert torch.allclose(vae.decode(z).sample, stock.decode(z).sample, atol=1e-4)
     vae = StreamedAutoencoderDC.from_pretrained(tmp_path, variant="fp16", scaling_factor=0.5)
     assert vae.config.scaling_factor == 0.5
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+def test_arguments_are_taken_as_diffusers_takes_them(tmp_path, stock, layout):
+    """Also for a file that it does not load."""
+    saved = checkpoint.save(tmp_path / "vae", stock.state_dict(), VARIANTS[DEMO], layout)
+    load = StreamedAutoencoderDC.from_pretrained
+    vae, report = load(pretrained_model_name_or_path=saved, device_map={"": "cpu"}, output_loading_info=True)
+    assert same_weights(vae, stock) and not report["missing_keys"] and vae.streaming.recompute
+    if layout == "original":
+        file = saved if saved.is_file() else next(saved.glob("*.safetensors"))
+        for name in ("torch_dtype", "dtype"):
+            for dtype in (torch.bfloat16, "bfloat16", "bf16"):
+                assert StreamedAutoencoderDC.from_single_file(file, **{name: dtype}).dtype == torch.bfloat16
+        with pytest.raises(OptionError, match="float99"):
+            load(saved, torch_dtype="float99")
+        with pytest.raises(OptionError, match="one device"):
+            load(saved, device_map="auto")
+        with pytest.raises(OptionError, match="can't be used here"):
+            load(saved, device_map="no-such-device")
 
 
 def test_what_was_loaded_is_saved(tmp_path, stock):

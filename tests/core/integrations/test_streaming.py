@@ -2,6 +2,7 @@
 
 import copy
 import io
+import threading
 import types
 
 import accelerate
@@ -12,12 +13,15 @@ import torch
 from diffusers import AutoencoderDC, SanaPAGPipeline, SanaPipeline
 from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading
 from diffusers.image_processor import PixArtImageProcessor
+from diffusers.models.autoencoders.autoencoder_dc import ResBlock
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
 
-from dcae_core import DEMO, VARIANTS, BudgetError, DCAEError, ImageError, LatentError, hub
+from dcae_core import DEMO, VARIANTS, BudgetError, ImageError, LatentError, hub
 from dcae_core.engine.live_bytes import LiveBytes
 from dcae_core.errors import OptionError
 from dcae_core.integrations import streaming
@@ -169,8 +173,61 @@ def test_what_can_not_be_streamed():
         stream(types.SimpleNamespace(vae=nn.Linear(1, 1)))
     with pytest.raises(OptionError, match="in_channels"), torch.device("meta"):
         stream(AutoencoderDC(in_channels=4))
-    with pytest.raises(DCAEError, match="GiB"):
-        stream(tiny_models.autoencoder(), budget="much")
+    for budget in ("much", b"1", [1], True):
+        with pytest.raises(OptionError, match=r"is not a budget: .*GiB"):
+            stream(tiny_models.autoencoder(), budget=budget)
+
+
+def test_methods_of_somebody_else(vae, z):
+    other = tiny_models.autoencoder()
+    other.decode = lambda z: z
+    with pytest.raises(OptionError, match="has a decode of somebody else"):
+        stream(other)
+    assert "streaming" not in vars(other) and "forward" not in vars(other.encoder)
+    vae.decode = replaced = lambda z: z
+    assert unstream(vae).decode is replaced
+
+
+def test_a_subclass_with_more_arguments(stock, z):
+    class Scaled(AutoencoderDC):
+        def decode(self, z, return_dict=True, scale=1.0):
+            return super().decode(z * scale, return_dict)
+
+    vae = Scaled.from_config(stock.config)
+    vae.load_state_dict(stock.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(stream(vae).decode(z, scale=2.0).sample, stock.decode(2 * z).sample, **BOUND)
+
+
+def test_a_decoder_of_another_streamed_vae(vae, stock, x, z):
+    other = tiny_models.autoencoder()
+    other.decoder = copy.deepcopy(vae.decoder)
+    same(stream(other), stock, x, z)
+    assert len({id(v.streaming) for v in (vae, other)}) == 2
+
+
+def test_streaming_again_keeps_what_it_is_not_told(vae):
+    stream(vae, recompute=True)
+    stream(vae, "2GiB")
+    assert vae.streaming.recompute and vae.streaming.budget == "2GiB"
+    vae.register_to_config(scaling_factor=2.0)
+    assert vae.streaming.scaling_factor == 2.0
+
+
+def test_moving_while_another_thread_runs(vae, stock, z):
+    """The move waits for the run."""
+    movers = []
+
+    def progress(done, total):
+        movers.append(threading.Thread(target=vae.to, args=(torch.float64,)))
+        movers[-1].start()
+
+    vae.streaming.progress = progress
+    with torch.no_grad():
+        torch.testing.assert_close(vae.decode(z).sample, stock.decode(z).sample, **BOUND)
+    for mover in movers:
+        mover.join()
+    assert vae.dtype == torch.float64
 
 
 # Budgets
@@ -276,7 +333,20 @@ def by_a_new_parameter(vae):
             setattr(module, name, nn.Parameter(parameter.detach() * 1.1))
 
 
-@pytest.mark.parametrize("change", [by_data, by_version, by_ema, by_assignment, by_a_new_parameter])
+def by_a_few_rows(vae):
+    vae.encoder.conv_out.weight.data[:2] *= 1.1
+    vae.decoder.conv_in.weight.data[5:9] *= 1.1
+
+
+def by_a_few_rows_under_inference(vae):
+    with torch.inference_mode():
+        vae.decoder.conv_in.weight[5:9] *= 1.1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [by_data, by_version, by_ema, by_assignment, by_a_new_parameter, by_a_few_rows, by_a_few_rows_under_inference],
+)
 def test_changed_weights_are_heeded(vae, x, z, change):
     other = tiny_models.autoencoder()
     same(vae, other, x, z)
@@ -322,6 +392,22 @@ def test_gradients_are_those_of_diffusers(x, z, recompute, train_weights, caplog
     assert len(found) == len(wanted_gradients)
     for one, other in zip(found, wanted_gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+def test_gradients_that_recompute_does_not_have(z, x, caplog):
+    vae, other = stream(tiny_models.autoencoder(), recompute=True), tiny_models.autoencoder()
+    given = z.clone().requires_grad_()
+    with pytest.raises(OptionError, match="create_graph"):
+        torch.autograd.grad(vae.decode(given).sample.mean(), given, create_graph=True)
+    with pytest.raises(RuntimeError, match="divisible"):  # diffusers' own
+        vae.encode(torch.randn(1, 3, 48, 64, requires_grad=True))
+    assert "sides to pad" in caplog.text
+    bad = x.clone().requires_grad_()
+    with torch.no_grad():
+        bad[0, 0, 0, 0] = float("inf")
+    for one in (vae, other):
+        one.encode(bad).latent.sum().backward()
+    assert not bad.grad.isfinite().all()  # so that a GradScaler sees it
 
 
 def test_gradients_within_a_budget(z, stock):
@@ -389,6 +475,23 @@ def circular(vae):
             module.padding_mode = "circular"
 
 
+def replaced_convolution(vae):
+    """As for seamless textures."""
+    conv = vae.decoder.conv_in
+    padded = lambda self, x, w, b: F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), w, b)  # noqa: E731
+    conv._conv_forward = types.MethodType(padded, conv)
+
+
+def without_residuals(vae):
+    for module in vae.modules():
+        if hasattr(module, "residual_connection"):
+            module.residual_connection = False
+
+
+def without_a_shortcut(vae):
+    vae.decoder.in_shortcut = False
+
+
 def another_module(vae):
     class Twice(nn.Conv2d):
         def forward(self, x):
@@ -420,7 +523,7 @@ def some_in_bf16(vae):
 
 INSIDE = [
     hook_inside, pre_hook_inside, diffusers_hook_inside, circular, another_module, another_activation, replaced_forward,
-    parametrised, layerwise_casting,
+    parametrised, layerwise_casting, replaced_convolution, without_residuals, without_a_shortcut,
 ]  # fmt: skip
 
 
@@ -440,6 +543,14 @@ def test_what_is_inside_is_heeded_and_said(change, x, z, caplog):
             result = vae.decode(z).sample
     assert torch.equal(result, other.decode(z).sample) and not torch.equal(result, before)
     assert not runs and caplog.text.count("runs diffusers' own forward") == 1
+
+
+def test_a_patched_class_is_heeded(vae, z, monkeypatch, caplog):
+    forward = ResBlock.forward
+    monkeypatch.setattr(ResBlock, "forward", lambda self, x: 1.1 * forward(self, x))
+    with torch.no_grad():
+        assert torch.equal(vae.decode(z).sample, tiny_models.autoencoder().decode(z).sample)
+    assert "has a forward of somebody else" in caplog.text
 
 
 def hook_on_the_decoder(vae):
@@ -476,6 +587,14 @@ def test_lora(z, caplog):
     with torch.no_grad():
         assert torch.equal(vae.decode(z).sample, other.decode(z).sample)
     assert "own forward" in caplog.text
+
+
+@pytest.mark.parametrize(("dtype", "cast"), [(torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)])
+def test_weights_of_another_half_than_autocast(z, dtype, cast):
+    vae = stream(tiny_models.autoencoder().to(dtype))
+    with torch.no_grad(), torch.autocast("cpu", dtype=cast):
+        first, second = (vae.decode(z.to(dtype)).sample for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_mixed_precision_is_said(vae, z, caplog):
@@ -603,6 +722,11 @@ def test_compile(vae, stock, x, z):
     runs = plans(vae)
     torch.testing.assert_close(vae.decode(z).sample, stock.decode(z).sample, **BOUND)
     assert not runs
+
+
+def test_make_fx(vae, stock, z):
+    recorded = make_fx(lambda z: vae.decode(z).sample)(z)
+    torch.testing.assert_close(recorded(z), stock.decode(z).sample, **BOUND)
 
 
 def test_functional_transforms(vae, stock, z):

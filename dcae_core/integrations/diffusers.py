@@ -65,9 +65,9 @@ def _autoencoder(vae_or_pipe) -> AutoencoderDC:
     vae = vae_or_pipe if isinstance(vae_or_pipe, nn.Module) else getattr(vae_or_pipe, "vae", None)
     vae = getattr(vae, "_orig_mod", vae)  # of torch.compile
     if not isinstance(vae, AutoencoderDC):
-        given = "" if vae is vae_or_pipe else f", whose vae is a {type(vae).__name__}"
+        given = "" if vae is vae_or_pipe else f", whose vae is of type {type(vae).__name__}"
         raise OptionError(
-            f"stream was given a {type(vae_or_pipe).__name__}{given}: needed is an AutoencoderDC of diffusers, or a "
+            f"stream was given type {type(vae_or_pipe).__name__}{given}: needed is an AutoencoderDC of diffusers, or a "
             "pipeline that has one, such as SanaPipeline."
         )
     return vae

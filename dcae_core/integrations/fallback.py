@@ -42,7 +42,7 @@ def _patched(module: nn.Module) -> str | None:
 def why_input(x: object) -> str | None:
     """Return why `x` can't go through the engine, None if it can."""
     if type(x) not in (Tensor, nn.Parameter):
-        return f"the input is a {type(x).__name__}"
+        return f"the input is of type {type(x).__name__}"
     if x.is_meta or torch._C._functorch.peek_interpreter_stack() is not None:
         return "the input has no numbers of its own"
     if torch.autograd.forward_ad._current_level >= 0:
@@ -59,7 +59,7 @@ def why_modules(coder: nn.Module, expected: list[tuple]) -> str | None:
             what = f"{type(module).__name__}({module.extra_repr()})"
             return f"{name or 'it'} is {what}, {', '.join(changed) or 'another module'}, and not as its config says"
         if (patched := _patched(module)) is not None:
-            return f"{name or 'it'} has a {patched} of somebody else"
+            return f"{name or 'it'} has {patched} of somebody else"
     if len(found) != len(expected):
         return "it has other modules than its config says"
     if any(isinstance(m, nn.BatchNorm2d) and m.training for m in coder.modules()):
@@ -114,7 +114,7 @@ def why_weights(coder: nn.Module) -> str | None:
     weights = [t for t in (*coder.parameters(), *coder.buffers()) if t.is_floating_point()]
     for weight in weights:
         if type(weight) not in (nn.Parameter, Tensor):
-            return f"a weight is a {type(weight).__name__}"
+            return f"a weight is of type {type(weight).__name__}"
     here = None if offloads(coder) else "here"
     kinds = {(w.dtype, here and w.device) for w in weights}
     if len(kinds) > 1:

@@ -75,7 +75,7 @@ class Streaming(ImageAutoencoder):
         for name in METHODS:
             if name in vars(self.vae):
                 raise OptionError(
-                    f"The vae has a {name} of somebody else ({vars(self.vae)[name]!r:.100}): stream() the vae first, "
+                    f"The vae has {name} of somebody else ({vars(self.vae)[name]!r:.100}): stream() the vae first, "
                     f"then replace its {name}."
                 )
         for coder, place in zip(self.coders.values(), places, strict=True):
@@ -97,7 +97,7 @@ class Streaming(ImageAutoencoder):
         """The vae's own, for tensors; anything else is an ImageError."""
         if not isinstance(x, Tensor):
             raise ImageError(
-                f"encode was given a {type(x).__name__}: needed is a tensor [batch, 3, height, width] in [-1, 1]. "
+                f"encode was given type {type(x).__name__}: needed is a tensor [batch, 3, height, width] in [-1, 1]. "
                 "VaeImageProcessor(vae_scale_factor=32).preprocess of diffusers makes it from pictures and arrays."
             )
         return type(self.vae).encode(self.vae, x, *args, **options)
@@ -106,7 +106,7 @@ class Streaming(ImageAutoencoder):
         """The vae's own, for tensors; anything else is a LatentError."""
         if not isinstance(z, Tensor):
             raise LatentError(
-                f"decode was given a {type(z).__name__}: needed is a tensor [batch, {self.latent_channels}, height, "
+                f"decode was given type {type(z).__name__}: needed is a tensor [batch, {self.latent_channels}, height, "
                 "width] of raw latents."
             )
         return type(self.vae).decode(self.vae, z, *args, **options)

@@ -12,12 +12,11 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property, partial, reduce
+from functools import cached_property
 
 import torch
 from diffusers import AutoencoderDC
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .. import model
 from ..architecture import Architecture
@@ -27,10 +26,11 @@ from ..engine import plan as planning
 from ..engine.coder import InferenceCoder, inference_coder
 from ..engine.memory import Budget
 from ..engine.rewrites import REWRITES
-from ..errors import CheckpointError, ImageError, LatentError, OptionError
-from ..media.nonfinite import NonFiniteError
+from ..errors import ImageError, LatentError, OptionError
 from ..variants import VARIANTS, Variant
 from .fallback import configuration, offloads, why_hooks, why_input, why_modules, why_weights
+from .recompute import Recomputed
+from .snapshot import Snapshot
 
 __all__ = ["Streaming", "variant_of"]
 
@@ -164,12 +164,12 @@ class StreamedCoder:
     def __init__(self, streaming: Streaming, direction: str):
         self.streaming, self.direction = streaming, direction
         self.engine: InferenceCoder | None = None
-        self.source: Source | None = None
+        self.snapshot: Snapshot | None = None
         self.active, self.warned = False, set()
         self.module: nn.Module = self.top_module()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "engine": None, "source": None}  # a copy makes its own
+        return {**self.__dict__, "engine": None, "snapshot": None}  # a copy makes its own
 
     def top_module(self) -> nn.Module:
         """What the vae has in its place now."""
@@ -177,7 +177,7 @@ class StreamedCoder:
 
     @property
     def held_bytes(self) -> int:
-        return self.source.derived_bytes(self.engine) if self.engine is not None else 0
+        return self.snapshot.derived_bytes(self.engine) if self.engine is not None else 0
 
     @cached_property
     def joining(self) -> int:
@@ -223,7 +223,7 @@ class StreamedCoder:
 
     def remove(self) -> None:
         self.active = False  # where hooks keep `forward`, it is diffusers' own from now on
-        self.engine = self.source = None
+        self.engine = self.snapshot = None
         self.module.__dict__.pop("_apply", None)
         for place in ("forward", "_old_forward"):
             if getattr(self.module.__dict__.get(place), "__self__", None) is self:
@@ -235,7 +235,7 @@ class StreamedCoder:
         """The module's `_apply`, which moves and converts weights: after the run of another thread, and nothing is to
         hold what they were."""
         with self.streaming._lock:
-            self.engine = self.source = None
+            self.engine = self.snapshot = None
             return type(self.module)._apply(self.module, *args, **options)
 
     def fallback(self, x: Tensor) -> Tensor:
@@ -284,22 +284,22 @@ class StreamedCoder:
     def ready(self) -> Iterator[None]:
         """A context in which `engine` has the weights as they are now."""
         with onloaded(self.module) as offloaded, execute.without_autocast(self.like.device):
-            if offloaded or self.engine is None or not self.source.is_current():
-                self.engine = self.source = None
+            if offloaded or self.engine is None or not self.snapshot.is_current():
+                self.engine = self.snapshot = None
                 self.make()
             try:
                 yield
             finally:
                 if offloaded:
-                    self.engine = self.source = None
+                    self.engine = self.snapshot = None
 
     def make(self) -> None:
         with torch.no_grad(), torch.inference_mode(False):
-            self.source = Source(self.module)
+            self.snapshot = Snapshot(self.module)
             skeleton = self._skeleton()
             skeleton.load_state_dict({k: t.detach() for k, t in self.module.state_dict().items()}, assign=True)
-            self.engine = self._rewritten(skeleton, self.source.weights[0].dtype)
-            self.source.watch(self.engine)
+            self.engine = self._rewritten(skeleton, self.snapshot.weights[0].dtype)
+            self.snapshot.watch(self.engine)
 
     def _skeleton(self) -> model.Encoder | model.Decoder:
         architecture = self.streaming.variant.architecture
@@ -314,108 +314,12 @@ class StreamedCoder:
         return inference_coder(coder, SHARED_REWRITES, dtype=dtype, shared=True)
 
 
-class Source:
-    """The weights of a module as they are now, to see whether they have changed since."""
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-        self.weights = self.now()
-        self.versions = [_version(w) for w in self.weights]
-        self.held = [w.detach() for w in self.weights]  # so that nothing else gets their addresses
-        self.derived: list[Tensor] = []
-        self.sums: Tensor | None = None
-
-    def now(self) -> list[Tensor]:
-        return [t for t in (*self.module.parameters(), *self.module.buffers()) if t.is_floating_point()]
-
-    def watch(self, coder: InferenceCoder) -> None:
-        """Remember sums of the weights that `coder` has not as they are: edits through `.data`, as of EMAModel, and
-        under inference mode change no version."""
-        shared = {t.untyped_storage()._cdata for t in (*coder.parameters(), *coder.buffers())}
-        self.derived = [w for w in self.held if w.untyped_storage()._cdata not in shared]
-        self.sums = self.summed()
-
-    def summed(self) -> Tensor | None:
-        """Return a sum for each output channel of the weights that others are derived from."""
-        return torch.cat([_sums(w) for w in self.derived]) if self.derived else None
-
-    def is_current(self) -> bool:
-        now = self.now()
-        same = len(now) == len(self.weights) and all(
-            new is old and _version(new) == version and new.data_ptr() == held.data_ptr() and new.dtype == held.dtype
-            and new.stride() == held.stride()
-            for new, old, version, held in zip(now, self.weights, self.versions, self.held, strict=True)
-        )  # fmt: skip
-        return same and (self.sums is None or torch.equal(self.summed(), self.sums))
-
-    def derived_bytes(self, coder: InferenceCoder) -> int:
-        """Return the bytes of what `coder` has and these are not."""
-        shared = {w.untyped_storage()._cdata for w in self.held}
-        derived = {(s := t.untyped_storage())._cdata: s.nbytes() for t in (*coder.parameters(), *coder.buffers())}
-        return sum(size for key, size in derived.items() if key not in shared)
-
-
-def _version(x: Tensor) -> int:
-    return -1 if x.is_inference() else x._version  # inference tensors have none
-
-
-def _sums(x: Tensor) -> Tensor:
-    return x.sum(tuple(range(1, x.ndim)), dtype=torch.float32) if x.ndim > 1 else x.float()
-
-
 def is_traced() -> bool:
     """Whether torch is recording what is computed: compiling, exporting, tracing."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
     proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")  # make_fx
     return proxies is not None and proxies.get_proxy_mode() is not None
-
-
-class Recomputed(torch.autograd.Function):
-    """A run by the engine whose gradients are diffusers' own: its blocks run again, one at a time, going back."""
-
-    @staticmethod
-    def forward(ctx, coder: StreamedCoder, x: Tensor, *weights: nn.Parameter) -> Tensor:
-        ctx.coder, ctx.weights = coder, weights
-        ctx.save_for_backward(x, *weights)
-        try:
-            return coder.run(x.detach())
-        except (CheckpointError, ImageError, LatentError, NonFiniteError):
-            return coder.fallback(x.detach())  # numbers that are not finite are for a GradScaler to see
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        if torch.is_grad_enabled():
-            raise OptionError(
-                "Second derivatives were asked for (create_graph=True), which recompute does not have: stream(vae, "
-                "recompute=False), or vae.streaming.recompute = False, leaves gradients to diffusers."
-            )
-        x = ctx.saved_tensors[0].detach()  # asking for them tells whether one was changed since
-        needed = ctx.needs_input_grad[1:]
-        with torch.enable_grad():
-            inputs = [x.requires_grad_(needed[0]), *ctx.weights]
-            module = ctx.coder.module
-            y = type(module).forward(Checkpointed(module), x)
-            wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
-            found = iter(torch.autograd.grad(y, wanted, gradient.to(y.dtype), allow_unused=True))
-        return None, *(next(found) if need else None for need in needed)
-
-
-class Checkpointed:
-    """An Encoder or a Decoder to run `forward` of: its attributes, with each of its blocks checkpointed."""
-
-    def __init__(self, module: nn.Module):
-        self._module = module
-
-    def __getattr__(self, name: str):
-        found = getattr(self._module, name)
-        if isinstance(found, nn.ModuleList):
-            return [partial(_one_by_one, stage) for stage in found]
-        return partial(checkpoint, found, use_reentrant=False) if isinstance(found, nn.Module) else found
-
-
-def _one_by_one(blocks: nn.Sequential, x: Tensor) -> Tensor:
-    return reduce(lambda x, block: checkpoint(block, x, use_reentrant=False), blocks, x)
 
 
 @contextlib.contextmanager

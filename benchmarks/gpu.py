@@ -4,7 +4,7 @@ Writes gpu.json and, if matplotlib is there, gpu.png, to attach to an issue. Fir
 against torch, variants against diffusers (where it is installed), strips against whole runs, bytes that were promised
 against those that torch counts, memory that really runs out. Then speed beside diffusers, and how near it is to what
 the card has. `--device cpu --quick` does the same with the bundled model at small sizes, in a minute; what only a GPU
-can show is skipped, and says so.
+can show is skipped, and says so. `--predict` needs no GPU: what cards should take, by their data sheets.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from benchmarks.streaming import clock, counted, machine, picture, quarter
 from dcae_core import DCAE, DEMO, VARIANTS, plan
 from dcae_core.engine.devices import best_dtype
 from dcae_core.engine.execute import run_plan
+from dcae_core.engine.machine import GPUS
 from dcae_core.engine.memory import free_bytes, release
 from dcae_core.engine.ops import fused
 
@@ -43,7 +44,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="the bundled model at small sizes")
     parser.add_argument("--seconds", type=float, default=500, help="start no further measurement after so many")
     parser.add_argument("--out", type=Path, default=Path("gpu"), help="BASE of the names of the results")
+    parser.add_argument("--predict", action="store_true", help="only what cards should take")
     arguments = parser.parse_args()
+    if arguments.predict:
+        print("\n".join(predictions()))
+        return 0
     device = torch.device(arguments.device)
     report = {"head": machine(arguments.device), "checks": [], "rates": {}, "rows": []}
     print(report["head"], flush=True)
@@ -240,6 +245,22 @@ def rates(device: str, dtype: torch.dtype) -> dict[str, float]:
     from benchmarks.speed import matmul_peak
 
     return {"TFLOP/s": matmul_peak(device, dtype), "GB/s": 2 * block.nbytes / copied / 1e9}
+
+
+def predictions() -> Iterator[str]:
+    """Yield lines of a table: seconds that nobody has measured, and GiB, in bf16."""
+    yield "# predictions from data sheets (GPUS in dcae_core/engine/machine.py): seconds, and GiB beside the weights"
+    budgets = {"whole": None, "8 GiB": 8 << 30, "4 GiB": 4 << 30, "2 GiB": 2 << 30}
+    cards = "".join(f"{card.name:>10}" for card in GPUS.values())
+    yield f"{'variant':9}{'direction':10}{'side':>5}  {'how':6}{'GiB':>7} {cards}"
+    for short, name in (("f32c32", "dc-ae-f32c32-mix-1.0"), ("sana", "dc-ae-f32c32-sana-1.1")):
+        for direction in plan.DIRECTIONS:
+            for side in (1024, 4096, 8192):
+                for how, budget in budgets.items():
+                    run = (VARIANTS[name].architecture, direction, side, side, 1, budget)
+                    made = plan.make(*run, device="cuda", whole=None if budget is None else False)
+                    times = "".join(f"{made.predict(card):10.3f}" for card in GPUS.values())
+                    yield f"{short:9}{direction:10}{side:5}  {how:6}{made.peak_bytes / 2**30:7.2f} {times}"
 
 
 def measured(arguments: argparse.Namespace, report: dict) -> None:

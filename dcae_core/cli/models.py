@@ -27,7 +27,8 @@ def add(command) -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--budget", help="one budget instead of the table's, such as 6GiB")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-    parser.add_argument("--machine", metavar="FILE", help="description of a CPU to plan for, by benchmarks/machine.py")
+    text = "H100, RTX 4090, RTX 3060, 780M or M3: seconds by its data sheet; or a file by benchmarks/machine.py"
+    parser.add_argument("--machine", help=text)
     parser = command(download, "download", "Fetch a variant's weights, checked against the hub's size and sha256.")
     parser.add_argument("variant")
     parser.add_argument("--revision", default="main", help="branch, tag or commit (default: main)")
@@ -104,7 +105,7 @@ def plan(arguments: argparse.Namespace) -> None:
     variant = Checkpoint(arguments.variant).choose() if file else variants.find(arguments.variant)
     height, width = parse_size(arguments.size)
     machine = Machine.load(arguments.machine) if arguments.machine else None
-    device = torch.device("cpu") if machine else best_device()
+    device = torch.device(machine.device) if machine else best_device()
     stored = parse_dtype(arguments.dtype) or best_dtype(device)
     dtype = compute_dtype(stored, device.type)
     budgets = [arguments.budget] if arguments.budget else [None, *(f"{n}GiB" for n in (24, 12, 8, 4, 2, 1))]
@@ -112,9 +113,10 @@ def plan(arguments: argparse.Namespace) -> None:
     lines.append(f"{'':7} {'budget':>8} {'peak':>8} {'weights':>8}  strips")
     if dtype != stored:
         lines[0] += f"; {str(stored)[6:]} runs in {str(dtype)[6:]} on this CPU"
+    timed = machine is not None and (machine.measured or device.type != "cpu")
     if machine:
         lines[-1] += "    seconds"
-        lines[0] += f"; for {machine.name}"
+        lines[0] += f"; for {machine.name}{', by its data sheet: nothing was measured' if device.type != 'cpu' else ''}"
     for direction in planning.DIRECTIONS:
         for budget in budgets:
             limit = memory.parse_bytes(budget)
@@ -123,7 +125,7 @@ def plan(arguments: argparse.Namespace) -> None:
                 one_plan = planning.make(*run, device=device.type, machine=machine)
                 peak, strips = f"{one_plan.peak_bytes / 2**30:.2f}", "whole" if one_plan.whole else one_plan.strips
                 weights = f"{one_plan.weight_bytes / 2**30:.2f}"
-                seconds = f"{one_plan.seconds:{17 - len(str(strips))}.2f}" if machine and machine.measured else ""
+                seconds = f"{one_plan.predict(machine):{17 - len(str(strips))}.2f}" if timed else ""
             except BudgetError as error:
                 peak, weights, strips, seconds = "-", "", f"needs {memory.format_gib(error.needed)}", ""
             lines.append(f"{direction:7} {budget or 'none':>8} {peak:>8} {weights:>8}  {strips}{seconds}")

@@ -1,4 +1,5 @@
-"""What a computer does in a second: enough to tell which of several plans takes least time. Choosing one is `plan`'s.
+"""What a computer does in a second: enough to tell which of several plans takes least time, and for GPUs about how much
+time a plan takes. Choosing one is `plan`'s.
 
 A layer that works on a strip takes the time of its arithmetic, of its weights, which a CPU's convolutions bring into
 their own order at each call, of the maps that it moves, and of memory that is fresh from the system. Short strips pay
@@ -18,7 +19,7 @@ import torch
 from ..errors import OptionError
 from .target import Target
 
-__all__ = ["Machine", "Work"]
+__all__ = ["GPUS", "Machine", "Work"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Machine:
-    """A description of a CPU. It can be kept in a file: `benchmarks/machine.py` measures one.
+    """A description of a CPU, or of a GPU (see GPUS). It can be kept in a file: `benchmarks/machine.py` measures a CPU.
 
-    name: for messages.
+    name: for messages. device: its type for torch.
     fp32, bf16: operations a second of convolutions on maps in the cache. winograd: of those of Winograd's, in fp32, as
         many as the direct algorithm takes for the same.
     weights: bytes a second of weights brought into a convolution's order.
@@ -61,6 +62,7 @@ class Machine:
     fresh: float
     clear: float
     measured: bool = False
+    device: str = "cpu"
 
     def call_seconds(self, work: Work) -> float:
         """Return what it takes to call a layer, predicted."""
@@ -79,18 +81,20 @@ class Machine:
 
     @classmethod
     def load(cls, path: str | Path) -> Machine:
-        """Read a description. Raises OptionError."""
+        """Read a description, or return that of a GPU by its name. Raises OptionError."""
+        if (card := GPUS.get(str(path).lower())) is not None:
+            return card
         known = {field.name: field.type for field in fields(cls)}
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-            machine = cls(**{name: str(v) if name == "name" else v for name, v in values.items()})
+            machine = cls(**{name: str(v) if name in ("name", "device") else v for name, v in values.items()})
             rates = [v for name, v in asdict(machine).items() if known[name] == "float"]
             if not all(isinstance(v, (int, float)) and 0 < v < math.inf for v in rates):
                 raise ValueError("each rate and size must be a number greater than 0")
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise OptionError(
-                f"{path} does not describe a machine: {error}. Let benchmarks/machine.py write one: JSON with "
-                f"{', '.join(known)}."
+                f"{path} does not describe a machine: {error}. Name one of {', '.join(GPUS)}, or let "
+                f"benchmarks/machine.py write one of a CPU: JSON with {', '.join(known)}."
             ) from error
         return machine
 
@@ -118,6 +122,30 @@ CPU = Machine(
     fresh=32 << 20,
     clear=3.74e9,
 )
+
+
+def _gpu(name: str, fp32: float, half: float, bandwidth: float, cache: float, device: str = "cuda") -> Machine:
+    """Return the description of a GPU by the TFLOP/s, GB/s and MiB of its data sheet. Nothing of it was measured. It is
+    assumed that 60 % of its arithmetic and 80 % of its bandwidth are reached, that its cache is three times as fast as
+    its memory, and that a layer takes 8 launches (counted on fake tensors: 6 to 10) of 5 us each."""
+    memory = 0.8e9 * bandwidth
+    rates = {"fp32": 0.6e12 * fp32, "winograd": 0.6e12 * fp32, "bf16": 0.6e12 * half, "weights": memory}
+    rates |= {"near": 3 * memory, "far": memory, "fresh": math.inf, "clear": math.inf}
+    return Machine(name, **rates, call=8 * 5e-6, cache=cache * 2**20, device=device)
+
+
+# TFLOP/s in fp32 and, dense and summed in fp32, in bf16; GB/s; MiB of the last cache. Sources: NVIDIA's H100 data sheet
+# and its Ada and GA102 white papers; AMD's page of the Ryzen 7 7840U (12 CUs at 2.7 GHz, DDR5-5600); Apple's M3.
+GPUS = {
+    gpu.name.lower(): gpu
+    for gpu in (
+        _gpu("H100", 67, 989, 3350, 50),
+        _gpu("RTX 4090", 82.6, 165, 1008, 72),
+        _gpu("RTX 3060", 12.7, 25.5, 360, 3),
+        _gpu("780M", 8.3, 16.6, 89.6, 2),
+        _gpu("M3", 4.1, 4.1, 100, 8, "mps"),
+    )
+}
 
 
 @cache

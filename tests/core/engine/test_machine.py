@@ -11,7 +11,7 @@ import torch
 from dcae_core import VARIANTS, plan
 from dcae_core.cli import main
 from dcae_core.engine import devices
-from dcae_core.engine.machine import CPU, Machine
+from dcae_core.engine.machine import CPU, GPUS, Machine
 from dcae_core.engine.plan import Strips
 from dcae_core.errors import BudgetError, OptionError
 
@@ -134,3 +134,15 @@ def test_what_is_not_a_description(tmp_path, text, capsys):
         Machine.load(file)
     assert main(["plan", "--machine", str(file)]) == 1
     assert "benchmarks/machine.py" in capsys.readouterr().err
+
+
+def test_predictions_for_gpus_are_called_that(capsys):
+    variant = VARIANTS[NAMES[1]]
+    seconds = [plan.make(variant.architecture, "decode", 1024, 1024, device="cuda").predict(g) for g in GPUS.values()]
+    assert seconds == sorted(seconds) and 0.005 < seconds[0] < 0.1 and 1 < seconds[-1] < 10
+    assert main(["plan", "--variant", variant.name, "--size", "1024", "--budget", "2GiB", "--machine", "rtx 3060"]) == 0
+    title, _, *rows = capsys.readouterr().out.splitlines()
+    assert title.endswith("for RTX 3060, by its data sheet: nothing was measured")
+    assert len(rows) == 2 and all(0.1 < float(row.split()[-1]) < 2 for row in rows)
+    assert main(["plan", "--machine", "no such card"]) == 1
+    assert "RTX 4090" in capsys.readouterr().err.upper()

@@ -17,7 +17,7 @@ from .engine import execute
 from .engine import plan as planning
 from .engine.coder import InferenceAutoencoder, InferenceCoder
 from .engine.devices import best_dtype, compute_dtype, parse_device, parse_dtype
-from .engine.memory import Budget, free_bytes, parse_bytes
+from .engine.memory import Budget, parse_bytes, usable_bytes
 from .engine.rewrites import REWRITES
 from .engine.target import Target
 from .errors import AmbiguousVariant, CheckpointError, ImageError, LatentError, OptionError
@@ -121,7 +121,7 @@ class ImageAutoencoder:
         """
         like, limit, strict = self._coder(direction).like, parse_bytes(budget), True
         if limit is None:
-            limit, strict = free_bytes(like.device), False
+            limit, strict = usable_bytes(like.device), False
         device, channels = like.device.type, self.variant.channels(latent_channels)
         target = Target(compute_dtype(like.dtype, device), device)
         return self.plan_for(target, direction, height, width, batch, limit, channels, strict)

@@ -16,7 +16,7 @@ from itertools import islice
 
 import torch
 
-from ..engine.memory import free_bytes, parse_bytes
+from ..engine.memory import parse_bytes, usable_bytes
 from ..errors import BudgetError, OptionError
 from . import sources
 from .encode import Batcher, Encoder, Options, geometry, in_order, save_part
@@ -82,7 +82,7 @@ class Device:
         if encoder.ae.device.type == "cpu" and encoder.ae.dtype != torch.float16:
             self.parallel = max(n for n in range(1, min(self.threads, max_batch) + 1) if self.threads % n == 0)
         self.batch = max(1, max_batch // self.parallel)
-        self.bound = parse_bytes(encoder.options.budget) or free_bytes(encoder.ae.device)
+        self.bound = parse_bytes(encoder.options.budget) or usable_bytes(encoder.ae.device)
         self.share = self.bound and self.bound // self.parallel  # bytes; None if the system does not report free memory
         self.per_thread = threading.local()
         self.waiting: deque[Future] = deque()

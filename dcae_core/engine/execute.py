@@ -103,6 +103,7 @@ def run_with_retries(
             if memory.is_onednn_failure(error):
                 run_in = _in_another_thread
         memory.release(device)
+        memory.shrink(device)
         smaller = plan.within(plan.peak_bytes // 2 if tries + 1 < TRIES else 1)  # the last time in the least there is
         if tries == TRIES or smaller.peak_bytes >= plan.peak_bytes:
             break

@@ -23,11 +23,15 @@ __all__ = [
     "is_out_of_memory",
     "parse_bytes",
     "release",
+    "shrink",
+    "usable_bytes",
 ]
 
 Budget = str | int | float | None
 # CUDA, ROCm, MPS, XPU; torch's allocator on Linux, on Windows; cuBLAS and cuDNN (..._STATUS_ALLOC_FAILED)
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
+UNCOUNTED = 256 << 20  # bytes, see usable_bytes; a guess, since nothing was measured on a GPU
+_shares: dict[str, float] = {}
 CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 CGROUP_V2 = "memory.max", "memory.current", "inactive_file"
 CGROUP_V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
@@ -67,6 +71,23 @@ def free_bytes(device: torch.device) -> int | None:
             return None
         return max(0, min([free, *_free_in_containers()]))
     return None
+
+
+def usable_bytes(device: torch.device) -> int | None:
+    """Return how many of the free bytes to plan a run with; None where that is not known. On a CPU all. On a GPU not
+    what plans don't count: workspaces of cuDNN and cuBLAS, and that torch's allocator rounds blocks up to 2 MiB (a run
+    in strips has some 100); nor a twentieth, which lies in gaps between blocks. Less where memory ran out here before,
+    see `shrink`."""
+    free = free_bytes(device)
+    if free is None or device.type == "cpu":
+        return free
+    return max(1, int((free - UNCOUNTED) * _shares.get(str(device), 0.95)))
+
+
+def shrink(device: torch.device) -> None:
+    """Memory ran out on `device` although a plan was within it: later runs that are given no budget plan with four
+    fifths of what they did."""
+    _shares[str(device)] = max(0.25, 0.8 * _shares.get(str(device), 0.95))
 
 
 def _free_in_containers() -> Iterator[int]:

@@ -130,6 +130,24 @@ def test_a_container_that_may_have_less_than_the_machine(tmp_path, monkeypatch):
         assert memory.free_bytes(torch.device("cpu")) == pytest.approx(everything, rel=0.5), line
 
 
+def test_a_gpu_is_not_planned_full_and_less_after_memory_ran_out(monkeypatch):
+    """Pretended: there is no GPU here."""
+    gpu, other, cpu = torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cpu")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 8 << 30)
+    monkeypatch.setattr(memory, "_shares", {})
+    usable = memory.usable_bytes(gpu)
+    assert 7.2 * 2**30 < usable < 7.5 * 2**30 and memory.usable_bytes(cpu) == 8 << 30
+    for device in (gpu, cpu):
+        memory.shrink(device)
+    assert memory.usable_bytes(gpu) == pytest.approx(0.8 * usable)
+    assert memory.usable_bytes(other) == usable and memory.usable_bytes(cpu) == 8 << 30
+    for _ in range(20):
+        memory.shrink(gpu)
+    assert memory.usable_bytes(gpu) > 1 << 30
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 20)
+    assert memory.usable_bytes(gpu) == 1
+
+
 WRITERS = {
     "picture.png": (ImageError, lambda path: images.write(path, torch.rand(400, 400, 3))),
     "picture.jpg": (ImageError, lambda path: images.write(path, torch.rand(900, 900, 3))),

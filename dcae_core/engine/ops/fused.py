@@ -166,8 +166,12 @@ def load_kernels(device: torch.device, dtype: torch.dtype):
         try_out(kernels, device, dtype)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever it is, torch does as well
-        log.info("Triton kernels are not used on %s in %s: %s", device, dtype, error)
+    except ImportError as error:  # as on Windows
+        log.info("Triton is not installed: %s", error)
+        return None
+    except Exception as error:  # no C compiler, an old Triton, an old card: torch does as well
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        log.warning("Triton kernels are not used on %s in %s, torch is: %s", device, dtype, reason)
         return None
     return kernels
 

@@ -9,6 +9,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from dcae_core.engine.ops import fused
 
 pytest.importorskip("triton", reason="Triton has no package for this system")
 
@@ -63,3 +66,23 @@ def test_kernels_do_what_their_twins_do(dtype, bound):
         timeout=300,
     )
     assert "all close" in ran.stdout, ran.stderr[-2000:]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Failed to find C compiler.\nSet CC."), AttributeError("no rsqrt")])
+def test_kernels_that_can_not_be_had(monkeypatch, caplog, error):
+    """torch does without, and one line says so; out of memory says nothing about them."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(fused, "try_out", fail)
+    fused.load_kernels.cache_clear()
+    for _ in range(2):
+        assert fused.load_kernels(torch.device("cpu"), torch.float32) is None
+    assert [r.getMessage() for r in caplog.records] == [
+        f"Triton kernels are not used on cpu in torch.float32, torch is: {str(error).splitlines()[0]}"
+    ]
+    fused.load_kernels.cache_clear()
+    monkeypatch.setattr(fused, "try_out", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError):
+        fused.load_kernels(torch.device("cpu"), torch.float32)

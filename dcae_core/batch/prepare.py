@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from ..media.pictures import to_srgb
 from ..untrusted import open_image, shorten
 from .sources import Item, Unreadable, open_bytes
 
@@ -77,8 +78,8 @@ def prepare_all(items: list[Item | Unreadable], geometry: Geometry, source: str)
 
 
 def prepare(item: Item, geometry: Geometry, source: str) -> PreparedImage | Unreadable:
-    """Read, decode, turn upright (EXIF), convert to RGB and resize (Lanczos). Of an animation, use the first frame.
-    Round 16 bits to 8; drop alpha. Return Unreadable, with the reason, for a source that can't be used."""
+    """Read, decode, bring to upright sRGB (see `pictures.to_srgb`: on white, the first frame, 8 bits) and resize
+    (Lanczos). Return Unreadable, with the reason, for a source that can't be used."""
     try:
         data = open_bytes(item.path, source) if item.data is None else item.data
         with open_image(io.BytesIO(data)) as file:
@@ -90,7 +91,7 @@ def prepare(item: Item, geometry: Geometry, source: str) -> PreparedImage | Unre
                 if width * height > 2 * limit:
                     padded = f"padded to {width}x{height}, more than twice {limit} pixels"
                     return Unreadable(item.key, f"huge: {file.width}x{file.height} is {padded}")
-            picture = _rgb(ImageOps.exif_transpose(file))
+            picture = to_srgb(file).pixels
         sha256 = hashlib.sha256(data).hexdigest()
         return _fitted(item.key, sha256, picture, geometry)
     except UnidentifiedImageError:
@@ -99,15 +100,6 @@ def prepare(item: Item, geometry: Geometry, source: str) -> PreparedImage | Unre
         return Unreadable(item.key, f"huge: {error}")
     except Exception as error:  # decoders raise any exception on damaged files, and one file must not end the job
         return Unreadable(item.key, f"{type(error).__name__}: {shorten(str(error).strip() or 'no details', 300)}")
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):
-        array = np.asarray(picture).astype(np.float32) / 257
-        return Image.fromarray(np.rint(array).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        raise ValueError("floating-point pictures have no known range")
-    return picture.convert("RGB")
 
 
 def _fitted(key: str, sha256: str, picture: Image.Image, geometry: Geometry) -> PreparedImage:

@@ -6,6 +6,7 @@ A host picture is [B, H, W, C] in [0, 1] (ComfyUI's IMAGE); the model's is [B, 3
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from .sizes import Fit
 
 __all__ = ["crop", "fit", "from_host", "from_pil", "from_uint8", "read", "to_host", "to_uint8", "write"]
 
+log = logging.getLogger(__name__)
 MOST_PADDED = 1 << 27  # pixels that a picture of less than half as many may be padded to
 
 
@@ -91,15 +93,14 @@ def crop(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x[:, :, :height, :width]
 
 
-def read(path: str | os.PathLike) -> Tensor:
-    """Read a picture file as [1, H, W, 3] in [0, 1] fp32, upright by its EXIF orientation. Raises ImageError."""
-    from PIL import ImageOps
-
+def read(path: str | os.PathLike, matte: tuple[int, int, int] | None = None) -> Tensor:
+    """Read a picture file as [1, H, W, 3] in [0, 1] fp32: sRGB, upright, on `matte` (None: white) where it is
+    transparent, as `pictures.to_srgb` has it. Logs what was left out. Raises ImageError."""
     if not os.path.lexists(path):
         raise ImageError(f"There is no picture at {path}.")
     try:
         with open_image(path) as file:
-            picture = from_pil(ImageOps.exif_transpose(file))[None]
+            picture = from_pil(file, matte, str(path))[None]
     except MemoryError as error:
         raise ImageError(f"out of memory: use a smaller picture than {path}, or close other programs.") from error
     except Exception as error:  # decoders raise any type on damaged files
@@ -110,18 +111,21 @@ def read(path: str | os.PathLike) -> Tensor:
     return picture
 
 
-def from_pil(picture) -> Tensor:
-    """Convert a Pillow image to [H, W, 3] in [0, 1] fp32. Raises ValueError for floating-point pixels, whose range is
-    unknown."""
+def from_pil(picture, matte: tuple[int, int, int] | None = None, name: str = "The picture") -> Tensor:
+    """Convert a Pillow image to [H, W, 3] in [0, 1] fp32; `matte` as for `read`, `name` for what is logged. Raises
+    ValueError for floating-point pixels, whose range is unknown."""
     import numpy as np
+    from PIL import ImageOps
 
-    if picture.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of no known range")
+    from .pictures import WHITE, to_srgb
+
     if picture.mode.startswith("I"):  # 16-bit grey; Pillow has no 16-bit RGB
-        grey = np.divide(np.asarray(picture), 65535, dtype="float32").clip(0, 1)
+        grey = np.divide(np.asarray(ImageOps.exif_transpose(picture)), 65535, dtype="float32").clip(0, 1)
         return torch.from_numpy(np.repeat(grey[..., None], 3, axis=2))
-    bytes_ = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
-    return torch.from_numpy(np.divide(bytes_, 255, dtype="float32"))
+    converted = to_srgb(picture, WHITE if matte is None else matte)
+    for note in converted.notes:
+        log.warning("%s: %s.", name, note)
+    return torch.from_numpy(np.divide(np.asarray(converted.pixels), 255, dtype="float32"))
 
 
 def write(path: str | os.PathLike, image: Tensor) -> None:

@@ -1,0 +1,149 @@
+"""Whatever Pillow opens becomes the sRGB that a browser shows, and what is left out is said."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcae_core import images
+from dcae_core.batch.prepare import Geometry, Unreadable, prepare
+from dcae_core.batch.sources import Item
+from dcae_core.media.pictures import to_srgb
+
+# Columns: XYZ of red, green and blue, adapted to D50. Source: the ICC profiles of Display P3 and Adobe RGB (1998).
+DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
+ADOBE_RGB = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
+SRGB = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+
+
+def profile(primaries, gamma: float, space: bytes = b"RGB ") -> bytes:
+    """An ICC profile, version 2, of three primaries and one gamma."""
+    number = lambda value: struct.pack(">i", round(value * 65536))  # noqa: E731
+    xyz = lambda values: b"XYZ \0\0\0\0" + b"".join(map(number, values))  # noqa: E731
+    name = b"made for a test\0"
+    tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name)) + name + bytes(78), b"cprt": b"text\0\0\0\0none\0"}
+    tags[b"wtpt"] = xyz((0.9642, 1.0, 0.8249))
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256))
+    for letter, primary in zip(b"rgb", primaries, strict=True):
+        tags[bytes([letter]) + b"XYZ"], tags[bytes([letter]) + b"TRC"] = xyz(primary), curve
+    table, data, at = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for tag, content in tags.items():
+        content += bytes(-len(content) % 4)
+        table += tag + struct.pack(">II", at + len(data), len(content))
+        data += content
+    header = struct.pack(">I4xI4s4s4s12x4s", at + len(data), 0x02100000, b"mntr", space, b"XYZ ", b"acsp")
+    header += bytes(28) + b"".join(map(number, (0.9642, 1.0, 0.8249)))
+    return header.ljust(128, b"\0") + table + data
+
+
+def in_srgb(pixels: np.ndarray, primaries, gamma: float) -> np.ndarray:
+    """What colours of such a profile are in sRGB, 0 to 255, cut off where it has none."""
+    linear = (pixels / 255.0) ** gamma @ np.array(primaries) @ np.linalg.inv(SRGB).T
+    linear = linear.clip(0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    """Colours that sRGB has in both profiles."""
+    pixels = np.random.default_rng(0).integers(90, 180, (16, 24, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(("primaries", "gamma"), [(DISPLAY_P3, 2.2), (ADOBE_RGB, 2.19921875)])
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif"])
+def test_colours_are_converted_by_their_profile(picture, primaries, gamma, ending, tmp_path, caplog):
+    path = tmp_path / f"photograph.{ending}"
+    options = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}.get(ending, {})
+    picture.save(path, icc_profile=profile(primaries, gamma), **options)
+    stored = np.asarray(Image.open(path).convert("RGB"))
+    wanted = in_srgb(stored, primaries, gamma)
+    assert np.abs(wanted - stored).mean() > 1
+    found = images.read(path)[0].numpy() * 255
+    assert np.abs(found - wanted).max() <= 1.5 and not caplog.records
+    prepared = prepare(Item(path.name, path.read_bytes()), Geometry("pad", 0, 0, 8), str(tmp_path))
+    assert np.array_equal(prepared.pixels[:, :16, :24].transpose(1, 2, 0), np.rint(found))
+
+
+def test_srgb_stays_as_it_is(picture):
+    from PIL import ImageCms
+
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    file = io.BytesIO()
+    picture.save(file, "png", icc_profile=srgb)
+    converted = to_srgb(Image.open(file))
+    assert np.array_equal(np.asarray(converted.pixels), np.asarray(picture)) and not converted.notes
+
+
+def test_transparency_keeps_its_profile(picture):
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    picture.info["icc_profile"] = profile(DISPLAY_P3, 2.2)
+    converted = to_srgb(picture, matte=(0, 0, 0))
+    alpha = np.asarray(picture)[..., 3:] / 255
+    wanted = in_srgb(np.asarray(picture)[..., :3], DISPLAY_P3, 2.2) * alpha
+    assert np.abs(np.asarray(converted.pixels) - wanted).max() <= 2
+    assert np.array_equal(np.asarray(converted.alpha), np.asarray(picture)[..., 3])
+
+
+@pytest.mark.parametrize(
+    "bad", [b"junk", profile(DISPLAY_P3, 2.2)[:200], profile(DISPLAY_P3, 2.2, b"9CLR"), bytes(1 << 25)]
+)
+def test_a_profile_that_can_not_be_used_is_said(picture, bad, tmp_path, caplog):
+    picture.info["icc_profile"] = bad
+    converted = to_srgb(picture)
+    assert np.array_equal(np.asarray(converted.pixels), np.asarray(picture))
+    assert len(converted.notes) == 1 and "colour profile can't be used" in converted.notes[0]
+
+
+def transparent(mode: str) -> Image.Image:
+    """Hidden red, half of it shown."""
+    if mode == "P":
+        picture = Image.new("P", (8, 8), 0)
+        picture.putpalette([255, 0, 0, 255, 0, 0])
+        picture.paste(1, (4, 0, 8, 8))
+        picture.info["transparency"] = 0
+        return picture
+    picture = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    picture.paste((255, 0, 0, 255), (4, 0, 8, 8))
+    return picture if mode == "RGBA" else picture.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGBa", "La"])
+def test_what_is_transparent_lies_on_the_matte(mode, tmp_path, caplog):
+    picture = transparent("LA").convert("La") if mode == "La" else transparent(mode)
+    pixels = np.asarray(to_srgb(picture, matte=(0, 0, 255)).pixels)
+    assert (pixels[:, :4] == (0, 0, 255)).all() and (pixels[:, 4:, 2] < 128).all()
+    if mode in ("RGBA", "LA", "P"):
+        picture.save(path := tmp_path / "logo.png")
+        assert (images.read(path)[0, :, :4] == 1).all()
+        assert caplog.messages == [f"{path}: what is transparent in it is laid on white."]
+
+
+def test_an_opaque_alpha_is_not_mentioned(picture):
+    shown = picture.convert("RGBA")
+    converted = to_srgb(shown)
+    assert converted.alpha is None and not converted.notes
+    assert np.array_equal(np.asarray(converted.pixels), np.asarray(picture))
+
+
+def test_animations_and_cmyk_are_said(picture, tmp_path, caplog):
+    picture.save(
+        path := tmp_path / "moving.gif", save_all=True, append_images=[picture.rotate(90), picture.rotate(180)]
+    )
+    images.read(path)
+    picture.convert("CMYK").save(other := tmp_path / "printed.jpg")
+    images.read(other)
+    assert caplog.messages == [
+        f"{path}: only the first of 3 frames is used.",
+        f"{other}: its CMYK has no colour profile: its colours are a guess.",
+    ]
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    Image.new("F", (8, 8)).save(path := tmp_path / "depth.tif")
+    with pytest.raises(images.ImageError, match="floating-point numbers of no known range"):
+        images.read(path)
+    prepared = prepare(Item("depth.tif", path.read_bytes()), Geometry("pad", 0, 0, 8), str(tmp_path))
+    assert isinstance(prepared, Unreadable) and "floating-point" in prepared.reason

@@ -154,7 +154,8 @@ class ImageAutoencoder:
         output_device: Device = None,
         latent_channels: int | None = None,
     ) -> Tensor:
-        """Pictures [B, 3, H, W] in [-1, 1], or uint8, on any device -> raw latents [B, c, ceil(H/f), ceil(W/f)].
+        """Pictures [B, 3, H, W] in [-1, 1], or uint8, on any device -> raw latents [B, c, ceil(H/f), ceil(W/f)]. What
+        `images.as_pictures` takes, such as the path of a picture or a Pillow image, is taken here too.
 
         Sides that are not multiples of f are padded by repeating the edge; give the true size to `decode` to get it
         back. `budget` as in `plan`: within it, any size comes out as in a whole run. `progress(done, total)` is called
@@ -164,12 +165,15 @@ class ImageAutoencoder:
         `latent_channels`, of an adaptive variant (DC-AE 1.5), makes only so many of the first channels; None is all.
         Raises ImageError, BudgetError and OptionError.
         """
+        x = images.as_pictures(x)
         known = x.is_floating_point() or x.dtype == torch.uint8
         if x.ndim != 4 or x.shape[1] != 3 or not known or not x.shape[0]:
             raise ImageError(
                 f"encode was given {_describe(x)}: needed are floats [batch, 3, height, width] in [-1, 1], or uint8. "
                 "dcae_core.images.from_host makes them from [batch, height, width, channels] in [0, 1]."
             )
+        if x.is_floating_point() and x.device.type == "cpu":  # elsewhere the host would wait for the device
+            images.check_range(x)
         fit, channels = Fit(x.shape[2], x.shape[3], self.spatial_ratio), self.variant.channels(latent_channels)
         return self._run("encode", x, fit.padded, channels, budget, progress, output_device)
 

@@ -7,7 +7,9 @@ A host picture is [B, H, W, C] in [0, 1] (ComfyUI's IMAGE); the model's is [B, 3
 from __future__ import annotations
 
 import logging
+import math
 import os
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -20,7 +22,19 @@ from ..untrusted import open_image, shorten
 from .nonfinite import Finite, require_finite
 from .sizes import Fit
 
-__all__ = ["crop", "fit", "from_host", "from_pil", "from_uint8", "read", "to_host", "to_uint8", "write"]
+__all__ = [
+    "as_pictures",
+    "check_range",
+    "crop",
+    "fit",
+    "from_host",
+    "from_pil",
+    "from_uint8",
+    "read",
+    "to_host",
+    "to_uint8",
+    "write",
+]
 
 log = logging.getLogger(__name__)
 MOST_PADDED = 1 << 27  # pixels that a picture of less than half as many may be padded to
@@ -47,6 +61,60 @@ def from_host(image: Tensor) -> Tensor:
     if not image.is_floating_point():
         raise ImageError(f"The picture holds {image.dtype}: divide by its maximum to get floats in [0, 1].")
     return image.movedim(-1, 1) * 2 - 1
+
+
+def as_pictures(given: object) -> Tensor:
+    """Return what `DCAE.encode` was given as [B, 3, H, W], where it can mean one thing only: a tensor as it is, the
+    path of a picture, a Pillow image, uint8 [H, W, 3] or [B, H, W, 3] as an array or a tensor, or a list of those, all
+    of one size. Raises ImageError."""
+    if isinstance(given, (list, tuple)) and given:
+        pictures = [as_pictures(one) for one in given]
+        sizes = {tuple(picture.shape[1:]) for picture in pictures}
+        if len(sizes) > 1:
+            raise ImageError(f"The pictures have the shapes {sorted(sizes)}: encode them one by one.")
+        alike = len({picture.dtype for picture in pictures}) == 1
+        return torch.cat(
+            pictures if alike else [from_uint8(p.float()) if p.dtype == torch.uint8 else p for p in pictures]
+        )
+    if isinstance(given, (str, os.PathLike)):
+        return from_host(read(given))
+    if hasattr(given, "getbands"):  # a Pillow image
+        return from_host(from_pil(given))
+    x = given if isinstance(given, Tensor) else _as_uint8(given)
+    channels_last = (
+        x.dtype == torch.uint8 and x.shape[-1:] == (3,) and (x.ndim == 3 or (x.ndim == 4 and x.shape[1] != 3))
+    )
+    return from_host(x) if channels_last else x
+
+
+def _as_uint8(array: object) -> Tensor:
+    """An array of numpy's, as a tensor."""
+    if str(getattr(array, "dtype", "")) == "uint8" and hasattr(array, "__array_interface__"):
+        return torch.as_tensor(array)
+    of = f" of {array.dtype}" if hasattr(array, "dtype") else ""
+    raise ImageError(
+        f"encode was given type {type(array).__name__}{of}: needed are tensors [batch, 3, height, width], floats in [-1, 1] or "
+        "uint8; the path of a picture, a Pillow image or uint8 [height, width, 3] will do."
+    )
+
+
+def check_range(x: Tensor) -> None:
+    """Raise ImageError for pictures in 0 to 255; log, once in a process, that some look like pictures in [0, 1]."""
+    low, high = (float(limit) for limit in torch.aminmax(x.detach()))
+    if 16 < high < math.inf:
+        raise ImageError(
+            f"The picture has values from {low:.4g} to {high:.4g}: needed are floats in [-1, 1]. For 0 to 255 give "
+            "uint8, or x / 127.5 - 1."
+        )
+    if low >= 0 and high > 0:
+        _warn_of_positive()
+
+
+@cache
+def _warn_of_positive() -> None:
+    log.warning(
+        "The picture has no value below 0. If it is in [0, 1], give 2 * x - 1: the model takes [-1, 1]. (Said once.)"
+    )
 
 
 def to_host(x: Tensor) -> Tensor:

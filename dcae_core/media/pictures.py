@@ -64,7 +64,7 @@ def _converted(picture: Image.Image, profile: bytes) -> tuple[Image.Image, str |
     """Return the picture in sRGB, and why not where that can't be."""
     failed = "its colour profile can't be used ({}): its colours are taken for sRGB"
     if len(profile) > MOST_PROFILE:
-        return picture, failed.format(f"it has {len(profile)} bytes")
+        return picture, failed.format("it is too large")
     try:
         from PIL import ImageCms
 

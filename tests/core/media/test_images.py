@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dcae_core import ImageError, images
+from dcae_core import DCAE, DEMO, ImageError, images
 from dcae_core.compare.metrics import psnr
 from dcae_core.media.sizes import Fit
 
@@ -118,3 +118,44 @@ def test_psnr_is_scikit_images():
     eight = [(t * 255).round().byte().numpy() for t in (a, b)]
     assert psnr(a, b) == pytest.approx(peak_signal_noise_ratio(*eight), abs=1e-6)
     assert psnr(a, a) == float("inf")
+
+
+@pytest.fixture(scope="module")
+def ae() -> DCAE:
+    return DCAE(DEMO, "cpu", torch.float32)
+
+
+def test_what_encode_takes_for_a_picture(ae, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    wanted = ae.encode(torch.from_numpy(pixels).movedim(-1, 0)[None])
+    Image.fromarray(pixels).save(path := tmp_path / "picture.png")
+    for given in (path, str(path), Image.fromarray(pixels), pixels, pixels[None], torch.from_numpy(pixels)):
+        assert torch.allclose(ae.encode(given), wanted, atol=1e-5), type(given)
+    assert torch.allclose(ae.encode([path, pixels]), wanted.expand(2, -1, -1, -1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        (np.zeros((64, 64, 3)), "ndarray of float64"),
+        ([np.zeros((64, 64, 3), np.uint8), np.zeros((32, 64, 3), np.uint8)], "encode them one by one"),
+        ({"image": 1}, "dict"),
+        (None, "NoneType"),
+        ([], "list"),
+        (torch.rand(64, 64, 3), "needed are floats"),
+        (torch.rand(1, 3, 64, 64) * 255, "x / 127.5 - 1"),
+    ],
+)
+def test_what_it_does_not(ae, given, match):
+    with pytest.raises(ImageError, match=match):
+        ae.encode(given)
+
+
+def test_a_picture_that_may_be_in_0_to_1_is_said_once(ae, caplog):
+    images._warn_of_positive.cache_clear()
+    ae.encode(torch.rand(1, 3, 64, 64) * 2 - 1)
+    ae.encode(torch.zeros(1, 3, 64, 64))  # grey
+    assert not caplog.messages
+    for _ in range(2):
+        ae.encode(torch.rand(1, 3, 64, 64))
+    assert len(caplog.messages) == 1 and "2 * x - 1" in caplog.messages[0]

@@ -72,10 +72,9 @@ def as_pictures(given: object) -> Tensor:
         sizes = {tuple(picture.shape[1:]) for picture in pictures}
         if len(sizes) > 1:
             raise ImageError(f"The pictures have the shapes {sorted(sizes)}: encode them one by one.")
-        alike = len({picture.dtype for picture in pictures}) == 1
-        return torch.cat(
-            pictures if alike else [from_uint8(p.float()) if p.dtype == torch.uint8 else p for p in pictures]
-        )
+        if len({picture.dtype for picture in pictures}) > 1:
+            pictures = [from_uint8(p.float()) if p.dtype == torch.uint8 else p for p in pictures]
+        return torch.cat(pictures)
     if isinstance(given, (str, os.PathLike)):
         return from_host(read(given))
     if hasattr(given, "getbands"):  # a Pillow image
@@ -93,8 +92,8 @@ def _as_uint8(array: object) -> Tensor:
         return torch.as_tensor(array)
     of = f" of {array.dtype}" if hasattr(array, "dtype") else ""
     raise ImageError(
-        f"encode was given type {type(array).__name__}{of}: needed are tensors [batch, 3, height, width], floats in [-1, 1] or "
-        "uint8; the path of a picture, a Pillow image or uint8 [height, width, 3] will do."
+        f"encode was given type {type(array).__name__}{of}: needed are tensors [batch, 3, height, width], floats in "
+        "[-1, 1] or uint8; the path of a picture, a Pillow image or uint8 [height, width, 3] will do."
     )
 
 

@@ -140,9 +140,10 @@ def make(
     if budget is not None and least > budget:
         if strict:
             needed = f"{format_gib(least)} GiB"
+            hint = f" (a number is bytes: did you mean '{budget}GiB'?)" if budget < 1024 else ""
             raise BudgetError(
                 f"{direction} of {width}x{height} with {name} needs at least {needed} beside the weights, but the "
-                f"budget is {format_bytes(budget)}. Give it {needed}, or a smaller picture.",
+                f"budget is {format_bytes(budget)}{hint}. Give it {needed}, or a smaller picture.",
                 least,
             )
         budget = least

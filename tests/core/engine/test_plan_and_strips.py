@@ -248,3 +248,13 @@ def test_other_errors_are_not_taken_for_out_of_memory(ae, monkeypatch):
     monkeypatch.setattr(sweeps, "run", lambda *args: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         ae.encode(torch.zeros(1, 3, 512, 512), budget=least(ae.variant, "encode", 512, 512))
+
+
+def test_a_budget_that_was_meant_in_gib():
+    for budget in (2, "2"):
+        with pytest.raises(
+            BudgetError, match=r"but the budget is 2 bytes \(a number is bytes: did you mean '2GiB'\?\)"
+        ):
+            DCAE(DEMO, "cpu").plan("encode", 512, 512, budget=budget)
+    with pytest.raises(BudgetError, match=r"but the budget is 2000 bytes\. Give it"):
+        DCAE(DEMO, "cpu").plan("encode", 512, 512, budget=2000)

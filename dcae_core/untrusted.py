@@ -31,6 +31,7 @@ __all__ = [
     "open_image",
     "open_safetensors",
     "parse_json",
+    "picture_endings",
     "read_json",
     "read_pickle",
     "shorten",
@@ -175,6 +176,13 @@ def parse_json(data: bytes) -> object:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 (byte {error.start})") from None
+
+
+def picture_endings() -> frozenset[str]:
+    """Return the endings of names, such as ".png", of the formats that `open_image` takes."""
+    from PIL import Image
+
+    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in PICTURES)
 
 
 def open_image(source: str | os.PathLike | BinaryIO):

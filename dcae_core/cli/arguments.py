@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import DCAEError, OptionError, UnknownVariant, counted
+from ..errors import DCAEError, DownloadError, OptionError, UnknownVariant, counted, escape_unprintable
 from ..untrusted import read_json
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ __all__ = [
     "add_network",
     "add_run",
     "check_outputs",
-    "files_with_bar",
+    "each_file",
     "format_size",
     "load",
     "model_file",
@@ -37,7 +38,8 @@ DTYPES = ("auto", "bf16", "fp16", "fp32")
 def add_inputs(parser: argparse.ArgumentParser, default: str | None, inputs: str | None) -> None:
     """Add inputs (described by `inputs`; None: no inputs), the output, and the model with its default."""
     if inputs:
-        parser.add_argument("inputs", nargs="+", metavar="FILE", help=inputs)
+        parser.add_argument("inputs", nargs="+", metavar="FILE", help=f"{inputs}, or folders of them")
+        parser.add_argument("--recursive", action="store_true", help="with the folders in folders")
         parser.add_argument("-o", "--output", help="file, or folder for several; default: beside each input")
         parser.add_argument(
             "--model",
@@ -94,19 +96,23 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         raise OptionError(f"--size is a side or WIDTHxHEIGHT, such as 512 or 768x512, not {text!r}.") from None
 
 
-def output_paths(arguments: argparse.Namespace, ending: str) -> list[tuple[Path, Path]]:
-    """Return (input, output) pairs. No two share an output, and none is an input. Raises DCAEError."""
-    sources, output = [Path(s) for s in arguments.inputs], arguments.output and Path(arguments.output)
-    if nameless := [source for source in sources if not source.name]:
-        raise DCAEError(f"{nameless[0]} is a folder: name the files in it.")
+def output_paths(arguments: argparse.Namespace, ending: str, kinds: Collection[str]) -> list[tuple[Path, Path]]:
+    """Return (input, output) pairs; of folders, the files whose names end in `kinds`. No two share an output, and none
+    is an input. Raises DCAEError, also where no input is there."""
+    listed = [pair for given in arguments.inputs for pair in _listed(Path(given), kinds, arguments.recursive)]
+    sources, output = [source for source, _ in listed], arguments.output and Path(arguments.output)
+    if not any(os.path.lexists(source) for source in sources):
+        others = f", nor of {counted(len(sources) - 1, 'other')}" if len(sources) > 1 else ""
+        raise DCAEError(f"There is no file {sources[0]}{others}.")
     folder = output and (output.is_dir() or arguments.output.endswith(("/", os.sep)))
     if output and len(sources) > 1 and output.suffix and not folder:
         raise DCAEError(
             f"{output} is one file, and there are {counted(len(sources), 'input')}: name a folder, with / at its end."
         )
     if output and (len(sources) > 1 or folder or not output.suffix):
-        output.mkdir(parents=True, exist_ok=True)
-        targets = [output / (source.stem + ending) for source in sources]
+        targets = [output / inner.with_name(inner.stem + ending) for _, inner in listed]
+        for target in {output / ".", *targets}:
+            target.parent.mkdir(parents=True, exist_ok=True)
     else:
         targets = [output or source.with_name(source.stem + ending) for source in sources]
     for source, target in zip(sources, targets, strict=True):
@@ -115,6 +121,36 @@ def output_paths(arguments: argparse.Namespace, ending: str) -> list[tuple[Path,
         if target.exists() and any(target.samefile(one) for one in sources if one.exists()):
             raise DCAEError(f"{target} is an input, and would be written over: name another output.")
     return list(zip(sources, targets, strict=True))
+
+
+def _listed(given: Path, kinds: Collection[str], recursive: bool) -> list[tuple[Path, Path]]:
+    """Return (file, its place below an output folder) of an input. Raises DCAEError for a folder without files."""
+    if not given.is_dir():
+        return [(given, Path(given.name))]
+    found = [path for path in given.glob("**/*" if recursive else "*") if not path.name.startswith(".")]
+    found = sorted(path for path in found if path.suffix.lower() in kinds and path.is_file())
+    if not found:
+        hint = "" if recursive else "; --recursive looks in the folders in it too"
+        raise DCAEError(f"{given} is a folder without files that end in {', '.join(sorted(kinds)[:12])}{hint}.")
+    return [(path, path.relative_to(given)) for path in found]
+
+
+def each_file(pairs: list[tuple[Path, Path]], work: Callable[[Path, Path], None]) -> None:
+    """Call work(input, output) for each pair, with a progress bar over several. One that fails does not stop the
+    others. Raises the error of a single one, and DCAEError at the end where some of several failed."""
+    from tqdm import tqdm
+
+    failed = []
+    for source, target in tqdm(pairs, unit="file", disable=len(pairs) == 1):
+        try:
+            work(source, target)
+        except (DCAEError, OSError) as error:
+            if len(pairs) == 1 or isinstance(error, (DownloadError, UnknownVariant)):  # of a model, for all
+                raise
+            failed.append(f"{escape_unprintable(str(source))}: {escape_unprintable(str(error))}")
+    if failed:
+        print("\n".join(failed), file=sys.stderr)
+        raise DCAEError(f"{len(failed)} of {counted(len(pairs), 'file')} failed, for the reasons above.")
 
 
 def check_outputs(pictures: list[str | None], others: list[str | None]) -> None:
@@ -149,13 +185,6 @@ def load(arguments: argparse.Namespace) -> DCAE:
     network = {"variant": getattr(arguments, "variant", None), "config": read_config(arguments)}
     where = (arguments.device, arguments.dtype, arguments.cache_dir)
     return DCAE(arguments.model, *where, **network, download=arguments.download)
-
-
-def files_with_bar(pairs: list[tuple[Path, Path]]) -> Iterable[tuple[Path, Path]]:
-    """Iterate over (input, output) pairs, with a progress bar over several."""
-    from tqdm import tqdm
-
-    return tqdm(pairs, unit="file", disable=len(pairs) == 1)
 
 
 def format_size(count: int) -> str:

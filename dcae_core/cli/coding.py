@@ -10,10 +10,13 @@ from pathlib import Path
 from .. import variants
 from ..errors import DCAEError, ImageError, LatentError, OptionError, escape_unprintable
 from ..files import ASSETS
+from ..untrusted import picture_endings
 from ..variants import DEMO
-from .arguments import add_inputs, check_outputs, files_with_bar, format_size, load, output_paths
+from .arguments import add_inputs, check_outputs, each_file, format_size, load, output_paths
 
 __all__ = ["add", "add_demo"]
+
+LATENTS = (".safetensors", ".latent")
 
 
 def add(command) -> None:
@@ -42,18 +45,19 @@ def add_demo(command) -> None:
 
 
 def encode(arguments: argparse.Namespace) -> None:
+    if arguments.scaling_factor is not None and not arguments.scaled:
+        raise OptionError("--scaling-factor is for scaled latents: add --scaled, or leave it out.")
+    pairs = output_paths(arguments, ".safetensors", picture_endings())
+    if wrong := [target for _, target in pairs if target.suffix not in LATENTS]:
+        raise OptionError(f"Latents are written to .safetensors files, or into a folder, not to {wrong[0]}.")
+    check_outputs([], [str(target) for _, target in pairs])
     from ..media import images, latents
     from ..media.sizes import Fit
 
-    if arguments.scaling_factor is not None and not arguments.scaled:
-        raise OptionError("--scaling-factor is for scaled latents: add --scaled, or leave it out.")
-    pairs = output_paths(arguments, ".safetensors")
-    if wrong := [target for _, target in pairs if target.suffix not in (".safetensors", ".latent")]:
-        raise OptionError(f"Latents are written to .safetensors files, or into a folder, not to {wrong[0]}.")
-    check_outputs([], [str(target) for _, target in pairs])
     ae = load(arguments)
     factor = ae.variant.factor(arguments.scaling_factor) if arguments.scaled else None
-    for source, target in files_with_bar(pairs):
+
+    def encode_one(source: Path, target: Path) -> None:
         x = images.from_host(images.read(source))
         fit = Fit(*x.shape[2:], ae.spatial_ratio, arguments.size_mode)
         channels = arguments.latent_channels
@@ -61,14 +65,18 @@ def encode(arguments: argparse.Namespace) -> None:
         latents.write(target, z.float(), ae.variant, fit.true, scaled=arguments.scaled, scaling_factor=factor)
         print(f"{escape_unprintable(str(target))} ({fit.true[1]}x{fit.true[0]} -> {list(z.shape[1:])})")
 
+    each_file(pairs, encode_one)
+
 
 def decode(arguments: argparse.Namespace) -> None:
     from ..media import images, latents
     from ..media.nonfinite import NonFiniteError
 
-    ae, pairs = None, output_paths(arguments, "-dcae.png")
+    ae, pairs = None, output_paths(arguments, "-dcae.png", LATENTS)
     check_outputs([str(target) for _, target in pairs], [])
-    for source, target in files_with_bar(pairs):
+
+    def decode_one(source: Path, target: Path) -> None:
+        nonlocal ae
         file = latents.read(source)
         if ae is None:
             if not arguments.model and file.variant is None:
@@ -93,17 +101,22 @@ def decode(arguments: argparse.Namespace) -> None:
             images.write(path, picture)
             print(f"{escape_unprintable(str(path))} ({picture.shape[1]}x{picture.shape[0]})")
 
+    each_file(pairs, decode_one)
+
 
 def roundtrip(arguments: argparse.Namespace) -> None:
     from ..media import images
 
-    pairs = output_paths(arguments, "-dcae.png")
+    pairs = output_paths(arguments, "-dcae.png", picture_endings())
     check_outputs([str(target) for _, target in pairs], [])
     ae = load(arguments)
-    for source, target in files_with_bar(pairs):
+
+    def roundtrip_one(source: Path, target: Path) -> None:
         picture, result = _roundtrip(ae, source, arguments.budget)
         images.write(target, _side_by_side(picture[0], result[0]) if arguments.side_by_side else result[0])
         print(f"  {escape_unprintable(str(target))}")
+
+    each_file(pairs, roundtrip_one)
 
 
 def demo(arguments: argparse.Namespace) -> None:

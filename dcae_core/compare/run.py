@@ -20,6 +20,7 @@ from ..engine.live_bytes import LiveBytes
 from ..errors import DCAEError, ImageError
 from ..media import images
 from ..media.sizes import Fit
+from ..untrusted import picture_endings
 from .codecs import Codec
 from .metrics import Frechet, Perceptual, Scores, scores
 
@@ -28,8 +29,6 @@ __all__ = ["Cell", "Column", "Comparison", "Row", "compare", "pictures", "resize
 # What a network goes wrong with. Not every Exception: hosts stop a run with one of their own.
 FAILURES = (DCAEError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError)
 FAILURES += (RuntimeError, TypeError, ValueError)
-# Endings that Pillow knows, and not of pictures that it reads by itself.
-NO_PICTURES = {".pdf", ".mpg", ".mpeg", ".h5", ".hdf", ".bufr", ".grib", ".wmf", ".emf", ".eps", ".ps"}
 LATENT_BITS = 16  # a latent's number is counted as fp16 or bf16, which is how they are kept
 
 
@@ -275,10 +274,7 @@ def pictures(paths: Iterable[str], size: tuple[int, int] | None = None) -> Itera
     size: (height, width) to bring each picture to (see `resized`); None leaves it. Raises ImageError for what is
     neither a file nor a folder, and for a folder without pictures.
     """
-    from PIL import Image
-
-    endings = tuple(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-    endings, files = tuple(set(endings) - NO_PICTURES), []
+    endings, files = picture_endings(), []
     for path in map(Path, paths):
         if path.is_dir():
             visible = (file for file in path.iterdir() if not file.name.startswith("."))

@@ -101,6 +101,45 @@ def test_several_files_go_to_a_folder_with_a_progress_bar(picture, tmp_path, cap
     assert "2/2" in captured.err
 
 
+def test_one_bad_file_does_not_stop_the_others(picture, tmp_path, capsys):
+    (bad := tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+    absent, out = tmp_path / "absent.png", tmp_path / "out"
+    assert main(["encode", str(bad), str(picture), str(absent), "-o", str(out), *CPU]) == 1
+    captured = capsys.readouterr()
+    assert [path.name for path in out.iterdir()] == ["bird.safetensors"]
+    *reasons, last = captured.err.strip().splitlines()[-3:]
+    assert [reason.split(":")[0] for reason in reasons] == [str(bad), str(absent)]
+    assert last == "dcae: 2 of 3 files failed, for the reasons above."
+    (out / "bad.latent").write_bytes(b"nothing")
+    assert main(["decode", str(out), *CPU]) == 1
+    assert "1 of 2 files failed" in capsys.readouterr().err and (out / "bird-dcae.png").is_file()
+
+
+def test_folders(picture, tmp_path, capsys):
+    inner = tmp_path / "album" / "inner"
+    inner.mkdir(parents=True)
+    for name in ("album/one.png", "album/.hidden.png", "album/inner/one.png", "album/inner/two.PNG"):
+        (tmp_path / name).write_bytes(picture.read_bytes())
+    (tmp_path / "album" / "notes.txt").write_text("no picture")
+    for more, expected in (
+        ([], ["one.safetensors"]),
+        (["--recursive"], ["inner/one.safetensors", "inner/two.safetensors", "one.safetensors"]),
+    ):
+        out = tmp_path / f"out{len(more)}"
+        assert main(["encode", str(tmp_path / "album"), "-o", str(out), *more, *CPU]) == 0
+        assert sorted(str(path.relative_to(out)) for path in out.rglob("*.safetensors")) == expected
+    assert main(["decode", str(out), "-o", str(tmp_path / "back"), "--recursive", *CPU]) == 0
+    assert (tmp_path / "back" / "inner" / "two-dcae.png").is_file()
+    capsys.readouterr()
+    assert "--recursive looks" in fails(["decode", str(tmp_path / "album"), *CPU], capsys)
+
+
+def test_paths_are_checked_before_torch_is_imported(tmp_path):
+    script = "import sys; from dcae_core.cli import main; print(main(['encode', 'absent.png']), 'torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.stdout.split() == ["1", "False"] and "There is no file absent.png" in ran.stderr
+
+
 def test_demo_writes_a_side_by_side_picture_and_says_how_good(tmp_path, capsys):
     target = tmp_path / "new" / "demo.png"
     assert main(["demo", "-o", str(target), *CPU]) == 0
@@ -140,7 +179,7 @@ def fails(arguments: list[str], capsys) -> str:
 def test_mistakes_are_one_line(picture, tmp_path, capsys):
     assert "There is no DC-AE variant named 'sdxl'" in fails(["encode", str(picture), "--model", "sdxl"], capsys)
     assert "dcae download" in fails(["encode", str(picture), "--model", "dc-ae-f32c32-in-1.0"], capsys)
-    assert "no picture at" in fails(["encode", str(tmp_path / "absent.png"), *CPU], capsys)
+    assert "There is no file" in fails(["encode", str(tmp_path / "absent.png"), *CPU], capsys)
     assert "not a latent file" in fails(["decode", str(hub.bundled()), *CPU], capsys)
     assert "is a picture (PNG), not a latent file" in fails(["decode", str(picture), *CPU], capsys)
     foreign = tmp_path / "foreign.safetensors"
@@ -148,7 +187,8 @@ def test_mistakes_are_one_line(picture, tmp_path, capsys):
     nameless = tmp_path / "nameless.latent"
     save_file({"latent_tensor": torch.zeros(1, 32, 1, 1)}, nameless)
     assert "say where it is with --model" in fails(["decode", str(nameless), *CPU], capsys)
-    assert ". is a folder: name the files in it." in fails(["decode", ".", *CPU], capsys)
+    (empty := tmp_path / "empty").mkdir()
+    assert f"{empty} is a folder without files that end in .latent" in fails(["decode", str(empty), *CPU], capsys)
     assert "of inf bytes can't be" in fails(["encode", str(picture), "--budget", "9" * 400 + "GiB", *CPU], capsys)
     save_file({"latents": torch.zeros(1, 32, 1, 1)}, nameless, {"height": "999", "width": "999"})
     assert "nameless.latent: A picture of 32x32" in fails(["decode", str(nameless), "--model", DEMO, *CPU], capsys)

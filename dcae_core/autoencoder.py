@@ -100,9 +100,18 @@ class ImageAutoencoder:
         return self._like.dtype
 
     def to(self, device: Device = None, dtype: Dtype = None) -> DCAE:
-        """Move or convert the weights in place; return self."""
-        self.model.to(device=device, dtype=parse_dtype(dtype))
+        """Move or convert the weights in place; return self. A dtype alone will do. Raises OptionError."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        self.model.to(device=None if device is None else parse_device(device), dtype=parse_dtype(dtype))
         return self
+
+    def __repr__(self) -> str:
+        source = getattr(self, "path", None)
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"{type(self).__name__}({self.name}, {self.device}, {dtype}{'' if source is None else f', from {source}'})"
+        )
 
     def plan(
         self,
@@ -172,9 +181,9 @@ class ImageAutoencoder:
                 f"encode was given {_describe(x)}: needed are floats [batch, 3, height, width] in [-1, 1], or uint8. "
                 "dcae_core.images.from_host makes them from [batch, height, width, channels] in [0, 1]."
             )
+        fit, channels = Fit(x.shape[2], x.shape[3], self.spatial_ratio), self.variant.channels(latent_channels)
         if x.is_floating_point() and x.device.type == "cpu":  # elsewhere the host would wait for the device
             images.check_range(x)
-        fit, channels = Fit(x.shape[2], x.shape[3], self.spatial_ratio), self.variant.channels(latent_channels)
         return self._run("encode", x, fit.padded, channels, budget, progress, output_device)
 
     @torch.no_grad()
@@ -269,6 +278,20 @@ class DCAE(ImageAutoencoder):
         if named is not None and variant is not None and variants.find(variant) != named:
             raise OptionError(f"{model} is a name, and variant says {variants.find(variant).name}: leave one out.")
         self._load(Checkpoint(path, config, precision), named or variant, device, dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike,
+        *,
+        torch_dtype: Dtype = None,
+        local_files_only: bool = False,
+        **options,
+    ) -> DCAE:
+        """As `DCAE(model, ...)`, with the names that diffusers has for its arguments, and like there downloading what
+        is not here."""
+        dtype = options.pop("dtype", None) if torch_dtype is None else torch_dtype
+        return cls(model, dtype=dtype, **{"download": not local_files_only, **options})
 
     @classmethod
     def from_file(

@@ -7,7 +7,6 @@ A host picture is [B, H, W, C] in [0, 1] (ComfyUI's IMAGE); the model's is [B, 3
 from __future__ import annotations
 
 import logging
-import math
 import os
 from functools import cache
 from pathlib import Path
@@ -100,7 +99,7 @@ def _as_uint8(array: object) -> Tensor:
 def check_range(x: Tensor) -> None:
     """Raise ImageError for pictures in 0 to 255; log, once in a process, that some look like pictures in [0, 1]."""
     low, high = (float(limit) for limit in torch.aminmax(x.detach()))
-    if 16 < high < math.inf:
+    if low >= -1 and 16 < high <= 256:
         raise ImageError(
             f"The picture has values from {low:.4g} to {high:.4g}: needed are floats in [-1, 1]. For 0 to 255 give "
             "uint8, or x / 127.5 - 1."

@@ -200,3 +200,21 @@ def test_a_name_and_another_variant():
     with pytest.raises(OptionError, match=f"{DEMO} is a name, and variant says dc-ae-f32c32-in-1.0"):
         DCAE(DEMO, device="cpu", variant="dc-ae-f32c32-in-1.0")
     assert DCAE(DEMO, device="cpu", variant=DEMO).variant.name == DEMO
+
+
+def test_from_pretrained_has_diffusers_names_for_arguments(tmp_path):
+    for options in ({"torch_dtype": torch.bfloat16}, {"dtype": "bf16"}):
+        ae = DCAE.from_pretrained(DEMO, device="cpu", local_files_only=True, **options)
+        assert ae.dtype == torch.bfloat16
+    with pytest.raises(DownloadError, match="dcae download"):
+        DCAE.from_pretrained("dc-ae-f32c32-in-1.0", local_files_only=True, cache_dir=tmp_path)
+
+
+def test_repr_and_to():
+    ae = DCAE(DEMO, "cpu", "fp32")
+    assert repr(ae) == f"DCAE({DEMO}, cpu, float32, from {ae.path})" and ae.path.is_file()
+    assert repr(DCAE.empty(DEMO, "meta", "bf16")) == f"DCAE({DEMO}, meta, bfloat16)"
+    assert ae.to(torch.bfloat16).dtype == torch.bfloat16 and ae.to("cpu", "fp32").dtype == torch.float32
+    for missing in ("no such device", "xpu"):
+        with pytest.raises(OptionError, match=r"can't be used here: .* Use cpu\."):
+            ae.to(missing)

@@ -53,14 +53,14 @@ def run(
     dtype, device = coder.like.dtype, coder.like.device.type
 
     def run_in(compute: torch.dtype, output: torch.dtype) -> tuple[Tensor, Plan]:
-        own = [(p, p.data) for p in coder.parameters()] if keep_weights else []
+        kept = [(p, p.data) for p in coder.parameters()] if keep_weights else []
         try:
             coder.to(compute)  # fp16 weights survive the way to fp32 and back unchanged
             output = torch.uint8 if as_uint8 else output
             result, plan = run_with_retries(coder, make_plan(), x, progress, output_device, output)
             return require_finite(result), plan
         finally:
-            for parameter, data in own:
+            for parameter, data in kept:
                 parameter.data = data
             coder.to(dtype)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import CheckpointError, ImageError, LatentError, OptionError
-from ..media.nonfinite import NonFiniteError
+from ..media.nonfinite import NonFiniteError, is_finite
 
 __all__ = ["Recomputed"]
 
@@ -24,7 +24,9 @@ class Recomputed(torch.autograd.Function):
         ctx.save_for_backward(x, *weights)
         try:
             return coder.run(x.detach())
-        except (CheckpointError, ImageError, LatentError, NonFiniteError):
+        except (CheckpointError, ImageError, LatentError, NonFiniteError) as error:
+            if isinstance(error, (ImageError, LatentError)) and is_finite(x):  # of another shape
+                raise
             return coder.fallback(x.detach())  # numbers that are not finite are for a GradScaler to see
 
     @staticmethod

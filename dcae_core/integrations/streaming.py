@@ -27,6 +27,8 @@ from ..engine.coder import InferenceCoder, inference_coder
 from ..engine.memory import Budget
 from ..engine.rewrites import REWRITES
 from ..errors import ImageError, LatentError, OptionError
+from ..media import images
+from ..media.sizes import Fit
 from ..variants import VARIANTS, Variant
 from .fallback import configuration, offloads, why_hooks, why_input, why_modules, why_weights
 from .recompute import Recomputed
@@ -254,18 +256,20 @@ class StreamedCoder:
             return self.fallback(hidden_states)
         if not self.needs_gradients(hidden_states):
             return self.run(hidden_states)
-        return Recomputed.apply(self, hidden_states, *self.module.parameters())
+        return Recomputed.apply(self, self.prepared(hidden_states), *self.module.parameters())
 
     def run(self, x: Tensor) -> Tensor:
         streaming = self.streaming
         run = streaming.encode if self.direction == "encode" else streaming.decode
         return run(x, budget=streaming.limit(), progress=streaming.progress)
 
-    def recomputes(self, x: Tensor) -> bool:
-        """Whether a run by the engine and diffusers' own forward, whose gradients it has, take `x` for the same."""
-        ratio = self.streaming.spatial_ratio if self.direction == "encode" else 1
-        same = x.dtype == self.like.dtype and not (x.shape[-2] % ratio or x.shape[-1] % ratio)
-        return self.streaming.recompute and same and not offloads(self.module)
+    def prepared(self, x: Tensor) -> Tensor:
+        """Return `x` as the engine takes it, and as diffusers' forward has to on the way back: in the weights' dtype,
+        padded to whole latent pixels."""
+        x = x.to(self.like.dtype)
+        if self.direction == "encode" and x.ndim == 4:
+            x = images.fit(x, Fit(*x.shape[2:], self.streaming.spatial_ratio))
+        return x
 
     def needs_gradients(self, x: Tensor) -> bool:
         return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.module.parameters()))
@@ -274,10 +278,9 @@ class StreamedCoder:
         """Return why diffusers' own forward has to run, None where the engine can."""
         module = self.module
         why = why_input(x) or why_modules(module, self.expected) or why_hooks(module) or why_weights(module)
-        if why is None and self.needs_gradients(x) and not self.recomputes(x):
+        recompute = self.streaming.recompute and x.is_floating_point() and not offloads(module)
+        if why is None and not recompute and self.needs_gradients(x):
             why = "gradients are on (torch.no_grad() is a context without)"
-            if self.streaming.recompute:
-                why = "gradients with offloaded weights, another dtype or sides to pad are its own"
         return why
 
     @contextlib.contextmanager

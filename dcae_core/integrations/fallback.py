@@ -16,8 +16,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def configuration(coder: nn.Module) -> list[tuple]:
-    """Return what its modules are: equal for coders that compute the same from the same weights."""
-    return [(type(m), m.extra_repr(), _settings(m), type(getattr(m, "processor", None))) for m in coder.modules()]
+    """Return what its modules are: equal for coders that compute the same from the same weights. Made at every run."""
+    return [(type(m), _weights(m), _settings(m), type(getattr(m, "processor", None))) for m in coder.modules()]
+
+
+def _weights(module: nn.Module) -> list[str]:
+    return [name for name, weight in module._parameters.items() if weight is not None]
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
@@ -29,14 +33,13 @@ def _settings(module: nn.Module) -> dict[str, object]:
     }
 
 
-def _patched(module: nn.Module) -> str | None:
-    """Return which method that computes is not the one of its class, or of the package of its class. `forward` on the
-    module itself is for `why_hooks`."""
+def _patched(kind: type[nn.Module]) -> str | None:
+    """Return which method that computes is not of the package of its class."""
     for method in ("forward", "_conv_forward"):
-        owner = next((c for c in type(module).__mro__ if method in vars(c)), None)
+        owner = next((c for c in kind.__mro__ if method in vars(c)), None)
         if owner is not None and vars(owner)[method].__module__ != owner.__module__:
             return method
-    return "_conv_forward" if "_conv_forward" in vars(module) else None
+    return None
 
 
 def why_input(x: object) -> str | None:
@@ -58,8 +61,11 @@ def why_modules(coder: nn.Module, expected: list[tuple]) -> str | None:
             changed = [f"{key}={value}" for key, value in one[2].items() if other[2].get(key) != value]
             what = f"{type(module).__name__}({module.extra_repr()})"
             return f"{name or 'it'} is {what}, {', '.join(changed) or 'another module'}, and not as its config says"
-        if (patched := _patched(module)) is not None:
-            return f"{name or 'it'} has {patched} of somebody else"
+        if "_conv_forward" in vars(module):  # `forward` is for `why_hooks`
+            return f"{name or 'it'} has _conv_forward of somebody else"
+    for kind in {type(module) for module in coder.modules()}:
+        if (patched := _patched(kind)) is not None:
+            return f"{kind.__name__} has {patched} of somebody else"
     if len(found) != len(expected):
         return "it has other modules than its config says"
     if any(isinstance(m, nn.BatchNorm2d) and m.training for m in coder.modules()):

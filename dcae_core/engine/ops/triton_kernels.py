@@ -17,8 +17,8 @@ __all__ = ["ACTS", "add_norm", "depth_gate"]
 
 ACTS = ("", "relu", "silu")  # that a kernel applies; "": none
 
-# Of a map that one program holds: the most with which no card of benchmarks/results/kernels.txt takes more than 64
-# registers in bf16, so that enough programs are at work to keep memory busy. Not measured on a GPU.
+# Of a map that one program holds: the most with which no NVIDIA card of benchmarks/results/kernels.txt takes more than
+# 64 registers in bf16, so that enough programs are at work to keep memory busy. Not measured on a GPU.
 ELEMENTS = 2048
 
 

@@ -17,8 +17,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -47,7 +50,8 @@ def main() -> int:
     parser.add_argument("--predict", action="store_true", help="only what cards should take")
     arguments = parser.parse_args()
     if arguments.predict:
-        print("\n".join(predictions()))
+        for line in predictions():
+            print(line, flush=True)
         return 0
     device = torch.device(arguments.device)
     report = {"head": machine(arguments.device), "checks": [], "rates": {}, "rows": []}
@@ -239,20 +243,51 @@ def in_uint8(device: torch.device, name: str, side: int) -> str:
 
 
 def rates(device: str, dtype: torch.dtype) -> dict[str, float]:
-    """Return what the card has: TFLOP/s of the best matrix product, GB/s of a copy (read and written)."""
+    """Return what the card has: TFLOP/s of the best matrix product and of a 3x3 convolution on maps in either memory
+    format, GB/s of a copy (read and written)."""
     block = torch.empty((1 << 28) if device == "cpu" else (1 << 30), dtype=torch.uint8, device=device)
     copied = min(clock(device, torch.clone, block) for _ in range(3))
     from benchmarks.speed import matmul_peak
 
-    return {"TFLOP/s": matmul_peak(device, dtype), "GB/s": 2 * block.nbytes / copied / 1e9}
+    found = {"TFLOP/s": matmul_peak(device, dtype), "GB/s": 2 * block.nbytes / copied / 1e9}
+    channels, side = 128, 64 if device == "cpu" else 512
+    for form in (torch.channels_last, torch.contiguous_format):  # maps are channels-last on every device
+        x = torch.randn(1, channels, side, side, device=device).to(dtype, memory_format=form)
+        weight = torch.randn(channels, channels, 3, 3, device=device).to(dtype, memory_format=form)
+        seconds = min(clock(device, lambda x, w: F.conv2d(x, w, padding=1), x, weight) for _ in range(3))
+        found[f"convolution TFLOP/s, {str(form)[6:]}"] = 2 * 9 * channels**2 * side**2 / seconds / 1e12
+    return found
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that each are a kernel at least on a GPU, where Triton's kernels are not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view and not func._schema.name.startswith(("aten::empty", "prim::"))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def launches(name: str, made: plan.Plan) -> int:
+    """Return how many launches a plan takes, counted on meta tensors."""
+    ae = DCAE.empty(name, "meta", "bf16")
+    shape = (3, made.height, made.width) if made.direction == "encode" else (ae.latent_channels, *made.latent_size)
+    with patch.object(fused, "PIECE", 1 << 62), Launches() as counted:  # on meta tensors it would split as on a CPU
+        run_plan(coder_of(ae, made.direction), made, torch.empty(1, *shape, device="meta", dtype=ae.dtype))
+    return counted.count
 
 
 def predictions() -> Iterator[str]:
     """Yield lines of a table: seconds that nobody has measured, and GiB, in bf16."""
-    yield "# predictions from data sheets (GPUS in dcae_core/engine/machine.py): seconds, and GiB beside the weights"
+    yield "# predictions from data sheets (GPUS in dcae_core/engine/machine.py): seconds, and GiB beside the weights;"
+    yield "# launches: counted on meta tensors, of torch's own kernels (Triton's take fewer)"
     budgets = {"whole": None, "8 GiB": 8 << 30, "4 GiB": 4 << 30, "2 GiB": 2 << 30}
     cards = "".join(f"{card.name:>10}" for card in GPUS.values())
-    yield f"{'variant':9}{'direction':10}{'side':>5}  {'how':6}{'GiB':>7} {cards}"
+    yield f"{'variant':9}{'direction':10}{'side':>5}  {'how':6}{'GiB':>7} {'launches':>8} {cards}"
     for short, name in (("f32c32", "dc-ae-f32c32-mix-1.0"), ("sana", "dc-ae-f32c32-sana-1.1")):
         for direction in plan.DIRECTIONS:
             for side in (1024, 4096, 8192):
@@ -260,7 +295,8 @@ def predictions() -> Iterator[str]:
                     run = (VARIANTS[name].architecture, direction, side, side, 1, budget)
                     made = plan.make(*run, device="cuda", whole=None if budget is None else False)
                     times = "".join(f"{made.predict(card):10.3f}" for card in GPUS.values())
-                    yield f"{short:9}{direction:10}{side:5}  {how:6}{made.peak_bytes / 2**30:7.2f} {times}"
+                    held, count = made.peak_bytes / 2**30, launches(name, made) if side < 8192 else "-"  # takes minutes
+                    yield f"{short:9}{direction:10}{side:5}  {how:6}{held:7.2f} {count:>8} {times}"
 
 
 def measured(arguments: argparse.Namespace, report: dict) -> None:

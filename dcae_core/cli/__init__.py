@@ -7,13 +7,16 @@ Exit codes: 0 done; 1 something a user can put right, said in one line on standa
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 
 from .. import __version__
 from ..errors import DCAEError, escape_unprintable
-from . import batch, coding, compare, models
+from . import batch, coding, compare, models, roundtrip
 
 __all__ = ["main"]
 
@@ -25,8 +28,9 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
-        sys.stdout.flush()
+        with _output(getattr(arguments, "quiet", False)):
+            arguments.run(arguments)
+            sys.stdout.flush()
         return 0
     except BrokenPipeError:  # the reader is gone, as after `| head`; Python's flush at exit goes to devnull
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -43,6 +47,22 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dcae: stopped", file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def _output(quiet: bool) -> Iterator[None]:
+    """What is printed meanwhile: no warnings of the libraries below; with `quiet` errors only."""
+    logger = logging.getLogger(__package__.partition(".")[0])
+    level = logger.level
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
+        for module in ("PIL", "huggingface_hub"):
+            warnings.filterwarnings("ignore", module=module)
+        with contextlib.redirect_stdout(nowhere) if quiet else contextlib.nullcontext():
+            logger.setLevel(logging.ERROR if quiet else level)
+            try:
+                yield
+            finally:
+                logger.setLevel(level)
 
 
 def _machine_failure(error: Exception) -> str | None:
@@ -71,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
 
     models.add(command)
     coding.add(command)
+    roundtrip.add(command)
     compare.add(command)
     batch.add(commands)
-    coding.add_demo(command)
+    roundtrip.add_demo(command)
     return parser

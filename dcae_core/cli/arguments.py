@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import DCAEError, DownloadError, OptionError, UnknownVariant, counted, escape_unprintable
 from ..untrusted import read_json
+from ..variants import DEMO
 
 if TYPE_CHECKING:
     from ..autoencoder import DCAE
@@ -22,39 +23,55 @@ __all__ = [
     "add_inputs",
     "add_network",
     "add_run",
+    "bar",
     "check_outputs",
     "each_file",
     "format_size",
     "load",
     "model_file",
     "output_paths",
+    "parse_colour",
     "parse_size",
     "read_config",
+    "say",
 ]
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 
 
-def add_inputs(parser: argparse.ArgumentParser, default: str | None, inputs: str | None) -> None:
-    """Add inputs (described by `inputs`; None: no inputs), the output, and the model with its default."""
+def add_inputs(parser: argparse.ArgumentParser, default: str, inputs: str | None) -> None:
+    """Add inputs (described by `inputs`; None: no inputs), the output, and the model, whose default is described."""
     if inputs:
         parser.add_argument("inputs", nargs="+", metavar="FILE", help=f"{inputs}, or folders of them")
         parser.add_argument("--recursive", action="store_true", help="with the folders in folders")
         parser.add_argument("-o", "--output", help="file, or folder for several; default: beside each input")
         parser.add_argument(
             "--model",
-            default=default,
-            help=f"variant name, file or folder (default: {default or 'what the file says'})",
+            help=f"variant name, file or folder (default: {default})",
         )
         add_network(parser)
         parser.add_argument("--download", action="store_true", help="fetch the variant if it is not here")
+        parser.add_argument("--no-clobber", action="store_true", help="leave out inputs whose output is there already")
+        parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     add_run(parser)
+
+
+def parse_colour(text: str) -> tuple[int, int, int]:
+    """Return red, green and blue, 0 to 255, of a colour's name or '#rrggbb'."""
+    from PIL import ImageColor
+
+    try:
+        return ImageColor.getrgb(text)[:3]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no colour: use a name such as black, or '#rrggbb'") from None
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add where and how a model runs."""
-    parser.add_argument("--device", help="cuda, cpu, mps, ... (default: the accelerator, else cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+    text = "where it runs: cuda (or cuda:1), mps, xpu, cpu (default: the accelerator that torch sees, else cpu)"
+    parser.add_argument("--device", help=text)
+    text = "precision: auto is bf16 where the device is fast in it, else fp16 or fp32; fp32 is the most exact"
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help=text)
     parser.add_argument("--budget", help="memory beside the weights, such as 4GiB (default: what is free)")
     add_cache_dir(parser)
 
@@ -99,6 +116,8 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 def output_paths(arguments: argparse.Namespace, ending: str, kinds: Collection[str]) -> list[tuple[Path, Path]]:
     """Return (input, output) pairs; of folders, the files whose names end in `kinds`. No two share an output, and none
     is an input. Raises DCAEError, also where no input is there."""
+    if "-" in (*arguments.inputs, arguments.output):
+        raise OptionError("Nothing is read from - or written to it: name files.")
     listed = [pair for given in arguments.inputs for pair in _listed(Path(given), kinds, arguments.recursive)]
     sources, output = [source for source, _ in listed], arguments.output and Path(arguments.output)
     if not any(os.path.lexists(source) for source in sources):
@@ -120,7 +139,32 @@ def output_paths(arguments: argparse.Namespace, ending: str, kinds: Collection[s
             raise DCAEError(f"Several inputs would be written to {target}, {source} among them: run them one by one.")
         if target.exists() and any(target.samefile(one) for one in sources if one.exists()):
             raise DCAEError(f"{target} is an input, and would be written over: name another output.")
-    return list(zip(sources, targets, strict=True))
+    pairs = list(zip(sources, targets, strict=True))
+    there = [target for target in targets if target.exists()]
+    if there and arguments.no_clobber:
+        say(arguments, f"{counted(len(there), 'output')} there already, and kept: {there[0]}{_more(there)}")
+        return [(source, target) for source, target in pairs if target not in there]
+    if there:
+        say(arguments, f"{counted(len(there), 'file')} will be written over: {there[0]}{_more(there)}")
+    return pairs
+
+
+def _more(paths: list[Path]) -> str:
+    return f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+
+
+def say(arguments: argparse.Namespace, text: str) -> None:
+    """Print a line to standard error, unless --quiet."""
+    if not getattr(arguments, "quiet", False):
+        print(f"dcae: {escape_unprintable(text)}", file=sys.stderr)
+
+
+def bar(arguments: argparse.Namespace, **options):
+    """Return tqdm's progress bar, which is shown in a terminal only."""
+    from tqdm import tqdm
+
+    hidden = options.pop("disable", False) or getattr(arguments, "quiet", False)
+    return tqdm(disable=True if hidden else None, **options)
 
 
 def _listed(given: Path, kinds: Collection[str], recursive: bool) -> list[tuple[Path, Path]]:
@@ -135,13 +179,13 @@ def _listed(given: Path, kinds: Collection[str], recursive: bool) -> list[tuple[
     return [(path, path.relative_to(given)) for path in found]
 
 
-def each_file(pairs: list[tuple[Path, Path]], work: Callable[[Path, Path], None]) -> None:
+def each_file(
+    arguments: argparse.Namespace, pairs: list[tuple[Path, Path]], work: Callable[[Path, Path], None]
+) -> None:
     """Call work(input, output) for each pair, with a progress bar over several. One that fails does not stop the
     others. Raises the error of a single one, and DCAEError at the end where some of several failed."""
-    from tqdm import tqdm
-
     failed = []
-    for source, target in tqdm(pairs, unit="file", disable=len(pairs) == 1):
+    for source, target in bar(arguments, iterable=pairs, unit="file", disable=len(pairs) == 1):
         try:
             work(source, target)
         except (DCAEError, OSError) as error:
@@ -179,8 +223,12 @@ def model_file(name: str) -> str:
 
 
 def load(arguments: argparse.Namespace) -> DCAE:
-    """Load the model that the arguments name."""
+    """Load the model that the arguments name; the bundled one, and that is said, where they name none."""
     from ..autoencoder import DCAE
+
+    if arguments.model is None:
+        arguments.model = DEMO
+        say(arguments, f"no --model is given: this is {DEMO}, a small one to try things out. See: dcae variants")
 
     network = {"variant": getattr(arguments, "variant", None), "config": read_config(arguments)}
     where = (arguments.device, arguments.dtype, arguments.cache_dir)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .. import variants
 from ..architecture import DEFAULTS
-from ..errors import BudgetError, CheckpointError, DCAEError, OptionError, escape_unprintable
+from ..errors import BudgetError, CheckpointError, DCAEError, OptionError, counted, escape_unprintable
+from ..untrusted import open_image
 from .arguments import DTYPES, add_cache_dir, add_network, format_size, model_file, parse_size, read_config
 
 __all__ = ["add"]
@@ -16,8 +18,9 @@ __all__ = ["add"]
 
 def add(command) -> None:
     """Add the commands. command(run, name, help): makes the parser of one."""
-    parser = command(info, "info", "Say which network a file holds, and how.")
-    parser.add_argument("file")
+    parser = command(info, "info", "Say what a file is: which network it holds, and how.")
+    parser.add_argument("file", help="weights, by path or by the name of a variant; a picture, or latents")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
     add_network(parser)
     add_cache_dir(command(list_variants, "variants", "List the variants, and which are on this machine."))
     parser = command(plan, "plan", "Say how a size runs within budgets, and the memory it takes.")
@@ -29,6 +32,7 @@ def add(command) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     text = "H100, RTX 4090, RTX 3060, 780M or M3: seconds by its data sheet; or a file by benchmarks/machine.py"
     parser.add_argument("--machine", help=text)
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser = command(download, "download", "Fetch a variant's weights, checked against the hub's size and sha256.")
     parser.add_argument("variant")
     parser.add_argument("--revision", default="main", help="branch, tag or commit (default: main)")
@@ -42,6 +46,42 @@ def add(command) -> None:
 
 
 def info(arguments: argparse.Namespace) -> None:
+    known = _picture(arguments.file) or _latents(arguments.file) or _weights(arguments)
+    if arguments.json:
+        print(json.dumps(known))
+        return
+    for name, value in known.items():
+        for line in value if isinstance(value, list) else [value]:
+            print(f"{name.replace('_', ' '):15} {escape_unprintable(str(line))}")
+
+
+def _picture(path: str) -> dict | None:
+    """Return what is known of a picture file; None for another."""
+    try:
+        file = open_image(path)
+    except Exception:  # Pillow's errors have no common class
+        return None
+    frames = getattr(file, "n_frames", 1)
+    known = {"file": path, "picture": f"{file.format}, {file.width}x{file.height}"}
+    return {**known, **({"pictures": frames} if frames > 1 else {}), "note": "dcae encode makes latents of it"}
+
+
+def _latents(path: str) -> dict | None:
+    """Return what is known of a latent file; None for another. Raises LatentError for one that can't be used."""
+    from ..media import latents
+
+    if not latents.is_latents(path):
+        return None
+    file = latents.read(path)
+    height, width = file.size or (None, None)
+    known = {"file": path, "latents": "x".join(map(str, file.raw.shape)), "variant": file.name or "is not said"}
+    known |= {"picture": f"{width}x{height}"} if file.size else {}
+    known |= {"alpha": "kept"} if file.alpha is not None else {}
+    known |= {"animation": f"{sum(file.milliseconds) / 1000:g} s"} if file.milliseconds else {}
+    return {**known, "note": "dcae decode makes pictures of it"}
+
+
+def _weights(arguments: argparse.Namespace) -> dict:
     from ..weights.checkpoint import Checkpoint
 
     opened = Checkpoint(model_file(arguments.file), read_config(arguments))
@@ -51,23 +91,19 @@ def info(arguments: argparse.Namespace) -> None:
         if not opened.fits:
             raise
         chosen, doubt = opened.fits[0], str(error)
-    either = " or ".join
-    path = escape_unprintable(str(opened.path))
-    print(f"file            {path} ({format_size(opened.bytes)}, {len(opened.files)} file(s))")
-    print(f"variant         {either([v.name for v in opened.fits]) if doubt else chosen.name}")
-    print(f"layout          {opened.layout}{f', prefix {opened.prefix}' if opened.prefix else ''}")
-    print(f"stored as       {', '.join(sorted(opened.dtypes - {'I64'}))}")
-    print(f"spatial ratio   {chosen.spatial_ratio}")
-    print(f"latent channels {chosen.latent_channels}")
+    either, custom = " or ".join, chosen.name not in variants.VARIANTS
     factors = [str(v.scaling_factor or "not published") for v in (opened.fits if doubt else [chosen])]
-    print(f"scaling factor  {either(factors)}")
-    custom = chosen.name not in variants.VARIANTS
-    for line in _sources(opened.configured, custom):
-        print(f"fields from     {line}")
-    if custom:
-        print(f"note            {chosen.note}")
-    if doubt:
-        print(f"note            {doubt}")
+    return {
+        "file": f"{opened.path} ({format_size(opened.bytes)}, {counted(len(opened.files), 'file')})",
+        "variant": either([v.name for v in opened.fits]) if doubt else chosen.name,
+        "layout": f"{opened.layout}{f', prefix {opened.prefix}' if opened.prefix else ''}",
+        "stored_as": ", ".join(sorted(opened.dtypes - {"I64"})),
+        "spatial_ratio": chosen.spatial_ratio,
+        "latent_channels": chosen.latent_channels,
+        "scaling_factor": either(factors),
+        "fields_from": list(_sources(opened.configured, custom)),
+        "note": [*([chosen.note] if custom else []), *([doubt] if doubt else [])],
+    }
 
 
 def _sources(configured: Mapping[str, tuple[object, str]], custom: bool) -> Iterator[str]:
@@ -109,27 +145,52 @@ def plan(arguments: argparse.Namespace) -> None:
     stored = parse_dtype(arguments.dtype) or best_dtype(device)
     dtype = compute_dtype(stored, device.type)
     budgets = [arguments.budget] if arguments.budget else [None, *(f"{n}GiB" for n in (24, 12, 8, 4, 2, 1))]
-    lines = [f"{variant.name}, {width}x{height}, batch {arguments.batch}, {str(dtype)[6:]}; GiB beside the weights"]
-    lines.append(f"{'':7} {'budget':>8} {'peak':>8} {'weights':>8}  strips")
-    if dtype != stored:
-        lines[0] += f"; {str(stored)[6:]} runs in {str(dtype)[6:]} on this CPU"
     timed = machine is not None and (machine.measured or device.type != "cpu")
-    if machine:
-        lines[-1] += "    seconds"
-        lines[0] += f"; for {machine.name}{', by its data sheet: nothing was measured' if device.type != 'cpu' else ''}"
+    rows = []
     for direction in planning.DIRECTIONS:
         for budget in budgets:
-            limit = memory.parse_bytes(budget)
+            row = {"direction": direction, "budget": budget}
             try:
-                run = (variant.architecture, direction, height, width, arguments.batch, limit, dtype)
-                one_plan = planning.make(*run, device=device.type, machine=machine)
-                peak, strips = f"{one_plan.peak_bytes / 2**30:.2f}", "whole" if one_plan.whole else one_plan.strips
-                weights = f"{one_plan.weight_bytes / 2**30:.2f}"
-                seconds = f"{one_plan.predict(machine):{17 - len(str(strips))}.2f}" if timed else ""
+                run = (
+                    variant.architecture,
+                    direction,
+                    height,
+                    width,
+                    arguments.batch,
+                    memory.parse_bytes(budget),
+                    dtype,
+                )
+                made = planning.make(*run, device=device.type, machine=machine)
+                row |= {"peak_bytes": made.peak_bytes, "weight_bytes": made.weight_bytes, "strips": made.strips}
+                row |= {"whole": made.whole, "seconds": made.predict(machine) if timed else None}
             except BudgetError as error:
-                peak, weights, strips, seconds = "-", "", f"needs {memory.format_gib(error.needed)}", ""
-            lines.append(f"{direction:7} {budget or 'none':>8} {peak:>8} {weights:>8}  {strips}{seconds}")
-    print("\n".join(lines))
+                row |= {"needed_bytes": error.needed}
+            rows.append(row)
+    of = {"variant": variant.name, "width": width, "height": height, "batch": arguments.batch, "dtype": str(dtype)[6:]}
+    if arguments.json:
+        print(json.dumps({**of, "plans": rows}))
+        return
+    head = f"{variant.name}, {width}x{height}, batch {arguments.batch}, {str(dtype)[6:]}; GiB beside the weights"
+    if dtype != stored:
+        head += f"; {str(stored)[6:]} runs in {str(dtype)[6:]} on this CPU"
+    if machine:
+        head += f"; for {machine.name}{', by its data sheet: nothing was measured' if device.type != 'cpu' else ''}"
+    print(head)
+    print(f"{'':7} {'budget':>8} {'peak':>8} {'weights':>8} {'strips':>16}{'   seconds' if timed else ''}")
+    for row in rows:
+        print(_plan_line(row))
+
+
+def _plan_line(row: dict) -> str:
+    from ..engine.memory import format_gib
+
+    start = f"{row['direction']:7} {row['budget'] or 'none':>8}"
+    if "needed_bytes" in row:
+        needs = f"needs {format_gib(row['needed_bytes'])}"
+        return f"{start} {'-':>8} {'':>8} {needs:>16}"
+    peak, weights = row["peak_bytes"] / 2**30, row["weight_bytes"] / 2**30
+    seconds = "" if row["seconds"] is None else f"{row['seconds']:10.2f}"
+    return f"{start} {peak:8.2f} {weights:8.2f} {'whole' if row['whole'] else row['strips']:>16}{seconds}"
 
 
 def download(arguments: argparse.Namespace) -> None:

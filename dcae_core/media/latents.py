@@ -16,29 +16,32 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import variants
-from ..errors import LatentError
+from ..errors import LatentError, counted
 from ..files import atomic_write
-from ..untrusted import FLOATS, is_file, kind_of, open_safetensors, shorten
+from ..untrusted import FLOATS, MAX_JSON_BYTES, is_file, kind_of, open_safetensors, shorten
 from ..variants import Variant
 from .nonfinite import describe_nonfinite, is_finite
 from .sizes import Fit
 
-__all__ = ["LatentFile", "check_shape", "parse_metadata", "read", "write"]
+__all__ = ["LatentFile", "check_shape", "is_latents", "parse_metadata", "read", "write"]
 
 MOST_NUMBERS = 1 << 28  # 1 GiB: of one picture with 92681 pixels along each side
 MAX_NAME_LENGTH = 200  # characters of a variant's name
-KEY = "latents"
+KEY, ALPHA = "latents", "alpha"
 COMFYUI_KEY = "latent_tensor"  # SaveLatent's; always raw, and without the true size
 
 
 @dataclass(frozen=True)
 class LatentFile:
     """`raw` latents [B, c, h, w]; `name`, of the variant that they were made with, and `size`, (height, width) of the
-    pictures before padding, are None where the file does not say."""
+    pictures before padding, are None where the file does not say. `alpha` is uint8 [B, height, width], what was opaque
+    of the pictures, and `milliseconds` for how long each of an animation was shown, where the file has them."""
 
     raw: Tensor
     name: str | None = None
     size: tuple[int, int] | None = None
+    alpha: Tensor | None = None
+    milliseconds: tuple[int, ...] = ()
 
     @property
     def variant(self) -> Variant | None:
@@ -54,9 +57,11 @@ def write(
     *,
     scaled: bool = False,
     scaling_factor: float | None = None,
+    alpha: Tensor | None = None,
+    milliseconds: Sequence[int] = (),
 ) -> Path:
     """Write raw latents, or with `scaled` latents times `scaling_factor` (by default the variant's), as a diffusion
-    model uses them.
+    model uses them; `alpha` and `milliseconds` as in LatentFile.
 
     Metadata: variant, height and width of the true picture, "scale" ("raw" or "scaled") and the factor, if there is
     one. The file is replaced whole. Raises LatentError if it can't be, or if `read` would refuse it: latents that are
@@ -73,18 +78,29 @@ def write(
     }
     if factor is not None:
         metadata["scaling_factor"] = str(factor)
+    if any(milliseconds):
+        metadata["milliseconds"] = ",".join(map(str, milliseconds))
     z = (raw * factor if scaled else raw).contiguous().cpu()
     try:
         check_shape(z.shape, variant, size)
         if not is_finite(z):
             raise ValueError(f"its numbers are not finite: {describe_nonfinite(z)}")
         with atomic_write(path) as part:
-            save_file({KEY: z}, part, metadata)
+            save_file({KEY: z} | ({} if alpha is None else {ALPHA: alpha.contiguous().cpu()}), part, metadata)
     except ValueError as error:
         raise LatentError(f"{path} is not written: {error}.") from error
     except (OSError, SafetensorError) as error:
         raise LatentError(f"{path} can't be written: {error}.") from error
     return path
+
+
+def is_latents(path: str | os.PathLike) -> bool:
+    """Whether this is a file that `read` is for; False also where it can't be opened."""
+    try:
+        with open_safetensors(path) as file:
+            return not {KEY, COMFYUI_KEY}.isdisjoint(file.keys())
+    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError):
+        return False
 
 
 def read(path: str | os.PathLike) -> LatentFile:
@@ -108,6 +124,8 @@ def read(path: str | os.PathLike) -> LatentFile:
             if (dtype := str(piece.get_dtype())) not in FLOATS:
                 raise ValueError(f"its numbers are {shorten(dtype)}, not floating-point")
             raw = file.get_tensor(key).float() / factor
+            milliseconds = _durations(metadata.get("milliseconds"), len(raw))
+            alpha = _alpha(file, (len(raw), *(size or ()))) if ALPHA in names else None
         if not is_finite(raw):
             raise ValueError(f"its numbers are not finite: {describe_nonfinite(raw)}")
     except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
@@ -116,7 +134,26 @@ def read(path: str | os.PathLike) -> LatentFile:
         if isinstance(error, LatentError):
             raise
         raise LatentError(f"{path} is not a latent file that can be used: {shorten(error, 500)}.") from error
-    return LatentFile(raw, name, size)
+    return LatentFile(raw, name, size, alpha, milliseconds)
+
+
+def _alpha(file, shape: tuple[int, ...]) -> Tensor:
+    """Return the opacity of pictures of this shape. Raises ValueError for another."""
+    piece = file.get_slice(ALPHA)
+    if tuple(piece.get_shape()) != shape or str(piece.get_dtype()) != "U8":
+        found = f"{shorten(piece.get_dtype())} {shorten(list(piece.get_shape()))}"
+        raise ValueError(f"its alpha is {found}, where U8 {list(shape)} is needed")
+    return file.get_tensor(ALPHA)
+
+
+def _durations(text: str | None, pictures: int) -> tuple[int, ...]:
+    """Return for how long each of an animation's pictures is shown. Raises ValueError."""
+    if text is None:
+        return ()
+    numbers = text.split(",") if len(text) < MAX_JSON_BYTES else []
+    if len(numbers) != pictures or not all(re.fullmatch(r"[0-9]{1,9}", number) for number in numbers):
+        raise ValueError(f"milliseconds {shorten(text)!r} are not {counted(pictures, 'number')}")
+    return tuple(map(int, numbers))
 
 
 def _not_latents(path: str | os.PathLike, error: Exception) -> str:

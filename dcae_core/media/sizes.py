@@ -55,6 +55,16 @@ class Fit:
         return max(0, self.height - self.padded[0]) // 2, max(0, self.width - self.padded[1]) // 2
 
     @property
+    def rows(self) -> slice:
+        """Those of the picture that are kept."""
+        return slice(self.offset[0], self.offset[0] + self.true[0])
+
+    @property
+    def columns(self) -> slice:
+        """Those of the picture that are kept."""
+        return slice(self.offset[1], self.offset[1] + self.true[1])
+
+    @property
     def true(self) -> tuple[int, int]:
         """Height and width of the picture that comes back."""
         return min(self.height, self.padded[0]), min(self.width, self.padded[1])

@@ -328,9 +328,10 @@ def test_decompression_bombs(tmp_path, monkeypatch):
 
 def test_pictures_of_odd_numbers(tmp_path):
     Image.new("I", (4, 4), 1 << 20).save(tmp_path / "wide.tif")
-    assert images.read(tmp_path / "wide.tif").max() == 1
-    Image.new("F", (4, 4), 0.5).save(tmp_path / "float.tif")
-    refused(ImageError, "float.tif.*no known range", images.read, tmp_path / "float.tif")
+    refused(ImageError, "wide.tif.*0 to 65535 is black to white", images.read, tmp_path / "wide.tif")
+    for value in (-1.0, 255.0, float("nan")):
+        Image.new("F", (4, 4), value).save(tmp_path / "float.tif")
+        refused(ImageError, "float.tif.*0 to 1 is black to white", images.read, tmp_path / "float.tif")
 
 
 def test_decoders_that_raise_of_any_kind(tmp_path):

@@ -6,15 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, __version__, hub, images, latents, plan
-from dcae_core.cli import main
-from dcae_core.compare.metrics import psnr
+from dcae_core.cli import main, pictures
+from dcae_core.compare.metrics import psnr, scores
 from dcae_core.engine import memory
 from dcae_core.files import ASSETS
 from dcae_core.weights.checkpoint import Checkpoint
@@ -91,14 +92,19 @@ def test_size_mode_crop(picture, tmp_path):
     assert file.size == (96, 128)
 
 
-def test_several_files_go_to_a_folder_with_a_progress_bar(picture, tmp_path, capsys):
+def test_several_files_go_to_a_folder_with_a_progress_bar_in_a_terminal(picture, tmp_path, capsys, monkeypatch):
     second = tmp_path / "second.png"
     second.write_bytes(picture.read_bytes())
     assert main(["roundtrip", str(picture), str(second), "-o", str(tmp_path / "out"), *CPU]) == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["bird-dcae.png", "second-dcae.png"]
     captured = capsys.readouterr()
-    assert captured.out.count("PSNR") == 2
-    assert "2/2" in captured.err
+    assert captured.out.count("PSNR") == captured.out.count("SSIM") == 2
+    assert captured.out.count("a first run") <= 1 and "2/2" not in captured.err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["roundtrip", str(picture), str(second), "-o", str(tmp_path / "out"), *CPU]) == 0
+    assert "2/2" in capsys.readouterr().err
+    assert main(["roundtrip", str(picture), str(second), "-o", str(tmp_path / "out"), *CPU, "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
 
 
 def test_one_bad_file_does_not_stop_the_others(picture, tmp_path, capsys):
@@ -337,3 +343,153 @@ def test_comfyuis_latent_files_are_read(picture, tmp_path):
     save_file({"latent_tensor": z, "latent_format_version_0": torch.tensor([])}, file)
     assert main(["decode", str(file), "-o", str(tmp_path / "c.png"), "--model", DEMO, *CPU]) == 0
     assert images.read(tmp_path / "c.png").shape == (1, 128, 160, 3)
+
+
+def test_alpha_goes_round(picture, tmp_path):
+    shown = Image.open(picture).convert("RGBA")
+    shown.putalpha(Image.linear_gradient("L").resize(shown.size))
+    shown.save(source := tmp_path / "logo.png")
+    for mode, box in (("pad", (0, 0, 150, 100)), ("crop", (11, 2, 139, 98))):
+        latent, back = tmp_path / "logo.safetensors", tmp_path / "back.png"
+        assert main(["encode", str(source), "--keep-alpha", "--size-mode", mode, *CPU]) == 0
+        assert main(["decode", str(latent), "-o", str(back), *CPU]) == 0
+        assert np.array_equal(np.asarray(Image.open(back))[..., 3], np.asarray(shown.crop(box))[..., 3])
+    assert main(["roundtrip", str(source), "--keep-alpha", "-o", str(back), *CPU]) == 0
+    assert np.array_equal(np.asarray(Image.open(back))[..., 3], np.asarray(shown)[..., 3])
+
+
+def test_a_matte_is_seen(picture, tmp_path, capsys, caplog):
+    Image.new("RGBA", (64, 64), (255, 0, 0, 0)).save(source := tmp_path / "nothing.png")
+    means = []
+    for matte in ("white", "#0000ff"):
+        assert main(["roundtrip", str(source), "--matte", matte, "-o", str(tmp_path / "back.png"), *CPU]) == 0
+        means.append(images.read(tmp_path / "back.png").mean((0, 1, 2)))
+    assert means[0].min() > 0.8 and means[1][2] > means[1][0] + 0.3
+    assert [message.rpartition("is laid on ")[2] for message in caplog.messages] == ["white.", "rgb(0, 0, 255)."]
+    with pytest.raises(SystemExit):
+        main(["roundtrip", str(source), "--matte", "nonsense"])
+    assert "'nonsense' is no colour" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [".gif", ".webp", ".png"])
+def test_animations_go_round(ending, picture, tmp_path, capsys):
+    first = Image.open(picture)
+    shown = [first.convert("RGB"), ImageOps.mirror(first).convert("RGB"), ImageOps.flip(first).convert("RGB")]
+    milliseconds = [100, 250, 40]
+    shown[0].save(source := tmp_path / "moving.webp", save_all=True, append_images=shown[1:], duration=milliseconds)
+    back = tmp_path / f"back{ending}"
+    assert main(["encode", str(source), "--frames", *CPU]) == 0
+    assert "3 pictures" in capsys.readouterr().out
+    assert latents.read(tmp_path / "moving.safetensors").milliseconds == tuple(milliseconds)
+    assert main(["decode", str(tmp_path / "moving.safetensors"), "-o", str(back), *CPU]) == 0
+    with Image.open(back) as file:
+        assert file.n_frames == 3
+        found = []
+        for i in range(3):
+            file.seek(i)
+            scored = [psnr(images.from_pil(file), images.from_pil(one)) for one in shown]
+            assert scored[i] == max(scored) > 15
+            found.append(round(file.info["duration"]))  # which WebP knows once it is decoded
+    assert found == milliseconds
+
+
+def test_latents_of_several_pictures_go_to_a_file_each_where_none_moves(picture, tmp_path, capsys):
+    shown = [Image.open(picture).convert("RGB"), Image.open(picture).convert("RGB").rotate(180)]
+    shown[0].save(source := tmp_path / "pages.tif", save_all=True, append_images=shown[1:])
+    assert main(["encode", str(source), "--frames", *CPU]) == 0
+    options = ["decode", str(tmp_path / "pages.safetensors"), "-o", str(tmp_path / "page.png"), *CPU]
+    assert main(options) == 0
+    assert (tmp_path / "page-1.png").exists() and (tmp_path / "page-2.png").exists()
+    (tmp_path / "page-1.png").write_bytes(b"mine")
+    assert main([*options, "--no-clobber"]) == 0
+    assert (
+        tmp_path / "page-1.png"
+    ).read_bytes() == b"mine" and "page-1.png is there already" in capsys.readouterr().err
+
+
+def test_what_is_there_is_written_over_and_that_is_said_or_it_is_kept(picture, tmp_path, capsys):
+    second, latent = tmp_path / "second.png", tmp_path / "bird.safetensors"
+    second.write_bytes(picture.read_bytes())
+    latent.write_bytes(b"mine")
+    assert main(["encode", str(picture), str(second), "--no-clobber", *CPU]) == 0
+    assert latent.read_bytes() == b"mine" and (tmp_path / "second.safetensors").exists()
+    assert f"1 output there already, and kept: {latent}\n" in capsys.readouterr().err
+    assert main(["encode", str(picture), str(second), *CPU]) == 0
+    assert latents.read(latent).name == DEMO
+    assert f"2 files will be written over: {latent} and 1 more\n" in capsys.readouterr().err
+
+
+def test_standard_input_and_output_are_refused(picture, tmp_path, capsys):
+    for arguments in (["encode", "-"], ["decode", "-"], ["roundtrip", str(picture), "-o", "-"]):
+        assert main(arguments) == 1
+        assert "name files" in capsys.readouterr().err
+
+
+def test_the_demonstration_model_says_that_it_is_one(picture, capsys):
+    for command in ("encode", "roundtrip"):
+        assert main([command, str(picture), *CPU]) == 0
+        assert f"no --model is given: this is {DEMO}" in capsys.readouterr().err
+        assert main([command, str(picture), "--model", DEMO, *CPU]) == 0
+        assert "no --model" not in capsys.readouterr().err
+
+
+def test_roundtrip_as_json(picture, tmp_path, capsys):
+    assert main(["roundtrip", str(picture), "--json", "--bits", "16", *CPU]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["output"] == str(tmp_path / "bird-dcae.png") and measured["model"] == DEMO
+    written, original = images.read(measured["output"]), images.read(picture)
+    scored = scores(original[0], written[0])
+    assert measured["psnr"] == pytest.approx(scored.psnr, abs=1e-3)
+    assert measured["ssim"] == pytest.approx(scored.ssim, abs=1e-5)
+    assert Image.open(measured["output"]).tile[0][3] == "RGB;16B"
+
+
+def test_exif_is_said_to_be_left_out_once(picture, tmp_path, caplog):
+    exif = Image.Exif()
+    exif[0x010F] = "a maker of cameras"
+    Image.open(picture).convert("RGB").save(tmp_path / "a.jpg", exif=exif)
+    Image.open(picture).convert("RGB").save(tmp_path / "b.jpg", exif=exif)
+    pictures._say_exif.cache_clear()
+    assert main(["encode", str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg"), "-o", f"{tmp_path}/out/", *CPU]) == 0
+    assert [message.startswith("EXIF data") for message in caplog.messages] == [True]
+
+
+def test_info_says_what_any_file_is(picture, tmp_path, capsys):
+    assert main(["info", str(picture)]) == 0
+    assert "PNG, 150x100" in (printed := capsys.readouterr().out) and "dcae encode" in printed
+    main(["encode", str(picture), *CPU])
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / "bird.safetensors"), "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)
+    assert known["variant"] == DEMO and known["latents"] == "1x32x4x5" and known["picture"] == "150x100"
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
+    for name, kind in (("a.npy", "a NumPy array"), ("a.pt", "a PyTorch pickle")):
+        for command in ("info", "decode"):
+            assert main([command, str(tmp_path / name)]) == 1
+            assert f"{name} is {kind}" in capsys.readouterr().err
+    assert main(["info", str(hub.bundled()), "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)
+    assert known["variant"] == DEMO and known["spatial_ratio"] == 32
+    assert main(["info", "dc-ae-f32c32-sana-1.1"]) == 1
+    assert "dcae download dc-ae-f32c32-sana-1.1" in capsys.readouterr().err
+
+
+def test_plan_as_json_and_as_a_table_of_columns(capsys):
+    options = ["plan", "--size", "1024x512", "--machine", "H100"]
+    assert main([*options, "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)
+    assert (known["width"], known["height"], len(known["plans"])) == (1024, 512, 14)
+    assert all(row["seconds"] > 0 for row in known["plans"] if "peak_bytes" in row)
+    assert main(["plan", "--size", "8192", "--dtype", "fp32"]) == 0
+    _, columns, *lines = capsys.readouterr().out.splitlines()
+    assert {len(line) for line in lines} == {len(columns)}
+    assert any("needs" in line for line in lines)
+
+
+def test_warnings_of_libraries_do_not_leak(picture, tmp_path):
+    shown = Image.open(picture).convert("P")
+    shown.save(source := tmp_path / "palette.png", transparency=bytes(range(256)))
+    command = [sys.executable, "-m", "dcae_core", "encode", str(source), "--model", DEMO, "--device", "cpu"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stderr == f"{source}: what is transparent in it is laid on white.\n"

@@ -2,9 +2,12 @@
 
 import io
 import struct
+import sys
+import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dcae_core import images
@@ -141,9 +144,99 @@ def test_animations_and_cmyk_are_said(picture, tmp_path, caplog):
     ]
 
 
-def test_floating_point_pixels_are_refused(tmp_path):
-    Image.new("F", (8, 8)).save(path := tmp_path / "depth.tif")
-    with pytest.raises(images.ImageError, match="floating-point numbers of no known range"):
+def test_floats_are_black_to_white_or_refused(tmp_path):
+    Image.fromarray(values := np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(path := tmp_path / "grey.tif")
+    assert np.array_equal(images.read(path)[0].numpy(), values[..., None].repeat(3, 2))
+    Image.new("F", (8, 8), 7.5).save(path := tmp_path / "depth.tif")
+    with pytest.raises(images.ImageError, match=r"from 7\.5 to 7\.5, where 0 to 1 is black to white"):
         images.read(path)
     prepared = prepare(Item("depth.tif", path.read_bytes()), Geometry("pad", 0, 0, 8), str(tmp_path))
-    assert isinstance(prepared, Unreadable) and "floating-point" in prepared.reason
+    assert isinstance(prepared, Unreadable) and "black to white" in prepared.reason
+
+
+def png16(pixels: np.ndarray) -> bytes:
+    """A PNG of uint16 [H, W, 3 or 4], written here: Pillow writes none."""
+    chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))  # noqa: E731
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff16(pixels: np.ndarray, orientation: int = 1) -> bytes:
+    """A TIFF of uint16 [H, W, 3], written here."""
+    height, width, channels = pixels.shape
+    at = 8 + 2 + 11 * 12 + 4
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, at), (259, 3, 1, 1), (262, 3, 1, 2)]
+    entries += [(273, 4, 1, at + 6), (274, 3, 1, orientation), (277, 3, 1, channels), (278, 3, 1, height)]
+    entries += [(279, 4, 1, pixels.nbytes), (284, 3, 1, 1)]
+    table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0" + struct.pack("<IH", 8, 11) + table + bytes(4) + struct.pack("<HHH", 16, 16, 16) + pixels.tobytes()
+
+
+@pytest.fixture
+def deep() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 65536, (6, 8, 3), dtype=np.uint16)
+
+
+def test_16_bits_are_read_and_written_whole(deep, tmp_path, caplog):
+    for name, data in (("a.png", png16(deep)), ("a.tif", tiff16(deep))):
+        (tmp_path / name).write_bytes(data)
+        found = images.read(tmp_path / name)[0]
+        assert np.abs(found.numpy() * 65535 - deep).max() < 0.01
+        images.write(tmp_path / f"back-{name}", found, bits=16)
+        assert torch.equal(images.read(tmp_path / f"back-{name}")[0], found)
+        assert "RGB;16" in str(Image.open(tmp_path / f"back-{name}").tile[0][3])
+    assert not caplog.records
+    with pytest.raises(images.ImageError, match=r"a\.jpg can't have 16 bits a channel: use \.png or"):
+        images.write(tmp_path / "a.jpg", found, bits=16)
+
+
+def test_16_bits_with_alpha_and_a_matte(deep, tmp_path):
+    alpha = np.full((6, 8, 1), 65535, dtype=np.uint16)
+    alpha[:, :3] = 0
+    (path := tmp_path / "a.png").write_bytes(png16(np.concatenate([deep, alpha], axis=2)))
+    found = images.read(path, matte=(0, 51, 255))[0].numpy()
+    assert np.allclose(found[:, :3], (0, 0.2, 1)) and np.abs(found[:, 3:] * 65535 - deep[:, 3:]).max() < 0.01
+    frame = next(images.frames(path, keep_alpha=True))
+    images.write(path, frame.pixels[0], frame.alpha[0], bits=16)
+    assert torch.equal(next(images.frames(path, keep_alpha=True)).pixels, frame.pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_16_bits_stand_upright(orientation, deep, tmp_path):
+    (path := tmp_path / "a.tif").write_bytes(tiff16(deep, orientation))
+    with Image.open(path) as file:
+        converted = to_srgb(file)
+    Image.fromarray((deep >> 8).astype(np.uint8)).save(other := tmp_path / "8.tif", tiffinfo={274: orientation})
+    upright = np.asarray(to_srgb(Image.open(other)).pixels)
+    assert converted.deep.shape == upright.shape
+    assert np.abs(converted.deep * 65535 / 256 - upright).max() < 1
+
+
+def test_what_cuts_16_bits_is_said(deep, tmp_path, caplog, monkeypatch):
+    (path := tmp_path / "a.png").write_bytes(png16(deep))
+    with Image.open(path) as file:
+        file.info["icc_profile"] = profile(DISPLAY_P3, 2.2)
+        assert to_srgb(file).notes == ("its 16 bits are cut to 8, to convert its colours by its profile",)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    found = images.read(path)[0].numpy() * 65535
+    assert np.abs(found - deep).max() < 300
+    assert caplog.messages == [f"{path}: its 16 bits are cut to 8 (pip install opencv-python-headless keeps them)."]
+    with pytest.raises(images.ImageError, match="need OpenCV"):
+        images.write(path, torch.zeros(4, 4, 3), bits=16)
+    assert path.read_bytes() == png16(deep)
+
+
+def test_kept_alpha_keeps_colours_and_hides_none(tmp_path):
+    picture = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    picture.paste((10, 20, 30, 100), (4, 0, 8, 8))
+    picture.save(path := tmp_path / "a.png")
+    frame = next(images.frames(path, keep_alpha=True))
+    assert (frame.pixels[0, :, :4] == 1).all()  # nothing is seen of the red
+    assert torch.equal((frame.pixels[0, 0, 4] * 255).round(), torch.tensor([10.0, 20.0, 30.0]))
+    for ending in (".png", ".webp", ".tif"):
+        images.write(back := tmp_path / f"back{ending}", frame.pixels[0], frame.alpha[0])
+        assert np.array_equal(np.asarray(Image.open(back).getchannel("A")), np.asarray(picture.getchannel("A")))
+    with pytest.raises(images.ImageError, match="can't be transparent"):
+        images.write(tmp_path / "a.jpg", frame.pixels[0], frame.alpha[0])

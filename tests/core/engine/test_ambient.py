@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dcae_core import DCAE, DEMO
+from dcae_core.engine.devices import compute_dtype
 from tests.core.helpers import least, photograph
 
 
@@ -36,30 +37,39 @@ SETTINGS = {
     "deterministic algorithms": deterministic,
     "inference mode": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "autocast float16": lambda: torch.autocast("cpu", torch.float16),
 }
+STEPS = ("load", "encode", "decode")
 
 
-def results(dtype: str) -> list[torch.Tensor]:
-    with torch.device("cpu"):
-        x = photograph(96, 160)
-    ae = DCAE(DEMO, "cpu", dtype)
-    z = ae.encode(x)
-    budget = {way: least(ae.variant, way, *x.shape[2:], ae.dtype) for way in ("encode", "decode")}
-    made = [z, ae.encode(x, budget["encode"])]
+def results(dtype: str, setting=contextlib.nullcontext, steps=STEPS) -> list[torch.Tensor]:
+    """Latents and pictures of a whole and a streamed run. `setting` is in force during `steps`."""
+    during = {step: setting if step in steps else contextlib.nullcontext for step in STEPS}
+    x = photograph(96, 160)
+    with during["load"]():
+        ae = DCAE(DEMO, "cpu", dtype)  # from a file in fp16
+    run_in = compute_dtype(ae.dtype, "cpu")
+    budget = {way: least(ae.variant, way, *x.shape[2:], run_in) for way in ("encode", "decode")}
+    with during["encode"]():
+        made = [ae.encode(x), ae.encode(x, budget["encode"])]
     assert not ae.last_plan.whole
-    return [*made, ae.decode(z), ae.decode(z, budget=budget["decode"])]
+    with during["decode"]():
+        made += [ae.decode(made[0].clone()), ae.decode(made[0].clone(), budget=budget["decode"])]
+    return made
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
-def plain(request) -> tuple[str, list[torch.Tensor]]:
-    return request.param, results(request.param)
+@pytest.fixture(scope="module")
+def plain() -> dict[str, list[torch.Tensor]]:
+    return {dtype: results(dtype) for dtype in ("fp32", "bf16", "fp16")}
 
 
+CASES = [("fp32", step) for step in STEPS] + [(dtype, None) for dtype in ("fp32", "bf16", "fp16")]
+
+
+@pytest.mark.parametrize(("dtype", "step"), CASES)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_nothing_changes(plain, setting):
-    dtype, expected = plain
-    with SETTINGS[setting]():
-        made = results(dtype)
-    for one, other in zip(made, expected, strict=True):
+def test_nothing_changes(plain, setting, dtype, step):
+    made = results(dtype, SETTINGS[setting], [step] if step else STEPS)
+    for one, other in zip(made, plain[dtype], strict=True):
         assert one.dtype == other.dtype and one.device == other.device
         assert torch.equal(one, other)

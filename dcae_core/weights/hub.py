@@ -215,7 +215,7 @@ def _reporting(progress: Progress | None, total: int, name: str) -> Iterator[Cal
     from huggingface_hub.utils import tqdm
 
     if progress is None:
-        with tqdm(total=total, unit="B", unit_scale=True, desc=name) as bar:
+        with tqdm(total=total, unit="B", unit_scale=True, desc=name, disable=None) as bar:  # in a terminal only
             yield lambda done: bar.update(done - bar.n)
         return
 

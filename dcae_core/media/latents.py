@@ -125,7 +125,7 @@ def read(path: str | os.PathLike) -> LatentFile:
                 raise ValueError(f"its numbers are {shorten(dtype)}, not floating-point")
             raw = file.get_tensor(key).float() / factor
             milliseconds = _durations(metadata.get("milliseconds"), len(raw))
-            alpha = _alpha(file, (len(raw), *(size or ()))) if ALPHA in names else None
+            alpha = _alpha(file, len(raw), size) if ALPHA in names else None
         if not is_finite(raw):
             raise ValueError(f"its numbers are not finite: {describe_nonfinite(raw)}")
     except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
@@ -137,12 +137,13 @@ def read(path: str | os.PathLike) -> LatentFile:
     return LatentFile(raw, name, size, alpha, milliseconds)
 
 
-def _alpha(file, shape: tuple[int, ...]) -> Tensor:
-    """Return the opacity of pictures of this shape. Raises ValueError for another."""
+def _alpha(file, pictures: int, size: tuple[int, int] | None) -> Tensor:
+    """Return the opacity of so many pictures of this size. Raises ValueError for another."""
     piece = file.get_slice(ALPHA)
-    if tuple(piece.get_shape()) != shape or str(piece.get_dtype()) != "U8":
-        found = f"{shorten(piece.get_dtype())} {shorten(list(piece.get_shape()))}"
-        raise ValueError(f"its alpha is {found}, where U8 {list(shape)} is needed")
+    found = str(piece.get_dtype()), list(piece.get_shape())
+    if size is None or found != ("U8", [pictures, *size]):
+        wanted = "a height and a width" if size is None else f"U8 {[pictures, *size]}"
+        raise ValueError(f"its alpha is {shorten(found[0])} {shorten(found[1])}, where {wanted} is needed")
     return file.get_tensor(ALPHA)
 
 

@@ -184,11 +184,28 @@ def latent_metadata(**changes: str | None) -> dict[str, str]:
         ({"scale": "double"}, "scale 'double' is neither"),
         *[({"scale": "scaled", "scaling_factor": f}, "is no factor") for f in ("nan", "0", "inf", "-1", "", "1e-300")],
         ({"scale": "scaled", "scaling_factor": None}, "is no factor"),
+        *[({"milliseconds": m}, "are not 1 number") for m in ("", "1,2", "-1", "1.5", "9" * 10, "1," * (1 << 20))],
     ],
 )
 def test_latents_with_metadata_that_makes_no_sense(tmp_path, changes, words):
     save_file({"latents": torch.zeros(1, 32, 2, 2)}, tmp_path / "a.safetensors", latent_metadata(**changes))
     refused(LatentError, f"a.safetensors.*{words}", latents.read, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "alpha",
+    [
+        torch.zeros(50, 60),
+        torch.zeros(1, 50, 60),
+        *(torch.zeros(s, dtype=torch.uint8) for s in ((50, 60), (1, 60, 50), ())),
+    ],
+)
+def test_latents_with_an_alpha_of_other_pictures(tmp_path, alpha):
+    tensors = {"latents": torch.zeros(1, 32, 2, 2), "alpha": alpha}
+    save_file(tensors, path := tmp_path / "a.safetensors", latent_metadata())
+    refused(LatentError, r"a.safetensors.*its alpha is .*, where U8 \[1, 50, 60\] is needed", latents.read, path)
+    save_file(tensors, path, latent_metadata(height=None, width=None))
+    refused(LatentError, "a.safetensors.*where a height and a width is needed", latents.read, path)
 
 
 @pytest.mark.parametrize("shape", [(32, 2, 2), (1, 32, 1, 2, 2), (0, 32, 2, 2), (), (1, 4, 2, 2)])

@@ -38,7 +38,10 @@ def make(chance: Random, folder: Path) -> Path:
     shape = [chance.choice((1, 1, 2)), chance.choice((32, 32, 32, 128, 4)), 2, 2]
     if chance.random() < 0.1:
         shape = chance.choice(SHAPES)
-    front, size = pack(chance, {name: (chance.choice(DTYPES), shape)}, metadata, chance.choice((0, 0, 1, 2)))
+    tensors = {name: (chance.choice(DTYPES), shape)}
+    if chance.random() < 0.2:
+        tensors["alpha"] = chance.choice(("U8", "U8", "F32")), chance.choice(([1, 50, 60], [2, 50, 60], [1, 1 << 40]))
+    front, size = pack(chance, tensors, metadata, chance.choice((0, 0, 1, 2)))
     write_sparse(path, front, size)
     if chance.random() < 0.3 and 4 <= size <= 1 << 20:
         with path.open("r+b") as file:
@@ -54,6 +57,8 @@ def odd_metadata(chance: Random) -> dict[str, str]:
     likely = {"height": ODD_SIZES, "width": ODD_SIZES, "scaling_factor": ODD_FACTORS}
     likely |= {"variant": (*VARIANTS, "sdxl"), "scale": ("raw", "scaled", "")}
     metadata = dict(METADATA)
+    if chance.random() < 0.2:
+        metadata["milliseconds"] = chance.choice(("100", "40,40", "", "-1", "9" * 5000, "1.5"))
     for _ in range(chance.choice((0, 1, 1, 2))):
         key = chance.choice(list(METADATA))
         metadata[key] = chance.choice(likely.get(key, ("",))) if chance.random() < 0.8 else odd_text(chance)
@@ -69,6 +74,8 @@ def open_latents(path: Path, chance: Random) -> None:
             raise Broken("the command line decodes what the library refuses")
         return
     good(found.raw, found.size, found.variant)
+    if found.alpha is not None and list(found.alpha.shape) != [len(found.raw), *found.size]:
+        raise Broken(f"alpha of shape {list(found.alpha.shape)}")
     decodable = found.variant in (None, VARIANTS[DEMO]) and found.raw.shape[1] == 32
     if decodable and found.raw.numel() <= 256 and chance.randrange(4) == 3:
         with contextlib.suppress(NonFiniteError):  # latents as large as numbers can be

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from .outputs import GENERATOR
 from .run import Cell, Column, Comparison
 
-__all__ = ["as_json", "caption", "each", "markdown", "means", "problems", "table"]
+__all__ = ["as_json", "caption", "each", "failed", "markdown", "means", "problems", "table"]
 
 # (heading, what of the means, how it is written)
 COLUMNS = (
@@ -112,9 +113,21 @@ def problems(comparison: Comparison) -> list[str]:
     return lines
 
 
+def failed(comparison: Comparison) -> list[str]:
+    """The names of the autoencoders that failed, on one picture or more."""
+    readable = [row.error is None for row in comparison.rows]
+    return [
+        column.name
+        for column in comparison.columns
+        if column.error or any(cell.error and ok for cell, ok in zip(column.cells, readable, strict=False))
+    ]
+
+
 def as_json(comparison: Comparison) -> dict:
-    """The comparison as JSON's types, without pictures. An infinite PSNR (equal pictures, mse 0) is null."""
+    """The comparison as JSON's types, without pictures; first the mark of what `dcae compare` writes. An infinite PSNR
+    (equal pictures, mse 0) is null."""
     return {
+        "generator": GENERATOR,
         "pictures": [_fields(row, "picture") for row in comparison.rows],
         "models": [_model(column) for column in comparison.columns],
         "notes": comparison.notes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -14,10 +14,13 @@ __all__ = ["Point", "chart", "charts"]
 WIDTH, HEIGHT, TEXT = 400, 300, 12  # of a chart, and of its letters: they are read on a phone as they are
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 24, 42  # around the plot
 RADIUS = 4.5  # of a point
-LONGEST = 26  # letters of a name; of a longer one its end
+LONGEST = 190  # of a name; of a longer one its end
 WIDE_RANGE = 15  # largest over smallest value, from which on an axis is logarithmic
+NEAR = 30  # of a name to its point; where there is no room, points have numbers, and the names are below the chart
+LEAST_RANGE = 0.05  # of the largest value: an axis does not make much of a difference that is none
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+Place = tuple[float, float, str]  # of a text: x, baseline, anchor
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,12 @@ def _bits(means: dict) -> float:
 
 
 def chart(points: Sequence[Point], of_x: str, of_y: str, best: str = "top") -> str:
-    """An SVG element. best: the corner at the left that is better, "top" or "bottom"."""
+    """A `div` with the SVG, and below it the names where there is no room for them in it. best: the corner at the left
+    that is better, "top" or "bottom"."""
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     across = _Axis([p.x for p in points], LEFT, right)
     up = _Axis([p.y for p in points], bottom, TOP)
-    parts = [f"<title>{escape(of_y)} against {escape(of_x)}</title>"]
+    parts = []
     for value, text in across.ticks:
         x = across.at(value)
         parts.append(_line("rule", x, TOP, x, bottom) + _text("axis", x, bottom + 16, text, "middle"))
@@ -67,21 +71,22 @@ def chart(points: Sequence[Point], of_x: str, of_y: str, best: str = "top") -> s
     parts.append(_text("axis", LEFT + 5, height, f"{arrow} better", "start"))
     better = _box(LEFT + 5, height, "↖ better", "start")
 
-    places = [(across.at(p.x), up.at(p.y)) for p in points]
-    taken = [better, *((x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in places)]
-    leads, marks, names = [], [], []
-    for point, (x, y) in sorted(zip(points, places, strict=True), key=lambda pair: pair[1][::-1]):
-        name = point.name if len(point.name) <= LONGEST else "…" + point.name[1 - LONGEST :]
-        (left, baseline, anchor), box = _free_place(name, x, y, taken)
-        taken.append(box)
-        if abs(baseline - 4 - y) > TEXT:  # else it is beside its point
-            leads.append(_line("lead", x, y, left, baseline - 4))
-        marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{RADIUS}"><title>{_told(point)}</title></circle>')
-        names.append(_text("name", left, baseline, name, anchor))
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(of_y)} against {escape(of_x)}">'
-        f"{''.join([*parts, *leads, *marks, *names])}</svg>"
-    )
+    at = [(across.at(p.x), up.at(p.y)) for p in points]
+    texts, key = [_shortened(p.name) for p in points], ""
+    places = _places(texts, at, better, NEAR)
+    if places is None:
+        texts = [str(number) for number, _ in enumerate(points, start=1)]
+        places = _places(texts, at, better, HEIGHT) or [next(_candidates(x, y, 1)) for x, y in at]
+        key = f"<ol>{''.join(f'<li>{escape(p.name)}</li>' for p in points)}</ol>"
+    for (x, y), (to_x, baseline, _) in zip(at, places, strict=True):
+        if abs(baseline - 4 - y) > TEXT:  # else the name is beside its point
+            parts.append(_line("lead", x, y, to_x, baseline - 4))
+    for point, (x, y) in zip(points, at, strict=True):
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{RADIUS}"><title>{_told(point)}</title></circle>')
+    parts += [_text("name", *place[:2], text, place[2]) for text, place in zip(texts, places, strict=True)]
+    label = f"{escape(of_y)} against {escape(of_x)}"
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return f"<div>{svg}{key}</div>"
 
 
 class _Axis:
@@ -95,8 +100,8 @@ class _Axis:
         if self.is_log:
             low, high = low / 1.4, high * 1.4
         else:
-            margin = (high - low) * 0.12 or abs(high) * 0.1 or 1
-            low, high = max(low - margin, 0) if low >= 0 else low - margin, high + margin
+            margin = max((high - low) * 0.12, (LEAST_RANGE * abs(high) - high + low) / 2) or 1
+            low, high = max(low - margin, min(low, 0)), high + margin
         self.low, self.high = self._scale(low), self._scale(high)
         self.ticks = [(value, f"{value:.6g}") for value in (_decades if self.is_log else _steps)(low, high)]
 
@@ -121,32 +126,53 @@ def _decades(low: float, high: float) -> list[float]:
     return [factor * 10.0**power for power in powers for factor in factors if low <= factor * 10.0**power <= high]
 
 
-def _free_place(name: str, x: float, y: float, taken: Sequence[Box]) -> tuple[tuple[float, float, str], Box]:
-    """Where a name goes, ((x, baseline, anchor), its box): beside its point, or as near as there is room."""
-    found = None
-    for distance in range(0, HEIGHT, 4):
+def _places(texts: list[str], at: list[tuple[float, float]], better: Box, near: float) -> list[Place] | None:
+    """Where each text goes: beside its point, or above or below where it covers nothing. None where there is no such
+    place as near as that."""
+    taken = [better, *((x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in at)]
+    places = {}
+    for i in sorted(range(len(at)), key=lambda i: at[i][::-1]):  # from above
+        for place in _candidates(*at[i], near):
+            left, top, right, bottom = box = _box(*place[:2], texts[i], place[2])
+            inside = left > LEFT and right <= WIDTH and top >= TOP - 4 and bottom <= HEIGHT - BOTTOM + 4
+            if inside and not any(_meet(box, other) for other in taken):
+                taken.append(box)
+                places[i] = place
+                break
+        else:
+            return None
+    return [places[i] for i in range(len(at))]
+
+
+def _candidates(x: float, y: float, near: float) -> Iterator[Place]:
+    for distance in range(0, int(near), 4):
         for up in dict.fromkeys((-distance, distance)):
-            for side, anchor in ((1, "start"), (-1, "end"), (0, "middle")):
-                if side == 0 and abs(up) < TEXT:
-                    continue  # it would lie on the point
-                place = x + side * (RADIUS + 4), y + up + 4, anchor
-                box = _box(place[0], place[1], name, anchor)
-                inside = box[0] >= 2 and box[2] <= WIDTH and box[1] >= TOP - 4 and box[3] <= HEIGHT - BOTTOM + 4
-                found = found or (place, box)
-                if inside and not any(_meet(box, other) for other in taken):
-                    return place, box
-    return found
+            yield x + RADIUS + 4, y + up + 4, "start"
+            yield x - RADIUS - 4, y + up + 4, "end"
+            if distance >= TEXT:  # else it would lie on the point
+                yield x, y + up + 4, "middle"
 
 
 def _box(x: float, baseline: float, text: str, anchor: str) -> Box:
-    """What a text covers, by the width of usual letters; those of Chinese and Japanese are twice as wide."""
-    width = sum(TEXT if ord(letter) > 0x2E80 else 0.56 * TEXT for letter in text)
+    """What a text covers."""
+    width = _width(text)
     left = x - {"start": 0, "middle": width / 2, "end": width}[anchor]
     return left, baseline - 0.85 * TEXT, left + width, baseline + 0.25 * TEXT
 
 
+def _width(text: str) -> float:
+    """By that of usual letters; those of Chinese and Japanese are twice as wide."""
+    return sum(TEXT if ord(letter) > 0x2E80 else 0.58 * TEXT for letter in text)
+
+
 def _meet(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _shortened(name: str) -> str:
+    while _width(name) > LONGEST:
+        name = "…" + name[2:]
+    return name
 
 
 def _told(point: Point) -> str:

@@ -17,9 +17,9 @@ for (const figure of document.querySelectorAll("figure")) {
     stage.classList.toggle("coarse", z * fit() >= 2);
     figure.querySelector("output").value = `${Math.round(100 * z * fit())} %`;
   };
-  const zoomTo = (zoom, px = 0.5, py = 0.5) => { // what is at (px, py) of a pane stays there
+  const zoomTo = (zoom, from = [0.5, 0.5], to = from) => { // what is at `from` in a pane comes to `to`
     zoom = clamp(zoom, 1, Math.max(1, MOST / fit()));
-    place(zoom, px - (px - x) * zoom / z, py - (py - y) * zoom / z);
+    place(zoom, to[0] - (from[0] - x) * zoom / z, to[1] - (from[1] - y) * zoom / z);
   };
   // To the next power of two of screen pixels for a pixel, at which all have one size.
   more.onclick = () => zoomTo(2 ** Math.floor(Math.log2(z * fit()) + 1.001) / fit());
@@ -58,8 +58,7 @@ for (const figure of document.querySelectorAll("figure")) {
     fingers.set(event.pointerId, [event.clientX, event.clientY]);
     if (cutting) return cutAt([event.clientX, event.clientY], box);
     const [to, now] = between();
-    place(z, x + to[0] - from[0], y + to[1] - from[1]);
-    if (apart && now) zoomTo(z * now / apart, ...to);
+    zoomTo(apart ? z * now / apart : z, from, to);
   };
   stage.onpointerup = stage.onpointercancel = (event) => fingers.delete(event.pointerId);
   // Two fingers zoom the pictures, not the page.
@@ -69,7 +68,7 @@ for (const figure of document.querySelectorAll("figure")) {
     if (!pane || !(event.ctrlKey || event.metaKey)) return; // else it scrolls the page
     event.preventDefault();
     const by = 2 ** (-event.deltaY * (event.deltaMode ? 30 : 1) / 200);
-    zoomTo(z * by, ...share([event.clientX, event.clientY], pane.getBoundingClientRect()));
+    zoomTo(z * by, share([event.clientX, event.clientY], pane.getBoundingClientRect()));
   }, { passive: false });
 
   figure.onkeydown = (event) => {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from ..errors import DCAEError, OptionError, counted, escape_unprintable
@@ -70,7 +71,7 @@ def compare(arguments: argparse.Namespace) -> None:
     if arguments.budget and whole:
         notes.append(f"The budget is for DC-AEs: {', '.join(whole)} ran without.")
     comparison.notes += notes
-    print(text.table(comparison))
+    print(text.table(comparison, sys.stdout.encoding or "utf-8"))
     if not any(cell.scores for column in comparison.columns for cell in column.cells):
         raise DCAEError("No autoencoder made anything of any picture: see above. No output was written.")
     writers = (

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from unicodedata import combining, east_asian_width
 
+from ..errors import escape_unprintable
 from .outputs import GENERATOR
 from .run import Cell, Column, Comparison
 
@@ -37,9 +39,15 @@ def caption(cell: Cell) -> list[str]:
     return [close, f"{shape} · {cell.encode_seconds + cell.decode_seconds:.2f} s"]
 
 
-def table(comparison: Comparison) -> str:
-    """The means, a line for each autoencoder; then what went wrong, then the notes."""
-    return "\n".join([*map("  ".join, _aligned(means(comparison))), *problems(comparison), *comparison.notes])
+def table(comparison: Comparison, encoding: str = "utf-8") -> str:
+    """The means, a line for each autoencoder; then what went wrong, then the notes. encoding: where it is printed;
+    what can't be there, and would move columns, is escaped, as are line ends in names."""
+
+    def printable(text: str) -> str:
+        return escape_unprintable(text).encode(encoding, "backslashreplace").decode(encoding)
+
+    rows = _aligned([[printable(cell) for cell in row] for row in means(comparison)])
+    return "\n".join([*map("  ".join, rows), *map(printable, [*problems(comparison), *comparison.notes])])
 
 
 def markdown(comparison: Comparison) -> str:
@@ -60,11 +68,18 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> list[list[str]]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in rows
-    ]
+    """The first column to the left and the others to the right, all as wide as their widest cell."""
+    columns = []
+    for place, column in enumerate(zip(*rows, strict=True)):
+        widest = max(map(_width, column))
+        spaces = [" " * (widest - _width(cell)) for cell in column]
+        columns.append([s + cell if place else cell + s for cell, s in zip(column, spaces, strict=True)])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _width(text: str) -> int:
+    """In a terminal, where letters of Chinese and Japanese are two wide, and accents have none."""
+    return sum(2 if east_asian_width(c) in "WF" else not combining(c) for c in text)
 
 
 def _plain(text: str) -> str:

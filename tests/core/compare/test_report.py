@@ -43,6 +43,24 @@ def test_the_table_has_each_number_under_its_heading(one_result):
     assert only[:2] == ["a", "<b>bold"] and dict(zip(headings, only, strict=True))["decode s"] == "2.500"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
+def test_the_columns_are_aligned_whatever_the_names(one_result, encoding):
+    (model, failed), wide = one_result.columns, "模型のフォルダ"
+    names = ["line\nend", wide, "cafe\u0301", "a much longer name", "lone \udcff"]
+    one_result.columns = [replace(model, name=name) for name in names] + [failed]
+    head, *lines = text.table(one_result, encoding).splitlines()[: 2 + len(names)]
+
+    def end(line: str) -> int:
+        """Where the MAE ends in a terminal."""
+        before = line[: head.index("MAE") + 3] if line is head else line[: line.rindex(score) + len(score)]
+        return len(before) + sum(c in wide for c in before) - before.count("\u0301")
+
+    score = text.means(one_result)[1][text.means(one_result)[0].index("MAE")]
+    assert {end(line) for line in (head, *lines[:-1])} == {head.index("MAE") + 3}
+    assert lines[0].startswith("line\\nend ") and lines[1].startswith(wide) == (encoding == "utf-8")
+    "\n".join(lines).encode(encoding)
+
+
 def test_equal_pictures_are_valid_json(one_result):
     picture = one_result.rows[0].picture
     one_result.columns[0].cells[0].scores = metrics.scores(picture, picture)

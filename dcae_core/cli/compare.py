@@ -31,7 +31,7 @@ def add(command) -> None:
     parser.add_argument("--amplify", type=float, default=5, help="of the differences shown (default: 5)")
     parser.add_argument("-o", "--out", dest="output", help="write the pictures side by side: FILE.png, .jpg or .webp")
     parser.add_argument("--json", help="write all numbers: FILE.json")
-    parser.add_argument("--html", help="write a page with a slider: FILE.html, and a folder of pictures beside it")
+    parser.add_argument("--html", help="write a page to look at: FILE.html, and a folder of pictures beside it")
     parser.add_argument("--download", action="store_true", help="fetch models and metrics' weights that are not here")
     add_run(parser)
 

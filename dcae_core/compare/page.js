@@ -9,7 +9,7 @@ for (const figure of document.querySelectorAll("figure")) {
   const panes = [...stage.querySelectorAll(".pane")], fingers = new Map();
   let z = 1, x = 0, y = 0, cutting = false;
 
-  const fit = () => panes.find((pane) => pane.offsetWidth).offsetWidth / figure.style.getPropertyValue("--width");
+  const fit = () => Math.max(1, ...panes.map((pane) => pane.offsetWidth)) / figure.style.getPropertyValue("--width");
   const place = (zoom, left, top) => {
     z = zoom, x = clamp(left, 1 - z, 0), y = clamp(top, 1 - z, 0);
     for (const [name, value] of Object.entries({ x, y, z })) figure.style.setProperty(`--${name}`, value);
@@ -81,6 +81,7 @@ for (const figure of document.querySelectorAll("figure")) {
     event.preventDefault();
   };
   view.value = "slider";
+  cut.oninput(); // Firefox keeps its value when the page is loaded again
   show();
   new ResizeObserver(() => place(z, x, y)).observe(stage);
 }

@@ -114,7 +114,7 @@ def _figure(comparison: Comparison, index: int, pictures: _Pictures, amplify: fl
         result = pictures.img(f"{index}-{place}.png", cell.result, f"made by {column.name}")
         off = difference(row.picture, cell.result, amplify)
         off = pictures.img(f"{index}-{place}-difference.png", off, f"the difference that {column.name} makes")
-        cells.append(_cell("result", at, result, column.name, *caption(cell)))
+        cells.append(_cell("result", at, result, column.name, _unbroken(caption(cell))))
         cells.append(_cell("difference below", at, off))
     if not models:
         return f"{title}{original}"
@@ -135,8 +135,12 @@ def _options(texts: dict[str, str]) -> str:
     return "".join(f'<option value="{value}">{escape(text)}</option>' for value, text in texts.items())
 
 
-def _cell(kind: str, column: int, image: str, name: str = "", *lines: str) -> str:
+def _cell(kind: str, column: int, image: str, name: str = "", says: str = "") -> str:
     pane = f'<div class="pane">{image}</div>' if image else ""
-    says = f"<small>{escape(' · '.join(lines))}</small>" if lines else ""
-    text = f"<p>{escape(name)}{says}</p>" if name else ""
+    text = f"<p>{escape(name)}<small>{escape(says)}</small></p>" if name else ""
     return f'<div class="cell {kind}" data-model="{column}" style="--column: {column}">{pane}{text}</div>'
+
+
+def _unbroken(parts: list[str]) -> str:
+    """On a line that may break between its parts, not before a unit."""
+    return " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in " · ".join(parts).split(" · "))

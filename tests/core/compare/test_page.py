@@ -134,7 +134,7 @@ def test_the_views(report, opened):
     assert shown(figure) == ["1-0-difference.png"]
     model.select_option(index=1)
     assert shown(figure) == ["1-1-difference.png"]
-    assert figure.locator(".says").inner_text().startswith(f"{psnr_of(report, 1, 1):.2f} dB")
+    assert figure.locator(".says").inner_text().startswith(f"{psnr_of(report, 1, 1):.2f}\N{NO-BREAK SPACE}dB")
     view.select_option("side by side")
     assert shown(figure) == ["1.png", "1-1.png"] and clip() == "none"
     page.get_by_label("All pictures").select_option("grid")

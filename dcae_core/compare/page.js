@@ -7,7 +7,7 @@ for (const figure of document.querySelectorAll("figure")) {
   const stage = figure.querySelector(".stage"), cut = figure.querySelector("input");
   const [model, view] = figure.querySelectorAll("select"), [less, whole, more] = figure.querySelectorAll("button");
   const panes = [...stage.querySelectorAll(".pane")], fingers = new Map();
-  let z = 1, x = 0, y = 0, cutting = false;
+  let z = 1, x = 0, y = 0, cutting = false, tapping = false;
 
   const fit = () => Math.max(1, ...panes.map((pane) => pane.offsetWidth)) / figure.style.getPropertyValue("--width");
   const place = (zoom, left, top) => {
@@ -46,7 +46,8 @@ for (const figure of document.querySelectorAll("figure")) {
     stage.setPointerCapture(event.pointerId);
     const off = Math.abs(share(point, box)[0] - cut.value / 100) * box.width;
     cutting = view.value === "slider" && fingers.size === 1 && (z === 1 || off < 16);
-    if (cutting && event.pointerType === "mouse") cutAt(point, box); // a finger may be about to scroll the page
+    tapping = event.pointerType !== "mouse"; // and perhaps about to scroll the page
+    if (cutting && !tapping) cutAt(point, box);
   };
   stage.onpointermove = (event) => {
     if (!fingers.has(event.pointerId)) return;
@@ -54,13 +55,18 @@ for (const figure of document.querySelectorAll("figure")) {
       const [a, b = a] = fingers.values();
       return [share([(a[0] + b[0]) / 2, (a[1] + b[1]) / 2], box), Math.hypot(a[0] - b[0], a[1] - b[1])];
     };
-    const [from, apart] = between();
+    const [from, apart] = between(), [left, top] = fingers.get(event.pointerId);
+    if (cutting && tapping && Math.abs(event.clientX - left) <= Math.abs(event.clientY - top)) return;
+    tapping = false;
     fingers.set(event.pointerId, [event.clientX, event.clientY]);
     if (cutting) return cutAt([event.clientX, event.clientY], box);
     const [to, now] = between();
     zoomTo(apart ? z * now / apart : z, from, to);
   };
-  stage.onpointerup = stage.onpointercancel = (event) => fingers.delete(event.pointerId);
+  stage.onpointercancel = (event) => fingers.delete(event.pointerId);
+  stage.onpointerup = (event) => {
+    if (fingers.delete(event.pointerId) && cutting && tapping) cutAt([event.clientX, event.clientY], box);
+  };
   // Two fingers zoom the pictures, not the page.
   stage.addEventListener("touchstart", (event) => event.touches.length > 1 && event.preventDefault(), { passive: false });
   stage.addEventListener("wheel", (event) => {

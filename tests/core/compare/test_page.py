@@ -288,8 +288,9 @@ def test_on_a_phone(opened):
     pane.scroll_into_view_if_needed()
     device, box = page.context.new_cdp_session(page), pane.bounding_box()
 
-    def touch(kind: str, *along: float) -> None:
-        points = [dict(zip("xy", middle(box, one), strict=True), id=i) for i, one in enumerate(along)]
+    def touch(kind: str, *along: float, down: bool = False) -> None:
+        at = [(box["x"] + 150, box["y"] + box["height"] * one) if down else middle(box, one) for one in along]
+        points = [dict(zip("xy", one, strict=True), id=i) for i, one in enumerate(at)]
         device.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
 
     touch("Start", 0.5)
@@ -313,6 +314,25 @@ def test_on_a_phone(opened):
     assert parts(figure)[0] == pytest.approx((zoom, left + 0.2 / zoom, top), abs=0.01)
     assert parts(figure)[0] == pytest.approx(parts(figure)[1], abs=1e-3)
     assert float(cut.input_value()) == pytest.approx(20, abs=1)
+
+    figure.get_by_label("all of the picture").click()
+    scrolled, box = page.evaluate("scrollY"), pane.bounding_box()
+    touch("Start", 0.4, down=True)
+    touch("Start", 0.4, 0.6, down=True)
+    for apart in (0.15, 0.2, 0.3, 0.4):
+        touch("Move", 0.5 - apart, 0.5 + apart, down=True)
+    touch("End")
+    assert parts(figure)[0][0] == pytest.approx(4, rel=0.05) and page.evaluate("scrollY") == scrolled
+
+    figure.get_by_label("all of the picture").click()
+    touch("Start", 0.9, down=True)
+    for one in (0.8, 0.6, 0.4, 0.2):  # one finger up or down scrolls the page, and leaves the cut
+        touch("Move", one, down=True)
+    touch("End")
+    page.wait_for_function("before => scrollY != before", arg=scrolled)
+    assert float(cut.input_value()) == pytest.approx(20, abs=1)
+    page.touchscreen.tap(*middle(pane.bounding_box(), 0.6))
+    assert float(cut.input_value()) == pytest.approx(60, abs=1)
 
 
 def middle(box: dict, along: float) -> tuple[float, float]:

@@ -331,6 +331,7 @@ def test_on_a_phone(opened):
     touch("End")
     page.wait_for_function("before => scrollY != before", arg=scrolled)
     assert float(cut.input_value()) == pytest.approx(20, abs=1)
+    page.evaluate("y => scrollTo(0, y)", scrolled)
     page.touchscreen.tap(*middle(pane.bounding_box(), 0.6))
     assert float(cut.input_value()) == pytest.approx(60, abs=1)
 

@@ -16,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 8, 24, 42  # around the plot
 RADIUS = 4.5  # of a point
 LONGEST = 190  # of a name; of a longer one its end
 WIDE_RANGE = 15  # largest over smallest value, from which on an axis is logarithmic
-NEAR = 30  # of a name to its point; where there is no room, points have numbers, and the names are below the chart
+NEAR = 30  # of a name to its point; without room for that, points have numbers, and the names are below the chart
 LEAST_RANGE = 0.05  # of the largest value: an axis does not make much of a difference that is none
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -74,7 +74,7 @@ def chart(points: Sequence[Point], of_x: str, of_y: str, best: str = "top") -> s
     at = [(across.at(p.x), up.at(p.y)) for p in points]
     texts, key = [_shortened(p.name) for p in points], ""
     places = _places(texts, at, better, NEAR)
-    if places is None:
+    if places is None or len(set(texts)) < len({p.name for p in points}):  # or two long names end alike
         texts = [str(number) for number, _ in enumerate(points, start=1)]
         places = _places(texts, at, better, HEIGHT) or [next(_candidates(x, y, 1)) for x, y in at]
         key = f"<ol>{''.join(f'<li>{escape(p.name)}</li>' for p in points)}</ol>"

@@ -21,8 +21,8 @@ __all__ = ["write_page"]
 
 VIEWS = {"slider": "original | result", "side": "side by side", "difference": "difference", "grid": "grid"}
 HELP = (
-    "<p>Zoom with the buttons, the keys + and -, Ctrl and the wheel, or two fingers; then drag, or use the arrow keys. "
-    "The original, results and differences move together.</p>"
+    '<p class="live">Zoom with the buttons, the keys + and -, Ctrl and the wheel, or two fingers; then drag, or use the '
+    "arrow keys. The original, results and differences move together.</p>"
 )
 
 
@@ -67,13 +67,13 @@ def _html(comparison: Comparison, figures: list[str], amplify: float) -> str:
     messages += "".join(f"<p>{escape(text)}</p>" for text in comparison.notes)
     left = sum(row.picture is None and row.error is None for row in comparison.rows)
     hidden = f"<p>In the scores, and not shown here: {counted(left, 'picture')} more.</p>" if left else ""
-    every = f'<p class="all"><label>All pictures: <select id="all">{_options(VIEWS)}</select></label></p>'
+    every = f'<p class="live"><label>All pictures: <select id="all">{_options(VIEWS)}</select></label></p>'
     style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8">{META}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Autoencoders side by side</title><style>\n{style}</style>"
-        "<noscript><style>figcaption, figure > input, .all { display: none !important; }</style></noscript>"
+        "<noscript><style>figcaption, figure > input, .live { display: none !important; }</style></noscript>"
         "<h1>Autoencoders side by side</h1>"
         f"<p>Means over the pictures; of times, the median. Differences are shown {amplify:g} times.</p>"
         f'{_table(head, lines)}<div class="charts">{"".join(charts(comparison))}</div>'

@@ -104,6 +104,12 @@ def test_names_do_not_lie_on_each_other_nor_on_points(browser):
     assert meeting == []
 
 
+def test_names_that_end_alike_are_told_apart():
+    names = [f"/somewhere/{which}/a-folder-with-a-long-name/vae" for which in ("mine", "yours")]
+    div = chart([Point(name, i, i) for i, name in enumerate(names)], "x", "y")
+    assert drawn(div)[1] == ["1", "2"] and [one.text for one in ElementTree.fromstring(div).iter("li")] == names
+
+
 def test_hundreds_at_one_place_are_still_a_chart():
     points, names, _ = drawn(chart([Point(str(i), 1, 30) for i in range(300)], "x", "y"))
     assert len(points) == len(names) == 300

@@ -21,8 +21,8 @@ __all__ = ["write_page"]
 
 VIEWS = {"slider": "original | result", "side": "side by side", "difference": "difference", "grid": "grid"}
 HELP = (
-    '<p class="live">Zoom with the buttons, the keys + and -, Ctrl and the wheel, or two fingers; then drag, or use the '
-    "arrow keys. The original, results and differences move together.</p>"
+    '<p class="live">Zoom with the buttons, the keys + and -, Ctrl and the wheel, or two fingers; then drag, or use '
+    "the arrow keys. The original, results and differences move together.</p>"
 )
 
 

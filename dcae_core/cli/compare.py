@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-from ..errors import DCAEError, OptionError, escape_unprintable
+from ..errors import DCAEError, OptionError, counted, escape_unprintable
 from ..files import atomic_write
 from .arguments import add_run, check_outputs, parse_size
 
@@ -30,17 +31,23 @@ def add(command) -> None:
     parser.add_argument("--amplify", type=float, default=5, help="of the differences shown (default: 5)")
     parser.add_argument("-o", "--out", dest="output", help="write the pictures side by side: FILE.png, .jpg or .webp")
     parser.add_argument("--json", help="write all numbers: FILE.json")
-    parser.add_argument("--html", help="write a page with a slider: FILE.html, and a folder of pictures beside it")
+    parser.add_argument("--html", help="write a page to look at: FILE.html, and a folder of pictures beside it")
     parser.add_argument("--download", action="store_true", help="fetch models and metrics' weights that are not here")
     add_run(parser)
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    from ..compare import codecs, metrics, page, run, sheet, text
+    from ..compare import codecs, metrics, outputs, page, run, sheet, text
     from ..engine.devices import parse_device
     from ..engine.memory import parse_bytes
 
     check_outputs([arguments.output], [arguments.html, arguments.json])
+    if arguments.html:
+        outputs.check_page(arguments.html)
+    if arguments.json:
+        outputs.check_output(arguments.json, ".json")
+    if arguments.output:
+        outputs.check_output(arguments.output)
     if arguments.repeats < 1 or arguments.rows < 1 or not 0 < arguments.amplify < 1e6:
         raise OptionError("--repeats and --rows must be 1 or more, and --amplify more than 0.")
     parse_device(arguments.device), parse_bytes(arguments.budget)  # raise here, not once for each model
@@ -64,33 +71,32 @@ def compare(arguments: argparse.Namespace) -> None:
     if arguments.budget and whole:
         notes.append(f"The budget is for DC-AEs: {', '.join(whole)} ran without.")
     comparison.notes += notes
-    print(text.table(comparison))
+    print(text.table(comparison, sys.stdout.encoding or "utf-8"))
     if not any(cell.scores for column in comparison.columns for cell in column.cells):
         raise DCAEError("No autoencoder made anything of any picture: see above. No output was written.")
-    outputs = (
-        (arguments.json, lambda path: _write_text(Path(path), json.dumps(text.as_json(comparison), indent=1) + "\n")),
-        (
-            arguments.html,
-            lambda path: print(escape_unprintable(str(page.write_page(path, comparison, arguments.amplify)))),
-        ),
-        (arguments.output, lambda path: _write_picture(path, sheet.draw(comparison, arguments.amplify))),
+    writers = (
+        (arguments.json, lambda path: _write_json(path, text.as_json(comparison))),
+        (arguments.html, lambda path: page.write_page(path, comparison, arguments.amplify)),
+        (arguments.output, lambda path: outputs.write_picture(path, sheet.draw(comparison, arguments.amplify))),
     )
-    failed = []
-    for path, write in outputs:
+    problems = []
+    for path, write in writers:
         try:
             if path:
-                write(path)
+                earlier = " (in place of an earlier one)" if Path(path).exists() else ""
+                write(Path(path))
+                print(f"{escape_unprintable(path)}{earlier}")
         except (DCAEError, OSError) as error:  # write the other outputs all the same
-            failed.append(str(error))
-    if failed:
-        raise DCAEError(" ".join(failed))
+            problems.append(str(error))
+    if failed := text.failed(comparison):
+        problems.append(f"{len(failed)} of {counted(len(names), 'autoencoder')} failed: see above.")
+    if problems:
+        raise DCAEError(" ".join(problems))
 
 
-def _write_picture(path: str, picture) -> None:
-    from ..media import images
-
-    images.write(path, images.from_pil(picture))
-    print(escape_unprintable(str(path)))
+def _write_json(path: Path, content: dict) -> None:
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _bar(total: int):
@@ -107,9 +113,3 @@ def _bar(total: int):
             bar.close()
 
     return progress
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8")
-    print(escape_unprintable(str(path)))

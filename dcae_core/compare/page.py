@@ -7,134 +7,140 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from torch import Tensor
+
 from ..errors import ImageError, counted
 from ..files import atomic_write
-from ..media import images
-from .run import Comparison
+from .chart import charts
+from .outputs import META, check_page, delete_others, pictures_folder, write_picture
+from .run import Cell, Comparison
 from .sheet import difference
 from .text import caption, each, means, problems
 
 __all__ = ["write_page"]
 
-STYLE = """
-:root { color-scheme: light dark; font: 15px/1.45 system-ui, sans-serif; }
-body { max-width: 1200px; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; font-size: .9em; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
-td, th { padding: .25em .5em; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
-td:first-child, th:first-child { text-align: left; padding-left: 0; }
-h2 { overflow-wrap: anywhere; } details { margin: 1em 0; } summary { cursor: pointer; }
-figure { margin: 2em 0; } figcaption { margin-bottom: .5em; }
-.pair { position: relative; width: fit-content; max-width: 100%; --cut: 50%; }
-.pair img { display: block; max-width: 100%; height: auto; }
-.pair .after { position: absolute; inset: 0; width: 100%; height: 100%; clip-path: inset(0 0 0 var(--cut)); }
-/* Wider than the picture by a thumb, so that the cut is where the pointer is. */
-.pair input { position: absolute; inset: 0 -8px; width: calc(100% + 16px); height: 100%; margin: 0; opacity: 0;
-  appearance: none; cursor: ew-resize; touch-action: pan-y; }
-.pair input::-webkit-slider-thumb { appearance: none; width: 16px; height: 100%; }
-.pair input::-moz-range-thumb { width: 16px; height: 100%; border: 0; }
-.pair::after { content: ""; position: absolute; top: 0; bottom: 0; left: var(--cut); width: 2px; background: #fff;
-  box-shadow: 0 0 3px #000; pointer-events: none; }
-.pair:focus-within { outline: 2px solid Highlight; }
-.pair.all::after { display: none; } .pair.all .after { clip-path: none; }
-.problem { color: #c33; }
-"""
-# Each figure: a choice of autoencoder, before/after or the difference, and the cut, which a range input moves (so that
-# mouse, touch and keyboard all do).
-SCRIPT = """
-for (const figure of document.querySelectorAll("figure")) {
-  const [model, view] = figure.querySelectorAll("select"), pair = figure.querySelector(".pair");
-  const after = figure.querySelector(".after"), says = figure.querySelector(".says");
-  const show = () => {
-    const { dataset } = model.selectedOptions[0];
-    after.src = view.value === "difference" ? dataset.difference : dataset.result;
-    pair.classList.toggle("all", view.value === "difference");
-    says.textContent = dataset.says;
-  };
-  model.onchange = view.onchange = show;
-  pair.querySelector("input").oninput = ({ target }) => pair.style.setProperty("--cut", `${target.value}%`);
-  show();
-}
-"""
+VIEWS = {"slider": "original | result", "side": "side by side", "difference": "difference", "grid": "grid"}
+HELP = (
+    '<p class="live">Zoom with the buttons, the keys + and -, Ctrl and the wheel, or two fingers; then drag, or use '
+    "the arrow keys. The original, results and differences move together.</p>"
+)
 
 
 def write_page(path: str | os.PathLike, comparison: Comparison, amplify: float = 5) -> Path:
-    """Writes `path` (.html) and the pictures that were kept into the folder `path` without its ending + "_files".
+    """Write `path` (.html), and the pictures that were kept into the folder `path` without its ending + "_files". Of an
+    earlier page there, both are replaced.
 
-    Raises ImageError where they can't be written.
+    Raises OptionError where anything else is there, and ImageError where they can't be written.
     """
     path = Path(path)
-    folder = path.with_name(path.stem + "_files")
+    check_page(path)
+    folder, shown = pictures_folder(path), [i for i, row in enumerate(comparison.rows) if row.picture is not None]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        figures = [
-            _figure(comparison, i, folder, amplify) for i, row in enumerate(comparison.rows) if row.picture is not None
-        ]
+        pictures = _Pictures(folder)
+        figures = [_figure(comparison, index, pictures, amplify) for index in shown]
         with atomic_write(path) as part:
             part.write_text(_html(comparison, figures, amplify), encoding="utf-8", errors="backslashreplace")
+        delete_others(folder, pictures.names)
     except OSError as error:
         raise ImageError(f"{path} can't be written: {error}.") from error
     return path
 
 
+class _Pictures:
+    """The folder of a page's pictures. names: of those that were written."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.names = folder, set()
+
+    def img(self, name: str, picture: Tensor, what: str) -> str:
+        """Write the picture; return the element that shows it."""
+        write_picture(self.folder / name, picture)
+        self.names.add(name)
+        address = quote(f"{self.folder.name}/{name}")
+        return f'<img src="{escape(address)}" alt="{escape(what)}" loading="lazy" draggable="false">'
+
+
 def _html(comparison: Comparison, figures: list[str], amplify: float) -> str:
-    lines = []
-    for kind, cells in zip(["th", *["td"] * len(comparison.columns)], means(comparison), strict=True):
-        lines.append("<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>")
+    head, *lines = means(comparison)
     messages = "".join(f'<p class="problem">{escape(text)}</p>' for text in problems(comparison))
     messages += "".join(f"<p>{escape(text)}</p>" for text in comparison.notes)
     left = sum(row.picture is None and row.error is None for row in comparison.rows)
     hidden = f"<p>In the scores, and not shown here: {counted(left, 'picture')} more.</p>" if left else ""
+    every = f'<p class="live"><label>All pictures: <select id="all">{_options(VIEWS)}</select></label></p>'
+    style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<!doctype html><html lang="en"><meta charset="utf-8">{META}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Autoencoders side by side</title><style>{STYLE}</style><h1>Autoencoders side by side</h1>"
+        f"<title>Autoencoders side by side</title><style>\n{style}</style>"
+        "<noscript><style>figcaption, figure > input, .live { display: none !important; }</style></noscript>"
+        "<h1>Autoencoders side by side</h1>"
         f"<p>Means over the pictures; of times, the median. Differences are shown {amplify:g} times.</p>"
-        f'<div class="wide"><table>{"".join(lines)}</table></div>'
-        f"{messages}{_each(comparison)}{hidden}{''.join(figures)}"
-        f"<script>{SCRIPT}</script></html>\n"
+        f'{_table(head, lines)}<div class="charts">{"".join(charts(comparison))}</div>'
+        f"{messages}{_each(comparison)}{hidden}{HELP if figures else ''}{every if len(figures) > 1 else ''}"
+        f"{''.join(figures)}<script>\n{script}</script></html>\n"
     )
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    """A table in a box of its own, which scrolls where the table is wider than the window."""
+    rows = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
+    rows += ["".join(f"<td>{escape(cell)}</td>" for cell in line) for line in lines]
+    return f'<div class="wide" tabindex="0"><table>{"".join(f"<tr>{row}</tr>" for row in rows)}</table></div>'
 
 
 def _each(comparison: Comparison) -> str:
     """The scores of each picture, folded away."""
     head, *lines = each(comparison)
-    if not lines:
-        return ""
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-    heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    table = f'<div class="wide"><table><tr>{heads}</tr>{rows}</table></div>'
-    return f"<details><summary>Each picture</summary>{table}</details>"
+    return f"<details><summary>Each picture</summary>{_table(head, lines)}</details>" if lines else ""
 
 
-def _figure(comparison: Comparison, index: int, folder: Path, amplify: float) -> str:
+def _figure(comparison: Comparison, index: int, pictures: _Pictures, amplify: float) -> str:
+    """One picture, as a grid: original and results in one row, differences beneath. The script shows parts of it."""
     row = comparison.rows[index]
-    original = _save(folder / f"{index}.png", row.picture)
-    options = []
-    for place, column in enumerate(comparison.columns):
-        cell = column.cells[index] if column.cells else None
-        if cell is None or cell.result is None:
-            continue
-        result = _save(folder / f"{index}-{place}.png", cell.result)
-        off = _save(folder / f"{index}-{place}-difference.png", difference(row.picture, cell.result, amplify))
-        says = " · ".join(caption(cell))
-        options.append(
-            f'<option data-result="{escape(result)}" data-difference="{escape(off)}" data-says="{escape(says)}">'
-            f"{escape(column.name)}</option>"
-        )
     title = f"<h2>{escape(row.name)}, {row.width}x{row.height}</h2>"
-    if not options:
-        return f'{title}<img src="{escape(original)}" alt="the original">'
+    original = pictures.img(f"{index}.png", row.picture, "the original")
+    cells = [
+        _cell("original first", 1, original, "original"),
+        _cell("below first", 1, "", f"differences, {amplify:g} times"),
+    ]
+    models = {}
+    for place, column in enumerate(comparison.columns):
+        at, cell = place + 2, column.cells[index] if column.cells else Cell(error=column.error)
+        if cell.result is None:
+            cells.append(_cell("failed problem", at, "", column.name, cell.error or "not kept"))
+            continue
+        models[str(at)] = column.name
+        result = pictures.img(f"{index}-{place}.png", cell.result, f"made by {column.name}")
+        off = difference(row.picture, cell.result, amplify)
+        off = pictures.img(f"{index}-{place}-difference.png", off, f"the difference that {column.name} makes")
+        cells.append(_cell("result", at, result, column.name, _unbroken(caption(cell))))
+        cells.append(_cell("difference below", at, off))
+    if not models:
+        return f"{title}{original}"
+    sizes = f"--width: {row.width}; --height: {row.height}; --columns: {len(comparison.columns) + 1}"
     return (
-        f'{title}<figure><figcaption><select aria-label="autoencoder">{"".join(options)}</select> '
-        '<select aria-label="view"><option value="slider">original | result</option>'
-        '<option value="difference">difference</option></select> <span class="says"></span></figcaption>'
-        f'<div class="pair"><img src="{escape(original)}" alt="the original"><img class="after" alt="the result">'
-        '<input type="range" min="0" max="100" value="50" step="0.5" aria-label="original to the left, result to the '
-        'right"></div></figure>'
+        f'{title}<figure data-view="grid" style="{sizes}"><figcaption>'
+        f'<select aria-label="autoencoder">{_options(models)}</select>'
+        f'<select aria-label="view">{_options(VIEWS)}</select>'
+        '<span><button aria-label="zoom out">&minus;</button><button aria-label="all of the picture">fit</button>'
+        '<button aria-label="zoom in">+</button></span><output aria-label="zoom"></output><span class="says"></span>'
+        '</figcaption><div class="stage" tabindex="0" role="group" aria-label="pictures">'
+        f'{"".join(cells)}</div><input type="range" min="0" max="100" value="50" step="0.5" '
+        'aria-label="original to the left, result to the right"></figure>'
     )
 
 
-def _save(path: Path, picture) -> str:
-    """Writes the picture; returns its address as the page sees it."""
-    images.write(path, picture)
-    return quote(f"{path.parent.name}/{path.name}")
+def _options(texts: dict[str, str]) -> str:
+    return "".join(f'<option value="{value}">{escape(text)}</option>' for value, text in texts.items())
+
+
+def _cell(kind: str, column: int, image: str, name: str = "", says: str = "") -> str:
+    pane = f'<div class="pane">{image}</div>' if image else ""
+    text = f"<p>{escape(name)}<small>{escape(says)}</small></p>" if name else ""
+    return f'<div class="cell {kind}" data-model="{column}" style="--column: {column}">{pane}{text}</div>'
+
+
+def _unbroken(parts: list[str]) -> str:
+    """On a line that may break between its parts, not before a unit."""
+    return " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in " · ".join(parts).split(" · "))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from unicodedata import combining, east_asian_width
 
+from ..errors import escape_unprintable
+from .outputs import GENERATOR
 from .run import Cell, Column, Comparison
 
-__all__ = ["as_json", "caption", "each", "markdown", "means", "problems", "table"]
+__all__ = ["as_json", "caption", "each", "failed", "markdown", "means", "problems", "table"]
 
 # (heading, what of the means, how it is written)
 COLUMNS = (
@@ -36,9 +39,15 @@ def caption(cell: Cell) -> list[str]:
     return [close, f"{shape} · {cell.encode_seconds + cell.decode_seconds:.2f} s"]
 
 
-def table(comparison: Comparison) -> str:
-    """The means, a line for each autoencoder; then what went wrong, then the notes."""
-    return "\n".join([*map("  ".join, _aligned(means(comparison))), *problems(comparison), *comparison.notes])
+def table(comparison: Comparison, encoding: str = "utf-8") -> str:
+    """The means, a line for each autoencoder; then what went wrong, then the notes. encoding: where it is printed;
+    what can't be there, and would move columns, is escaped, as are line ends in names."""
+
+    def printable(text: str) -> str:
+        return escape_unprintable(text).encode(encoding, "backslashreplace").decode(encoding)
+
+    rows = _aligned([[printable(cell) for cell in row] for row in means(comparison)])
+    return "\n".join([*map("  ".join, rows), *map(printable, [*problems(comparison), *comparison.notes])])
 
 
 def markdown(comparison: Comparison) -> str:
@@ -59,11 +68,18 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> list[list[str]]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in rows
-    ]
+    """The first column to the left and the others to the right, all as wide as their widest cell."""
+    columns = []
+    for place, column in enumerate(zip(*rows, strict=True)):
+        widest = max(map(_width, column))
+        spaces = [" " * (widest - _width(cell)) for cell in column]
+        columns.append([s + cell if place else cell + s for cell, s in zip(column, spaces, strict=True)])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _width(text: str) -> int:
+    """In a terminal, where letters of Chinese and Japanese are two wide, and accents have none."""
+    return sum(2 if east_asian_width(c) in "WF" else not combining(c) for c in text)
 
 
 def _plain(text: str) -> str:
@@ -112,9 +128,21 @@ def problems(comparison: Comparison) -> list[str]:
     return lines
 
 
+def failed(comparison: Comparison) -> list[str]:
+    """The names of the autoencoders that failed, on one picture or more."""
+    readable = [row.error is None for row in comparison.rows]
+    return [
+        column.name
+        for column in comparison.columns
+        if column.error or any(cell.error and ok for cell, ok in zip(column.cells, readable, strict=False))
+    ]
+
+
 def as_json(comparison: Comparison) -> dict:
-    """The comparison as JSON's types, without pictures. An infinite PSNR (equal pictures, mse 0) is null."""
+    """The comparison as JSON's types, without pictures; first the mark of what `dcae compare` writes. An infinite PSNR
+    (equal pictures, mse 0) is null."""
     return {
+        "generator": GENERATOR,
         "pictures": [_fields(row, "picture") for row in comparison.rows],
         "models": [_model(column) for column in comparison.columns],
         "notes": comparison.notes,

@@ -17,7 +17,7 @@ from dcae_core.cli import main
 from dcae_core.compare import codecs, pictures, run, sheet
 from dcae_core.compare.run import Column, Comparison, Row, measure, resized
 from dcae_core.errors import DCAEError
-from tests.core.compare.vaes import CLASSES, CPU, EXAMPLE, demo, made_up, photograph
+from tests.core.compare.vaes import CLASSES, CPU, EXAMPLE, contents, demo, made_up, photograph
 
 pytestmark = pytest.mark.usefixtures("nothing_else_here")
 
@@ -80,7 +80,7 @@ def test_a_folder_with_a_corrupt_picture(photographs, models, tmp_path, capsys):
     assert Image.open(grid).height > 9 * 64
     named = page.read_text()
     assert "07.jpg can&#x27;t be read" in named
-    assert named.count("<figure>") == 8, "of nine rows one can't be read"
+    assert named.count("<figure ") == 8, "of nine rows one can't be read"
 
 
 def broken(name: str) -> codecs.Codec:
@@ -127,9 +127,11 @@ def test_a_model_that_fails_is_said_in_its_place_and_the_others_are_there(models
     report, grid = tmp_path / "report.json", tmp_path / "report.png"
     outputs = ["--json", str(report), "--out", str(grid), "--repeats", "1"]
     page = ["--html", str(tmp_path / "report.html")]
-    assert main(["compare", str(EXAMPLE), "--size", "96", "--models", *names, *outputs, *page, *CPU]) == 0
+    assert main(["compare", str(EXAMPLE), "--size", "96", "--models", *names, *outputs, *page, *CPU]) == 1
     output_text = capsys.readouterr()
     assert "Traceback" not in output_text.err
+    assert output_text.err.splitlines()[-1].endswith("dcae: 10 of 12 autoencoders failed: see above.")
+    assert all((tmp_path / name).is_file() for name in ("report.json", "report.html", "report.png"))
     reported = {model["name"]: model for model in json.loads(report.read_text())["models"]}
     assert list(reported) == names
     for name, reason in failing.items():
@@ -159,13 +161,14 @@ def test_who_runs_without_the_budget_is_said(models, capsys):
 
 
 def test_nothing_is_written_where_nothing_was_made(tmp_path, capsys):
-    for name in ("a.png", "a.json", "a.html"):
-        (tmp_path / name).write_text("of a run before")
     outputs = ["--out", str(tmp_path / "a.png"), "--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html")]
+    assert main(["compare", str(EXAMPLE), *outputs, *CPU, "--size", "64", "--models", DEMO]) == 0
+    before = contents(tmp_path)
+    capsys.readouterr()
     assert main(["compare", str(EXAMPLE), *outputs, *CPU, "--size", "64", "--models", "my-vae-folder"]) == 1
     output_text = capsys.readouterr()
     assert "There is no file or folder my-vae-folder." in output_text.out and "No output was written" in output_text.err
-    assert {one.read_text() for one in tmp_path.iterdir()} == {"of a run before"}
+    assert contents(tmp_path) == before and len(before) == 3 + 3
 
 
 def test_pictures_that_are_not_there(tmp_path, capsys):

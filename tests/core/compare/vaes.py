@@ -1,4 +1,4 @@
-"""Autoencoders of all kinds that are small, and photographs for them."""
+"""Autoencoders of all kinds that are small, photographs for them, and what a folder holds."""
 
 from pathlib import Path
 
@@ -92,3 +92,8 @@ def demo() -> codecs.Codec:
 
 def made_up(encode, decode, weights: tuple = ()) -> codecs.Codec:
     return codecs.Codec("made up", "none", 8, encode, decode, torch.device("cpu"), torch.float32, weights)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Each file in a folder and its folders, by its path there."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

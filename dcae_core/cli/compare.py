@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import DCAEError, OptionError, counted, escape_unprintable
 from ..files import atomic_write
-from .arguments import add_run, check_outputs, parse_size
+from .arguments import add_run, bar, check_outputs, parse_size
 
 __all__ = ["add"]
 
@@ -64,9 +64,11 @@ def compare(arguments: argparse.Namespace) -> None:
             metric_options[name] = make(arguments.download)
         except DCAEError as error:
             notes.append(str(error))
-    bar = _bar(len(names) * len(pictures))
+    progress = _progress(bar(arguments, total=len(names) * len(pictures), unit="run", leave=False))
     keep = arguments.rows if arguments.html or arguments.output else 0
-    comparison = run.compare(opened, pictures, repeats=arguments.repeats, keep=keep, progress=bar, **metric_options)
+    comparison = run.compare(
+        opened, pictures, repeats=arguments.repeats, keep=keep, progress=progress, **metric_options
+    )
     whole = [column.name for column in comparison.columns if column.kind not in ("", "DC-AE")]
     if arguments.budget and whole:
         notes.append(f"The budget is for DC-AEs: {', '.join(whole)} ran without.")
@@ -99,17 +101,14 @@ def _write_json(path: Path, content: dict) -> None:
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _bar(total: int):
-    """Return a progress callback for `run.compare`: a bar with the name of the current run."""
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, unit="run", leave=False)
+def _progress(shown):
+    """Return a progress callback for `run.compare`, which moves a bar of tqdm's with the name of the current run."""
 
     def progress(what: str, done: int, total: int) -> None:
-        bar.set_description_str(what, refresh=False)
-        bar.update(done - bar.n)
-        bar.refresh()
+        shown.set_description_str(what, refresh=False)
+        shown.update(done - shown.n)
+        shown.refresh()
         if done == total:
-            bar.close()
+            shown.close()
 
     return progress

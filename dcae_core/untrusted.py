@@ -193,4 +193,6 @@ def open_image(source: str | os.PathLike | BinaryIO):
     if isinstance(source, (str, os.PathLike)) and not is_file(source):
         raise OSError("it is not a file")
     Image.init()
-    return Image.open(source, formats=[name for name in PICTURES if name in Image.OPEN])
+    image = Image.open(source, formats=[name for name in PICTURES if name in Image.OPEN])
+    image.filename = ""  # else Pillow maps files, in which it turns some 16-bit TIFFs wrongly
+    return image

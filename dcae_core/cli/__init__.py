@@ -28,9 +28,10 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:
-        with _output(getattr(arguments, "quiet", False)):
+        with _output(getattr(arguments, "quiet", False) and not getattr(arguments, "json", False)):
             arguments.run(arguments)
-            sys.stdout.flush()
+            if sys.stdout:  # None where it was closed
+                sys.stdout.flush()
         return 0
     except BrokenPipeError:  # the reader is gone, as after `| head`; Python's flush at exit goes to devnull
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

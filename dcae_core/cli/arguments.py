@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +62,8 @@ def parse_colour(text: str) -> tuple[int, int, int]:
     from PIL import ImageColor
 
     try:
-        return ImageColor.getrgb(text)[:3]
+        red, green, blue = (min(255, value) for value in ImageColor.getrgb(text)[:3])
+        return red, green, blue
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no colour: use a name such as black, or '#rrggbb'") from None
 
@@ -118,39 +120,54 @@ def output_paths(arguments: argparse.Namespace, ending: str, kinds: Collection[s
     is an input. Raises DCAEError, also where no input is there."""
     if "-" in (*arguments.inputs, arguments.output):
         raise OptionError("Nothing is read from - or written to it: name files.")
-    listed = [pair for given in arguments.inputs for pair in _listed(Path(given), kinds, arguments.recursive)]
+    listed = [pair for given in arguments.inputs for pair in _listed(arguments, Path(given), ending, kinds)]
     sources, output = [source for source, _ in listed], arguments.output and Path(arguments.output)
     if not any(os.path.lexists(source) for source in sources):
         others = f", nor of {counted(len(sources) - 1, 'other')}" if len(sources) > 1 else ""
-        raise DCAEError(f"There is no file {sources[0]}{others}.")
+        raise DCAEError(f"There is no file {sources[0]}{others}." if sources else "No folder holds such files.")
     folder = output and (output.is_dir() or arguments.output.endswith(("/", os.sep)))
-    if output and len(sources) > 1 and output.suffix and not folder:
+    if output and len(sources) > 1 and (output.suffix or output.is_file()) and not folder:
         raise DCAEError(
             f"{output} is one file, and there are {counted(len(sources), 'input')}: name a folder, with / at its end."
         )
-    if output and (len(sources) > 1 or folder or not output.suffix):
+    if output and (len(sources) > 1 or folder or not (output.suffix or output.is_file())):
         targets = [output / inner.with_name(inner.stem + ending) for _, inner in listed]
         for target in {output / ".", *targets}:
             target.parent.mkdir(parents=True, exist_ok=True)
     else:
         targets = [output or source.with_name(source.stem + ending) for source in sources]
-    for source, target in zip(sources, targets, strict=True):
-        if targets.count(target) > 1:
-            raise DCAEError(f"Several inputs would be written to {target}, {source} among them: run them one by one.")
-        if target.exists() and any(target.samefile(one) for one in sources if one.exists()):
-            raise DCAEError(f"{target} is an input, and would be written over: name another output.")
-    pairs = list(zip(sources, targets, strict=True))
-    there = [target for target in targets if target.exists()]
+    _check_targets(sources, targets)
+    there = {target for target in targets if target.exists()}
     if there and arguments.no_clobber:
-        say(arguments, f"{counted(len(there), 'output')} there already, and kept: {there[0]}{_more(there)}")
-        return [(source, target) for source, target in pairs if target not in there]
-    if there:
-        say(arguments, f"{counted(len(there), 'file')} will be written over: {there[0]}{_more(there)}")
-    return pairs
+        say(arguments, f"{counted(len(there), 'output')} there already, and kept: {_first(there)}")
+    elif there:
+        say(arguments, f"{counted(len(there), 'file')} will be written over: {_first(there)}")
+    pairs = zip(sources, targets, strict=True)
+    return [(source, target) for source, target in pairs if not (arguments.no_clobber and target in there)]
 
 
-def _more(paths: list[Path]) -> str:
-    return f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+def _check_targets(sources: list[Path], targets: list[Path]) -> None:
+    """Raise DCAEError where two inputs have one output, or an input would be written over."""
+    inputs, times = {_identity(source) for source in sources} - {None}, Counter(targets)
+    for source, target in zip(sources, targets, strict=True):
+        if times[target] > 1:
+            shared = f"Several inputs would be written to {target}, {source} among them"
+            raise DCAEError(f"{shared}: run them one by one, with an output each.")
+        if _identity(target) in inputs:
+            raise DCAEError(f"{target} is an input, and would be written over: name another output.")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What two paths of one file have in common; None for no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _first(paths: set[Path]) -> str:
+    return f"{min(paths)}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}"
 
 
 def say(arguments: argparse.Namespace, text: str) -> None:
@@ -167,16 +184,29 @@ def bar(arguments: argparse.Namespace, **options):
     return tqdm(disable=True if hidden else None, **options)
 
 
-def _listed(given: Path, kinds: Collection[str], recursive: bool) -> list[tuple[Path, Path]]:
-    """Return (file, its place below an output folder) of an input. Raises DCAEError for a folder without files."""
+def _listed(arguments: argparse.Namespace, given: Path, ending: str, kinds: Collection[str]) -> list[tuple[Path, Path]]:
+    """Return (file, its place below an output folder) of an input. Of a folder, not what this command wrote beside its
+    files. Raises OSError for a folder that can't be read, and DCAEError for the only input without files."""
     if not given.is_dir():
         return [(given, Path(given.name))]
-    found = [path for path in given.glob("**/*" if recursive else "*") if not path.name.startswith(".")]
-    found = sorted(path for path in found if path.suffix.lower() in kinds and path.is_file())
+    found = []
+    for top, folders, names in os.walk(given, onerror=_fail):
+        folders[:] = sorted(name for name in folders if arguments.recursive and not name.startswith("."))
+        stems = {Path(name).stem for name in names}
+        made = {name for name in names if name.endswith(ending) and name.removesuffix(ending) in stems}
+        found += [Path(top, name) for name in sorted(set(names) - made) if not name.startswith(".")]
+    found = [path for path in found if path.suffix.lower() in kinds and path.is_file()]
     if not found:
-        hint = "" if recursive else "; --recursive looks in the folders in it too"
-        raise DCAEError(f"{given} is a folder without files that end in {', '.join(sorted(kinds)[:12])}{hint}.")
+        hint = "" if arguments.recursive else "; --recursive looks in the folders in it too"
+        text = f"{given} is a folder without files that end in {', '.join(sorted(kinds)[:12])}{hint}"
+        if len(arguments.inputs) == 1:
+            raise DCAEError(f"{text}.")
+        say(arguments, text)
     return [(path, path.relative_to(given)) for path in found]
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 def each_file(
@@ -189,7 +219,7 @@ def each_file(
         try:
             work(source, target)
         except (DCAEError, OSError) as error:
-            if len(pairs) == 1 or isinstance(error, (DownloadError, UnknownVariant)):  # of a model, for all
+            if len(pairs) == 1 or isinstance(error, (DownloadError, UnknownVariant, BrokenPipeError)):  # for all
                 raise
             failed.append(f"{escape_unprintable(str(source))}: {escape_unprintable(str(error))}")
     if failed:
@@ -199,13 +229,12 @@ def each_file(
 
 def check_outputs(pictures: list[str | None], others: list[str | None]) -> None:
     """Raise OptionError, before hours of work, for a path whose folder is missing or a picture of unknown format."""
-    from PIL import Image
+    from ..media.pictures import writable_formats
 
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
     for path in filter(None, [*pictures, *others]):
         if not Path(path).absolute().parent.is_dir():
             raise OptionError(f"{path} can't be written: there is no folder {Path(path).parent}.")
-        if path in pictures and Path(path).suffix.lower() not in endings:
+        if path in pictures and Path(path).suffix.lower() not in writable_formats():
             raise OptionError(f"{path} does not end in a picture format: use .png, .jpg or .webp.")
 
 

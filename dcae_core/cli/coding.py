@@ -62,7 +62,10 @@ def encode(arguments: argparse.Namespace) -> None:
             milliseconds.append(frame.milliseconds)
         z = torch.cat(parts)
         (height, width), options = fit.true, {"scaled": arguments.scaled, "scaling_factor": factor}
-        options |= {"alpha": stack_alpha(alphas, fit.true), "milliseconds": milliseconds}
+        options |= {
+            "alpha": stack_alpha(alphas, fit.true),
+            "milliseconds": [] if None in milliseconds else milliseconds,
+        }
         latents.write(target, z, ae.variant, fit.true, **options)
         several = f", {counted(len(z), 'picture')}" if len(z) > 1 else ""
         print(f"{escape_unprintable(str(target))} ({width}x{height} -> {list(z.shape[1:])}{several})")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import variants
 from ..architecture import DEFAULTS
-from ..errors import BudgetError, CheckpointError, DCAEError, OptionError, counted, escape_unprintable
+from ..errors import BudgetError, CheckpointError, DCAEError, ImageError, OptionError, counted, escape_unprintable
 from ..untrusted import open_image
 from .arguments import DTYPES, add_cache_dir, add_network, format_size, model_file, parse_size, read_config
 
@@ -57,13 +57,20 @@ def info(arguments: argparse.Namespace) -> None:
 
 def _picture(path: str) -> dict | None:
     """Return what is known of a picture file; None for another."""
+    from ..media.pictures import frame_count
+
     try:
         file = open_image(path)
-    except Exception:  # Pillow's errors have no common class
+    except Exception as error:  # Pillow's errors have no common class
+        if type(error).__name__ == "DecompressionBombError":
+            raise ImageError(f"{path} is a picture of more pixels than are read: scale it down.") from error
         return None
-    frames = getattr(file, "n_frames", 1)
     known = {"file": path, "picture": f"{file.format}, {file.width}x{file.height}"}
-    return {**known, **({"pictures": frames} if frames > 1 else {}), "note": "dcae encode makes latents of it"}
+    try:
+        known["pictures"] = frame_count(file)
+    except Exception:
+        known["pictures"] = "1, and what follows is damaged"
+    return {**known, "note": "dcae encode makes latents of it"}
 
 
 def _latents(path: str) -> dict | None:

@@ -69,23 +69,35 @@ def stack_alpha(alphas: list[Tensor | None], size: tuple[int, int]) -> Tensor | 
 
 
 def write_pictures(
-    arguments: argparse.Namespace, target: Path, pictures: Tensor, alpha: Tensor | None, milliseconds: Sequence[int]
-) -> None:
-    """Write what was decoded, as one file where it moves, and name it."""
+    arguments: argparse.Namespace,
+    target: Path,
+    pictures: Tensor,
+    alpha: Tensor | None,
+    milliseconds: Sequence[int | None],
+) -> list[Path]:
+    """Write what was decoded, as one file where it moves; return and print the paths."""
     from ..media import images
 
-    size = f"{pictures.shape[2]}x{pictures.shape[1]}"
-    if any(milliseconds) and images.can_animate(target) and arguments.bits == 8:
+    size, moves = f"{pictures.shape[2]}x{pictures.shape[1]}", bool(milliseconds) and None not in milliseconds
+    if alpha is not None and not images.can_be_transparent(target):
+        say(arguments, f"{target} can't be transparent: what is transparent in it is laid on white")
+        share = alpha[..., None] / 255
+        pictures, alpha = pictures.cpu() * share + 1 - share, None
+    if moves and images.can_animate(target) and arguments.bits == 8:
         images.write_animation(target, pictures, milliseconds, alpha)
         print(f"{escape_unprintable(str(target))} ({size}, {counted(len(pictures), 'picture')})")
-        return
+        return [target]
+    written = []
     for i, picture in enumerate(pictures):
         path = target if len(pictures) == 1 else target.with_stem(f"{target.stem}-{i + 1}")
-        if len(pictures) > 1 and path.exists() and arguments.no_clobber:
-            say(arguments, f"{path} is there already, and kept")
-            continue
+        if path != target and path.exists():
+            say(arguments, f"{path} is there already, and {'kept' if arguments.no_clobber else 'written over'}")
+            if arguments.no_clobber:
+                continue
         images.write(path, picture, None if alpha is None else alpha[i], arguments.bits)
         print(f"{escape_unprintable(str(path))} ({size})")
+        written.append(path)
+    return written
 
 
 def strip_bar(arguments: argparse.Namespace, source: Path) -> Callable[[int, int], None]:

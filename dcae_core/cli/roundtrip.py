@@ -58,17 +58,16 @@ def roundtrip(arguments: argparse.Namespace) -> None:
 
     def roundtrip_one(source: Path, target: Path) -> None:
         frames, results, measured = _roundtrip(ae, source, arguments)
-        if arguments.json:
-            print(json.dumps({"file": str(source), "output": str(target), **measured}))
-        else:
+        if not arguments.json:
             print(escape_unprintable(str(source)))
             _print(measured)
         alpha = stack_alpha([frame.alpha for frame in frames], frames[0].pixels.shape[1:3])
         if arguments.side_by_side:
-            results = _side_by_side([frame.pixels for frame in frames], results)
-            alpha = None
+            results, alpha = _side_by_side([frame.pixels for frame in frames], results), None
         with contextlib.redirect_stdout(None) if arguments.json else contextlib.nullcontext():
-            write_pictures(arguments, target, results, alpha, [frame.milliseconds for frame in frames])
+            written = write_pictures(arguments, target, results, alpha, [frame.milliseconds for frame in frames])
+        if arguments.json:
+            print(json.dumps({"file": str(source), "outputs": list(map(str, written)), **measured}))
 
     each_file(arguments, pairs, roundtrip_one)
 

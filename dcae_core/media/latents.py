@@ -78,7 +78,7 @@ def write(
     }
     if factor is not None:
         metadata["scaling_factor"] = str(factor)
-    if any(milliseconds):
+    if milliseconds:
         metadata["milliseconds"] = ",".join(map(str, milliseconds))
     z = (raw * factor if scaled else raw).contiguous().cpu()
     try:

@@ -339,13 +339,15 @@ def test_decompression_bombs(tmp_path, monkeypatch):
     data[16:24] = struct.pack(">II", 50_000, 50_000)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     (tmp_path / "a.png").write_bytes(data)
-    refused(ImageError, "a.png can't be read.*2500000000 pixels", images.read, tmp_path / "a.png")
+    refused(
+        ImageError, "a.png is a picture of more than 178956970 pixels: scale it down", images.read, tmp_path / "a.png"
+    )
     assert prepare(Item("a", bytes(data)), Geometry("crop", 64, 64, 32), "").reason.startswith("huge: ")
 
 
 def test_pictures_of_odd_numbers(tmp_path):
     Image.new("I", (4, 4), 1 << 20).save(tmp_path / "wide.tif")
-    refused(ImageError, "wide.tif.*0 to 65535 is black to white", images.read, tmp_path / "wide.tif")
+    refused(ImageError, "wide.tif.*signed", images.read, tmp_path / "wide.tif")
     for value in (-1.0, 255.0, float("nan")):
         Image.new("F", (4, 4), value).save(tmp_path / "float.tif")
         refused(ImageError, "float.tif.*0 to 1 is black to white", images.read, tmp_path / "float.tif")

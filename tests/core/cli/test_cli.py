@@ -436,12 +436,12 @@ def test_the_demonstration_model_says_that_it_is_one(picture, capsys):
 def test_roundtrip_as_json(picture, tmp_path, capsys):
     assert main(["roundtrip", str(picture), "--json", "--bits", "16", *CPU]) == 0
     measured = json.loads(capsys.readouterr().out)
-    assert measured["output"] == str(tmp_path / "bird-dcae.png") and measured["model"] == DEMO
-    written, original = images.read(measured["output"]), images.read(picture)
+    assert measured["outputs"] == [str(tmp_path / "bird-dcae.png")] and measured["model"] == DEMO
+    written, original = images.read(measured["outputs"][0]), images.read(picture)
     scored = scores(original[0], written[0])
     assert measured["psnr"] == pytest.approx(scored.psnr, abs=1e-3)
     assert measured["ssim"] == pytest.approx(scored.ssim, abs=1e-5)
-    assert Image.open(measured["output"]).tile[0][3] == "RGB;16B"
+    assert Image.open(measured["outputs"][0]).tile[0][3] == "RGB;16B"
 
 
 def test_exif_is_said_to_be_left_out_once(picture, tmp_path, caplog):

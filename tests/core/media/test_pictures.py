@@ -14,6 +14,7 @@ from dcae_core import images
 from dcae_core.batch.prepare import Geometry, Unreadable, prepare
 from dcae_core.batch.sources import Item
 from dcae_core.media.pictures import to_srgb
+from dcae_core.untrusted import open_image
 
 # Columns: XYZ of red, green and blue, adapted to D50. Source: the ICC profiles of Display P3 and Adobe RGB (1998).
 DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
@@ -163,15 +164,17 @@ def png16(pixels: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def tiff16(pixels: np.ndarray, orientation: int = 1) -> bytes:
-    """A TIFF of uint16 [H, W, 3], written here."""
+def tiff16(pixels: np.ndarray, orientation: int = 1, **tags: int) -> bytes:
+    """A TIFF of uint16 [H, W, channels], written here. tags: others, such as t284=2."""
     height, width, channels = pixels.shape
-    at = 8 + 2 + 11 * 12 + 4
-    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, at), (259, 3, 1, 1), (262, 3, 1, 2)]
-    entries += [(273, 4, 1, at + 6), (274, 3, 1, orientation), (277, 3, 1, channels), (278, 3, 1, height)]
-    entries += [(279, 4, 1, pixels.nbytes), (284, 3, 1, 1)]
-    table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    return b"II*\0" + struct.pack("<IH", 8, 11) + table + bytes(4) + struct.pack("<HHH", 16, 16, 16) + pixels.tobytes()
+    entries = {256: width, 257: height, 259: 1, 262: 2 if channels > 1 else 1, 274: orientation, 277: channels}
+    entries |= {258: 16, 278: height, 284: 1} | {int(name[1:]): value for name, value in tags.items()}
+    at = 8 + 2 + (len(entries) + 2) * 12 + 4
+    fields = {tag: (3, 1, value) for tag, value in entries.items()}
+    fields |= {273: (4, 1, at + 8), 279: (4, 1, pixels.nbytes)} | ({258: (3, channels, at)} if channels > 2 else {})
+    table = b"".join(struct.pack("<HHII", tag, *field) for tag, field in sorted(fields.items()))
+    head = b"II*\0" + struct.pack("<IH", 8, len(fields))
+    return head + table + bytes(4) + struct.pack("<HHHH", *[16] * 4) + pixels.tobytes()
 
 
 @pytest.fixture
@@ -188,7 +191,7 @@ def test_16_bits_are_read_and_written_whole(deep, tmp_path, caplog):
         assert torch.equal(images.read(tmp_path / f"back-{name}")[0], found)
         assert "RGB;16" in str(Image.open(tmp_path / f"back-{name}").tile[0][3])
     assert not caplog.records
-    with pytest.raises(images.ImageError, match=r"a\.jpg can't have 16 bits a channel: use \.png or"):
+    with pytest.raises(images.ImageError, match=r"a\.jpg can't have 16 bits a channel: 8, or 16 for \.png or"):
         images.write(tmp_path / "a.jpg", found, bits=16)
 
 
@@ -203,15 +206,148 @@ def test_16_bits_with_alpha_and_a_matte(deep, tmp_path):
     assert torch.equal(next(images.frames(path, keep_alpha=True)).pixels, frame.pixels)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_16_bits_stand_upright(orientation, deep, tmp_path):
-    (path := tmp_path / "a.tif").write_bytes(tiff16(deep, orientation))
-    with Image.open(path) as file:
+def test_16_bits_stand_upright(orientation, channels, deep, tmp_path):
+    (path := tmp_path / "a.tif").write_bytes(tiff16(deep[..., :channels], orientation))
+    with open_image(path) as file:
         converted = to_srgb(file)
-    Image.fromarray((deep >> 8).astype(np.uint8)).save(other := tmp_path / "8.tif", tiffinfo={274: orientation})
+    eight = (deep[..., :channels] >> 8).astype(np.uint8).repeat(3 // channels, 2)
+    Image.fromarray(eight).save(other := tmp_path / "8.tif", tiffinfo={274: orientation})
     upright = np.asarray(to_srgb(Image.open(other)).pixels)
     assert converted.deep.shape == upright.shape
     assert np.abs(converted.deep * 65535 / 256 - upright).max() < 1
+
+
+def test_tiffs_that_opencv_takes_for_others(deep, tmp_path):
+    """Its numbers are not what these files mean."""
+    grey, path = deep[..., :1], tmp_path / "a.tif"
+    alpha = np.concatenate([deep, np.full_like(grey, 30000)], axis=2)
+    path.write_bytes(tiff16(grey, t262=0))  # white is zero
+    assert np.abs(images.read(path)[0].numpy() * 65535 - (65535 - grey.astype(float))).max() < 0.01
+    path.write_bytes(tiff16(grey >> 1, t339=2))
+    with pytest.raises(images.ImageError, match="signed"):
+        images.read(path)
+    path.write_bytes(tiff16(deep, t284=2))
+    with pytest.raises(images.ImageError, match="stored one after the other"):
+        images.read(path)
+    for extra in (0, 1):  # not alpha, and premultiplied
+        path.write_bytes(tiff16(alpha, t338=extra))
+        found = to_srgb(open_image(path))
+        assert found.deep is None and "16 bits are cut to 8" in found.notes[0]
+    path.write_bytes(tiff16(alpha, t338=2))
+    assert np.abs(next(images.frames(path, keep_alpha=True)).pixels[0].numpy() * 65535 - deep).max() < 0.01
+
+
+def test_a_grey_that_stands_for_nothing(deep, tmp_path):
+    grey = deep[..., 0].copy()
+    grey[:, :2] = 1234
+    Image.fromarray(grey).save(path := tmp_path / "a.png", transparency=1234)
+    frame = next(images.frames(path, keep_alpha=True))
+    assert (frame.alpha[0, :, :2] == 0).all() and (frame.alpha[0, :, 2:] == 255).all()
+    assert np.abs(frame.pixels[0, :, 2:, 0].numpy() * 65535 - grey[:, 2:]).max() < 0.01
+    assert (images.read(path)[0, :, :2] == 1).all()
+
+
+def test_a_profile_is_known_by_its_numbers_not_by_its_name(picture):
+    linear = profile(SRGB.T, 1.0).replace(b"made for a test", b"sRGB, linear   ")
+    picture.info["icc_profile"] = linear
+    found = np.asarray(to_srgb(picture).pixels)
+    assert np.abs(found - in_srgb(np.asarray(picture), SRGB.T, 1.0)).max() <= 1.5
+
+
+@pytest.mark.parametrize("space", [b"GRAY", b"CMYK"])
+def test_a_profile_of_another_kind_of_picture_is_said(picture, space):
+    picture.info["icc_profile"] = profile(DISPLAY_P3, 2.2, space)
+    found = to_srgb(picture)
+    assert np.array_equal(np.asarray(found.pixels), np.asarray(picture))
+    assert f"it is for {space.decode()}, and the picture is RGB" in found.notes[0]
+
+
+def test_a_gamma_that_is_not_heeded_is_said(picture, tmp_path):
+    from PIL.PngImagePlugin import PngInfo
+
+    for gamma, notes in ((45455, 0), (100000, 1)):
+        info = PngInfo()
+        info.add(b"gAMA", struct.pack(">I", gamma))
+        picture.save(path := tmp_path / "a.png", pnginfo=info)
+        assert len(to_srgb(Image.open(path)).notes) == notes
+
+
+def moving(path, **options) -> list[np.ndarray]:
+    """Write an animation, the second of whose pictures has a hole; return them."""
+    shown = [np.random.default_rng(i).integers(0, 256, (12, 16, 4), dtype=np.uint8) for i in range(3)]
+    for one in shown:
+        one[..., 3] = 255
+    shown[1][3:6, :, 3] = 0
+    first, *others = map(Image.fromarray, shown)
+    first.save(path, save_all=True, append_images=others, duration=[200, 300, 400], **options)
+    return shown
+
+
+@pytest.mark.parametrize("ending", [".png", ".webp", ".gif"])
+def test_holes_of_animations_stay_holes(ending, tmp_path, caplog):
+    shown = moving(tmp_path / "a.webp", loop=0, lossless=True)
+    read = list(images.frames(tmp_path / "a.webp", keep_alpha=True, animation=True))
+    alphas = torch.cat([f.alpha if f.alpha is not None else torch.full((1, 12, 16), 255).byte() for f in read])
+    pixels = torch.cat([frame.pixels for frame in read])
+    images.write_animation(back := tmp_path / f"back{ending}", pixels, [f.milliseconds for f in read], alphas)
+    with Image.open(back) as file:
+        assert file.n_frames == 3
+        for i, one in enumerate(shown):
+            file.seek(i)
+            assert np.array_equal(np.asarray(file.convert("RGBA"))[..., 3], one[..., 3])
+            assert file.info["duration"] == [200, 300, 400][i]
+    assert not caplog.records
+
+
+def test_what_a_gif_can_not_hold_is_said(tmp_path, caplog):
+    alpha = torch.arange(256).byte().view(16, 16)
+    images.write(path := tmp_path / "a.gif", torch.full((16, 16, 3), 0.5), alpha)
+    assert np.array_equal(np.asarray(Image.open(path).convert("RGBA"))[..., 3] > 0, alpha.numpy() >= 128)
+    assert "alpha is rounded" in caplog.text
+
+
+def test_posters_layers_and_repeats(tmp_path, caplog):
+    moving(path := tmp_path / "a.png", loop=2)
+    assert [f.milliseconds for f in images.frames(path, animation=True)] == [200, 300, 400]
+    assert "how often it repeats is not kept" in caplog.text
+    poster, frame = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    others = {"append_images": [frame, Image.new("RGB", (8, 8), "lime")], "default_image": True, "duration": [50, 60]}
+    poster.save(path, save_all=True, **others)
+    assert [f.milliseconds for f in images.frames(path, animation=True)] == [50, 60]
+    assert (next(images.frames(path, animation=True)).pixels[..., 2] == 1).all()
+    poster.save(path := tmp_path / "a.gif", save_all=True, append_images=[frame], duration=0, loop=0)
+    assert [f.milliseconds for f in images.frames(path, animation=True)] == [0, 0]
+    poster.save(path := tmp_path / "a.tif", save_all=True, append_images=[frame])
+    assert [f.milliseconds for f in images.frames(path, animation=True)] == [None, None]
+
+
+def test_what_is_damaged_after_the_first_picture(tmp_path, caplog):
+    shown = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)) for i in range(3)]
+    shown[0].save(path := tmp_path / "a.gif", save_all=True, append_images=shown[1:], duration=100)
+    whole, expected, damaged = path.read_bytes(), images.read(path), 0
+    for at in range(len(whole) // 2, len(whole) - 20, 7):
+        path.write_bytes(whole[:at])
+        assert torch.equal(images.read(path), expected)
+        try:
+            damaged += len(list(images.frames(path, animation=True))) < 3
+        except images.ImageError:
+            damaged += 1
+    assert damaged > 10 and "are damaged" in caplog.text
+
+
+def test_what_can_not_be_written_is_an_error_in_words(tmp_path):
+    picture, path = torch.full((4, 6, 3), 0.5), tmp_path / "a.png"
+    images.write(path, (picture * 255).round().byte())  # uint8 is 0 to 255
+    assert np.asarray(Image.open(path)).mean() == 128
+    wrong = [((picture.numpy(),), "tensor"), ((picture[..., 0],), r"\[4, 6\]"), ((picture * torch.nan,), "NaN")]
+    wrong += [((picture, torch.zeros(1, 4, 6).byte()), "Alpha"), ((picture, torch.zeros(4, 6)), "Alpha")]
+    wrong += [((picture, None, 12), "12 bits")]
+    for arguments, words in wrong:
+        with pytest.raises(images.ImageError, match=words):
+            images.write(path, *arguments)
+    assert np.asarray(Image.open(path)).mean() == 128
 
 
 def test_what_cuts_16_bits_is_said(deep, tmp_path, caplog, monkeypatch):

@@ -10,10 +10,13 @@ import json
 import os
 import zipfile
 from collections.abc import Collection
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from safetensors import SafetensorError, safe_open
+
+from .errors import ImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +58,13 @@ SAFE_TORCH = (2, 10)  # before, a file made for it could break `weights_only`: C
 # Formats that Pillow decodes itself (for EPS it runs Ghostscript), without rare and little-tested ones.
 PICTURES = ("AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI")
 PICTURES += ("SGI", "TGA", "TIFF", "WEBP")
+# Formats of packages for Pillow: (name for people, package, modules of which one will do, endings of file names).
+PLUGINS = {
+    "HEIF": ("HEIC", "pillow-heif", ("pillow_heif", "pi_heif"), (".heic", ".heif", ".hif")),
+    "JXL": ("JPEG XL", "pillow-jxl-plugin", ("pillow_jxl",), (".jxl",)),
+}
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+JXL_BOX = b"\0\0\0\x0cJXL \r\n\x87\n"
 
 
 def is_file(path: str | os.PathLike) -> bool:
@@ -179,18 +189,89 @@ def parse_json(data: bytes) -> object:
 
 
 def picture_endings() -> frozenset[str]:
-    """Return the endings of names, such as ".png", of the formats that `open_image` takes."""
+    """Return the endings of names, such as ".png", of the formats that `open_image` takes, also of those for which it
+    may say what to install."""
     from PIL import Image
 
-    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in PICTURES)
+    endings = [ending for ending, kind in Image.registered_extensions().items() if kind in PICTURES]
+    return frozenset([*endings, ".avif", *(ending for *_, listed in PLUGINS.values() for ending in listed)])
 
 
 def open_image(source: str | os.PathLike | BinaryIO):
-    """Return a Pillow image, not decoded yet, of a path or an open file. Its errors have no common class. Pillow
-    refuses more than twice Image.MAX_IMAGE_PIXELS."""
+    """Return a Pillow image, not decoded yet (JPEG XL is), of a path or an open file. Pillow refuses more than twice
+    Image.MAX_IMAGE_PIXELS. Raises ImageError where a package is missing; other errors have no common class."""
     from PIL import Image
 
     if isinstance(source, (str, os.PathLike)) and not is_file(source):
         raise OSError("it is not a file")
     Image.init()
-    return Image.open(source, formats=[name for name in PICTURES if name in Image.OPEN])
+    formats = [name for name in PICTURES if name in Image.OPEN]
+    with contextlib.nullcontext(source) if hasattr(source, "read") else open(source, "rb") as file:
+        kind = _coded_as(file.read(512))
+        if kind == "AVIF" and kind not in formats:
+            raise ImageError("AVIF needs a newer Pillow: pip install --upgrade pillow")
+        if kind in PLUGINS:
+            _load_plugin(kind)
+            formats = [kind]
+        if kind == "JXL":  # its package decodes before Pillow looks at the size
+            Image._decompression_bomb_check(_jxl_size(file))
+        file.seek(0)
+    return Image.open(source, formats=formats)
+
+
+def _coded_as(head: bytes) -> str | None:
+    """Return "HEIF", "AVIF" or "JXL" for a file that begins with `head`; None for others."""
+    if head.startswith((b"\xff\x0a", JXL_BOX)):
+        return "JXL"
+    if head[4:8] != b"ftyp":
+        return None
+    box = head[8 : max(12, min(int.from_bytes(head[:4], "big"), 512))]
+    brands = {box[i : i + 4] for i in range(0, len(box), 4) if i != 4}  # its second four bytes are a version
+    return "AVIF" if brands & {b"avif", b"avis"} else "HEIF" if brands & HEIC_BRANDS else None
+
+
+def _load_plugin(kind: str) -> None:
+    """Have Pillow open the format `kind` of PLUGINS. Raises ImageError if no package for it is installed."""
+    from PIL import Image
+
+    name, package, modules, _ = PLUGINS[kind]
+    for module in modules if kind not in Image.OPEN else ():
+        with contextlib.suppress(ImportError):
+            plugin = import_module(module)
+            if kind == "HEIF":
+                plugin.register_heif_opener()
+            break
+    if kind not in Image.OPEN:
+        raise ImageError(f"{name} needs {package}: pip install {package}")
+
+
+def _jxl_size(file: BinaryIO) -> tuple[int, int]:
+    """Return (width, height) that a JPEG XL file claims. Raises ValueError."""
+    at, end = 0, file.seek(0, os.SEEK_END)
+    file.seek(0)
+    boxed, kind = file.read(len(JXL_BOX)) == JXL_BOX, b""
+    while boxed and kind not in (b"jxlc", b"jxlp"):  # look for the box with the codestream, or its first part
+        file.seek(at)
+        length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+        if wide := length == 1:  # then its length follows, in 8 bytes
+            length = int.from_bytes(file.read(8), "big")
+        if kind in (b"jxlc", b"jxlp"):
+            at += 8 + 8 * wide + 4 * (kind == b"jxlp")
+        elif length < 8 or (at := at + length) >= end:
+            raise ValueError("it has no codestream")
+    file.seek(at + 2)
+    bits = int.from_bytes(file.read(12), "little")
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value, bits = bits & ((1 << count) - 1), bits >> count
+        return value
+
+    small = take(1)
+
+    def side() -> int:
+        return 8 * (take(5) + 1) if small else take((9, 13, 18, 30)[take(2)]) + 1
+
+    height, ratio = side(), take(3)
+    up, down = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio]
+    return (height * up // down if ratio else side()), height

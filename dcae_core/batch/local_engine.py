@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +19,7 @@ import torch
 from ..engine.memory import parse_bytes, usable_bytes
 from ..errors import BudgetError, OptionError
 from . import sources
-from .encode import Batcher, Encoder, Options, geometry, in_order, save_part
+from .encode import Batcher, Encoder, Options, count_notes, geometry, save_part
 from .job import Job, PartResult
 from .prepare import Geometry, PreparedImage, prepare_all
 from .shards import Row
@@ -42,19 +42,19 @@ def run(
     each finished part."""
     shape, device = geometry(options, encoder.ae.variant), Device(encoder)
     batcher = Batcher(device.batch)
-    encoding, keys, skipped = [], [], []
+    encoding, skipped, notes = [], [], Counter()
     written: deque[Future] = deque()
     workers = workers or min(16, os.cpu_count() or 1)
     with _Workers(workers, shape, job.source) as pool, device, ThreadPoolExecutor(1) as writer:
-        for (part, chunk, last), results in pool.map(_chunks(pending, job.source)):
-            keys += [item.key for item in chunk]
+        for (part, _, last), results in pool.map(_chunks(pending, job.source)):
+            notes += count_notes(results)
             skipped += [item for item in results if isinstance(item, Unreadable)]
             full = [batch for item in results if isinstance(item, PreparedImage) and (batch := batcher.add(item))]
             encoding += map(device.submit, full + (batcher.rest() if last else []))
             if not last:
                 continue
-            written.append(writer.submit(_save, job, part, encoding, keys, skipped, device.parallel))
-            encoding, keys, skipped = [], [], []
+            written.append(writer.submit(_save, job, part, encoding, skipped, notes, device.parallel))
+            encoding, skipped, notes = [], [], Counter()
             while written and (written[0].done() or len(written) > 4):
                 on_part(written.popleft().result())
         while written:
@@ -62,12 +62,12 @@ def run(
 
 
 def _save(
-    job: Job, part: Part, encoding: list[Future], keys: list[str], skipped: list[Unreadable], parallel: int
+    job: Job, part: Part, encoding: list[Future], skipped: list[Unreadable], notes: Counter[str], parallel: int
 ) -> PartResult:
     """Wait for the batches of a part, and write its rows."""
     results = [future.result() for future in encoding]
-    rows = in_order([row for rows, _ in results for row in rows], keys)
-    return save_part(job, part, rows, skipped, sum(seconds for _, seconds in results) / parallel)
+    rows = [row for rows, _ in results for row in rows]
+    return save_part(job, part, rows, skipped, sum(seconds for _, seconds in results) / parallel, notes)
 
 
 class Device:

@@ -37,7 +37,7 @@ EXTRA_BYTES = 1 << 26  # memory that rows may take beyond 16 times their file: P
 @dataclass(frozen=True)
 class Row:
     """One picture's latents. latents: [c, h, w] in bf16 or fp16; flipped: of the mirrored picture, or None. The others
-    are as in `prepare.PreparedImage`."""
+    are as in `prepare.PreparedImage`; the index is not stored."""
 
     key: str
     latents: Tensor
@@ -46,6 +46,7 @@ class Row:
     source_size: tuple[int, int]
     crop: tuple[float, float, float, float]
     sha256: str
+    index: int = 0
 
 
 def suffix(kind: str) -> str:

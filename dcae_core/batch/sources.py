@@ -21,6 +21,7 @@ from .storage import Storage, import_fsspec
 __all__ = ["MAX_KEY_LENGTH", "Item", "Part", "Unreadable", "check", "items", "open_bytes", "outside", "parts"]
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".jfif", ".ppm")
+IMAGES += (".heic", ".heif", ".hif", ".jxl")  # opened where their packages for Pillow are installed, else skipped
 COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes")  # names of a column of pictures in Parquet files
 KEYS = ("key", "__key__", "id", "name")
 KINDS = ("files", "tar", "parquet")
@@ -65,11 +66,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Item:
-    """One source: its key, and its bytes or, to be read later, its path."""
+    """One source: its key, its bytes or, to be read later, its path, and its place among the sources of its part."""
 
     key: str
     data: bytes | None = None
     path: str | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -183,8 +185,9 @@ def _count_row_groups(storage: Storage, path: str) -> int:
 def items(part: Part, source: str) -> Iterator[Item | Unreadable]:
     """Yield the sources of a part in order, with keys that all formats can hold; picture files without their bytes. A
     damaged tar or Parquet file ends early, with an Unreadable."""
-    for item in _items(part, source):
-        yield dataclasses.replace(item, key=_to_key(item.key))
+    for index, item in enumerate(_items(part, source)):
+        place = {"index": index} if isinstance(item, Item) else {}
+        yield dataclasses.replace(item, key=_to_key(item.key), **place)
 
 
 def _to_key(text: str) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
-import itertools
-import re
+import threading
 import time
-import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from .. import variants
@@ -22,16 +22,15 @@ from ..media import images
 from ..media.nonfinite import NonFiniteError
 from ..untrusted import parse_json, shorten
 from . import shards
+from .device import Device
 from .job import PartResult, Summary
+from .names import FileNames
+from .picture_files import save
+from .processes import check_start, default_count, process_pool
 from .shards import Row
-from .sources import Unreadable
-from .storage import Storage, safe_filename
+from .storage import Storage
 
-__all__ = ["DecodeOptions", "FileNames", "decode", "read_rows"]
-
-PACK_AFTER = 1 << 16  # names kept in a set before they are packed into an array
-MAX_PATH_BYTES = 800  # bytes, below the destination
-RESERVED = re.compile(r"^decoded/[^/]*\.json/|\.part/")  # paths that a destination uses itself
+__all__ = ["DecodeOptions", "decode", "read_rows"]
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,14 @@ def _finished(storage: Storage) -> list[str]:
     return [name for name in storage.names("") if name.startswith("part-") and name.partition(".")[0] in done]
 
 
-def decode(options: DecodeOptions, on_part: Callable[[PartResult], None] = lambda done: None) -> Summary:
+def decode(
+    options: DecodeOptions,
+    progress: Callable[[int, int | None, int], None] = lambda done, total, skipped: None,
+) -> Summary:
     """Decode the parts that are not decoded yet. A picture's file is named by its key and `ending`, as cats/a.jpg.png.
     If that name is taken, the file goes into a folder of its part, as part-000001/cats/a.jpg.png. decoded/ lists the
-    files of each part, in the order of its rows. on_part: called for each finished part.
+    files of each part, in the order of its rows. Worker processes write. progress: called with the number of pictures
+    done, the total (None if it is not recorded), and 0.
 
     Raises DCAEError: nothing to decode, a model that is missing or does not read these latents, or a destination
     with the pictures of other latents.
@@ -82,28 +85,70 @@ def decode(options: DecodeOptions, on_part: Callable[[PartResult], None] = lambd
         raise OptionError(f"There are no finished parts of latents in {options.source}.")
     target.tidy()
     _claim(source, target, options.ending)
-    files = FileNames(options.ending)
-    done = {name.removesuffix(".json") for name in target.names("decoded") if name.endswith(".json")}
-    for part in sorted(done):
-        files.reserve(_recorded_files(target, f"decoded/{part}.json"))
-    ae, summary = None, Summary()
-    with ThreadPoolExecutor(4) as writers:
-        for name in names:
-            part = name.partition(".")[0]
-            if part in done:
-                continue
-            rows = list(shards.read(source, name))
-            if rows:
-                if ae is None:
-                    model = options.model or rows[0][1]["variant"]
-                    ae = DCAE(model, options.device, options.dtype, options.cache_dir)
-                _check(ae, rows, source.path(name))
+    files, done = FileNames(options.ending), 0
+    decoded = {name.removesuffix(".json") for name in target.names("decoded") if name.endswith(".json")}
+    for part in sorted(decoded):
+        recorded = _recorded_files(target, f"decoded/{part}.json")
+        files.reserve(recorded)
+        done += len(recorded)
+    pending = [name for name in names if name.partition(".")[0] not in decoded]
+    total, summary = _count_rows(source, names) if pending else done, Summary()
+    progress(done, total, 0)
+    with contextlib.ExitStack() as stack:
+        pictures, waiting = None, deque()
+
+        def finish(part: _Part) -> None:
+            nonlocal done
+            for saved, _ in (future.result() for future in part.batches):
+                done += saved.result()
+                progress(done, total, 0)
+            result = part.result(pictures.device.parallel if pictures else 1)
+            target.write_text(f"decoded/{part.name}.json", result.to_json(files=part.files))
+            summary.add(result)
+
+        for name in pending:
+            rows, part = list(shards.read(source, name)), name.partition(".")[0]
+            if rows and pictures is None:
+                model = options.model or rows[0][1]["variant"]
+                ae = DCAE(model, options.device, options.dtype, options.cache_dir)
+                pictures = stack.enter_context(_Pictures(options, ae))
+            if pictures is not None:
+                _check(pictures.device.ae, rows, source.path(name))
             paths = files.assign(part, [row.key for row, _ in rows])
-            finished = _decode_part(options, ae, part, rows, paths, target, writers)
-            target.write_text(f"decoded/{part}.json", finished.to_json(files=paths))
-            summary.add(finished)
-            on_part(finished)
+            pixels = sum(row.size[0] * row.size[1] for row, _ in rows)
+            batches = pictures.submit(part, rows, paths) if rows else []
+            waiting.append(_Part(part, paths, pixels, batches))
+            while waiting and (len(waiting) > 2 or all(batch.done() for batch in waiting[0].batches)):
+                finish(waiting.popleft())
+        while waiting:
+            finish(waiting.popleft())
     return summary
+
+
+@dataclass
+class _Part:
+    """A part whose rows are being decoded. batches: futures of (future of the number of files, seconds)."""
+
+    name: str
+    files: list[str]
+    pixels: int
+    batches: list[Future]
+
+    def result(self, parallel: int) -> PartResult:
+        seconds = sum(future.result()[1] for future in self.batches) / parallel
+        return PartResult(self.name, len(self.files), self.pixels, seconds)
+
+
+def _count_rows(source: Storage, names: list[str]) -> int | None:
+    """Return the number of rows in finished parts; None if a record of one does not tell."""
+    total = 0
+    for name in names:
+        try:
+            record = parse_json(source.read_bytes(f"done/{name.partition('.')[0]}.json"))
+            total += int(record["images"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    return total
 
 
 def _claim(source: Storage, target: Storage, ending: str) -> None:
@@ -135,66 +180,6 @@ def _recorded_files(target: Storage, name: str) -> list[str]:
         raise OptionError(f"{message} Nothing was changed.") from error
 
 
-class FileNames:
-    """Assign a unique file name to each row. The same rows after the same parts get the same names. packed: 64-bit
-    hashes of earlier names, sorted."""
-
-    def __init__(self, ending: str):
-        self.ending = ending
-        self.packed = np.empty(0, np.uint64)
-        self._recent: set[int] = set()
-
-    def assign(self, part: str, keys: list[str]) -> list[str]:
-        """Return names for the rows of a part, in order."""
-        numbers: dict[str, Iterator[int]] = {}
-        return [self._name(part, key, numbers) for key in keys]
-
-    def reserve(self, names: list[str]) -> None:
-        """Mark names as taken."""
-        for name in names:
-            name = _folded(name)
-            self._recent |= {_hash64(name), *(_hash64(f"{folder}/") for folder in _folders(name))}
-        if len(self._recent) > PACK_AFTER:
-            self.packed = np.union1d(self.packed, np.fromiter(self._recent, np.uint64, len(self._recent)))
-            self._recent.clear()
-
-    def _name(self, part: str, key: str, numbers: dict[str, Iterator[int]]) -> str:
-        """Reserve and return a free name for a key. Keys are untrusted; names stay below the destination."""
-        names = (name for name in key.replace("\\", "/").split("/") if name not in ("", ".", ".."))
-        plain = "/".join(map(safe_filename, names)) or "_"
-        flat = safe_filename(plain.replace("/", "--"))
-        if len(plain.encode()) > MAX_PATH_BYTES:
-            plain = flat
-        numbered = (f"{part}/{flat}~{n}" for n in numbers.setdefault(flat, itertools.count(2)))
-        names = (f"{name}.{self.ending}" for name in itertools.chain((plain, f"{part}/{plain}"), numbered))
-        name = next(name for name in names if self._free(_folded(name)))
-        self.reserve([name])
-        return name
-
-    def _free(self, name: str) -> bool:
-        """Whether `name` is neither reserved nor taken by a file or folder, and no file is one of its folders."""
-        return not RESERVED.search(name) and not any(map(self._is_taken, (name, f"{name}/", *_folders(name))))
-
-    def _is_taken(self, name: str) -> bool:
-        name = _hash64(name)
-        at = int(np.searchsorted(self.packed, np.uint64(name)))
-        return name in self._recent or (at < len(self.packed) and int(self.packed[at]) == name)
-
-
-def _folded(name: str) -> str:
-    """Return `name` normalised, so that names of the same file on macOS or Windows (a.png and A.png) are equal."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def _folders(name: str) -> list[str]:
-    """Return the folders a and a/b of a/b/c."""
-    return [name[: match.start()] for match in re.finditer("/", name)]
-
-
-def _hash64(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "little")
-
-
 def _check(ae: DCAE, rows: list[tuple[Row, dict[str, str]]], file: str) -> None:
     """Raise LatentError if `ae` does not read the latents of one of the rows. Shapes alone do not tell."""
     for row, metadata in rows:
@@ -206,39 +191,53 @@ def _check(ae: DCAE, rows: list[tuple[Row, dict[str, str]]], file: str) -> None:
             )
 
 
-def _decode_part(
-    options: DecodeOptions,
-    ae: DCAE | None,
-    name: str,
-    rows: list[tuple[Row, dict[str, str]]],
-    files: list[str],
-    target: Storage,
-    writers: ThreadPoolExecutor,
-) -> PartResult:
-    by_shape: dict[tuple[int, ...], list[tuple[Row, float, str]]] = {}
-    for (row, metadata), file in zip(rows, files, strict=True):
-        factor = float(metadata["scaling_factor"]) if metadata["scale"] == "scaled" else 1.0
-        by_shape.setdefault(tuple(row.latents.shape), []).append((row, factor, file))
-    seconds, jobs = 0.0, []
-    for group in by_shape.values():
-        for i in range(0, len(group), options.batch):
-            chunk = group[i : i + options.batch]
-            start = time.perf_counter()
-            z = torch.stack([row.latents.float() / factor for row, factor, _ in chunk])
-            try:
-                pictures = ae.decode(z, budget=options.budget, as_uint8=True).cpu()
-            except (LatentError, NonFiniteError) as error:
-                keys = ", ".join(shorten(row.key) for row, *_ in chunk[:3])
-                raise LatentError(f"{name}: the latents of {keys} and {len(chunk)} in all: {error}") from error
-            seconds += time.perf_counter() - start
-            for (row, _, file), picture in zip(chunk, pictures, strict=True):
-                jobs.append(writers.submit(_save, target, file, images.crop(picture[None], row.size)))
-    for job in jobs:
-        job.result()
-    skipped: tuple[Unreadable, ...] = ()
-    return PartResult(name, len(rows), sum(row.size[0] * row.size[1] for row, _ in rows), seconds, skipped)
+class _Pictures:
+    """Decode rows on a device, and write the pictures in worker processes."""
 
+    def __init__(self, options: DecodeOptions, ae: DCAE):
+        self.options = options
+        self.device = Device(ae, "decode", options.batch, options.budget)
+        self.room = threading.BoundedSemaphore(2 * default_count() + 2)  # batches that wait to be written
 
-def _save(target: Storage, name: str, picture: torch.Tensor) -> None:
-    """Write [1, 3, H, W] uint8 to a picture file."""
-    target.write(name, lambda path: images.write(path, picture[0].movedim(0, -1) / 255))
+    def __enter__(self) -> _Pictures:
+        self.pool = process_pool(default_count(), save.__module__)
+        check_start(self.pool, "write pictures")
+        self.device.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.device.__exit__(*error)
+        self.pool.shutdown(cancel_futures=True)
+
+    def submit(self, part: str, rows: list[tuple[Row, dict[str, str]]], files: list[str]) -> list[Future]:
+        """Return futures of (future of the number of files, seconds of one thread), one for each batch."""
+        by_shape: dict[tuple[int, ...], list[tuple[Row, float, str]]] = {}
+        for (row, metadata), file in zip(rows, files, strict=True):
+            factor = float(metadata["scaling_factor"]) if metadata["scale"] == "scaled" else 1.0
+            by_shape.setdefault(tuple(row.latents.shape), []).append((row, factor, file))
+        batches = []
+        for (channels, height, width), group in by_shape.items():
+            ratio = self.device.ae.spatial_ratio
+            for i in range(0, len(group), self.device.batch):
+                batch = group[i : i + self.device.batch]
+                work = functools.partial(self._decode, part, batch)
+                batches.append(self.device.submit(work, (height * ratio, width * ratio), len(batch), channels))
+        return batches
+
+    def _decode(self, part: str, batch: list[tuple[Row, float, str]], ae: DCAE) -> tuple[Future, float]:
+        start = time.perf_counter()
+        z = torch.stack([row.latents.float() / factor for row, factor, _ in batch])
+        try:
+            pictures = ae.decode(z, budget=self.options.budget, as_uint8=True).cpu()
+        except (LatentError, NonFiniteError) as error:
+            keys = ", ".join(shorten(row.key) for row, *_ in batch[:3])
+            raise LatentError(f"{part}: the latents of {keys} and {len(batch)} in all: {error}") from error
+        pixels = [images.crop(picture[None], row.size)[0] for (row, *_), picture in zip(batch, pictures, strict=True)]
+        arrays = [picture.movedim(0, -1).contiguous().numpy() for picture in pixels]
+        seconds = time.perf_counter() - start
+        self.room.acquire()
+        saved = self.pool.submit(
+            save, self.options.destination, list(zip((file for *_, file in batch), arrays, strict=True))
+        )
+        saved.add_done_callback(lambda _: self.room.release())
+        return saved, seconds

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..errors import OptionError, counted, escape_unprintable
 from ..untrusted import shorten
 from . import ray_engine, sources
-from .encode import Encoder, Options, open_job, open_model, open_variant
+from .encode import Options, open_job, open_model, open_variant
 from .job import PartResult, Summary
 from .sources import Unreadable
 
@@ -92,7 +92,7 @@ def encode(
     if pending and not ray:
         from . import local_engine
 
-        local_engine.run(options, job, pending, Encoder(options, model), workers, part_done)
+        local_engine.run(options, job, pending, model or open_model(options), workers, part_done)
     elif pending:
         ray_engine.run(options, job, pending, actors, gpus, part_done)
     summary = job.summary()

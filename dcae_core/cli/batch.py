@@ -120,8 +120,6 @@ def _bar() -> Callable[[int, int | None, int], None]:
 
 
 def decode(arguments: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from ..batch.decode import DecodeOptions
     from ..batch.decode import decode as work
 
@@ -136,8 +134,7 @@ def decode(arguments: argparse.Namespace) -> None:
         budget=arguments.budget,
         cache_dir=arguments.cache_dir,
     )
-    with tqdm(unit="image") as bar:
-        summary = work(options, lambda done: bar.update(done.images))
+    summary = work(options, _bar())
     if not summary.images:
         print(f"0 pictures: all that is in {arguments.source} is in {arguments.dest}.")
         return

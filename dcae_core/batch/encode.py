@@ -21,6 +21,7 @@ from ..weights import hub
 from ..weights.checkpoint import Checkpoint
 from . import shards
 from .job import Job, PartResult
+from .kept import Kept
 from .prepare import FITS, Geometry, PreparedImage
 from .shards import Row
 from .sources import Part, Unreadable
@@ -46,8 +47,9 @@ class Options:
     model: a variant's name, or a file or folder; variant and config as for DCAE.from_file. size: (height, width) for
     fit "crop" and "bucket". store: dtype of the stored latents, "bf16" or "fp16". scaled: store latents times the
     scaling factor, as diffusion models use them; scaling_factor: replaces the published one. latent_channels: keep only
-    the first ones (DC-AE 1.5). matte: sRGB, 0 to 255, behind transparent pixels. batch: pictures encoded at once.
-    part_size: picture files in a part. device, dtype and budget: as for DCAE.
+    the first ones (DC-AE 1.5). matte: sRGB, 0 to 255, behind transparent pixels. keep: write what comes with the
+    pictures too (see `kept`). batch: pictures encoded at once. part_size: picture files in a part. device, dtype and
+    budget: as for DCAE.
     """
 
     source: str
@@ -64,6 +66,7 @@ class Options:
     latent_channels: int | None = None
     flip: bool = False
     matte: tuple[int, int, int] = WHITE
+    keep: bool = False
     batch: int = 8
     part_size: int = 512
     most_pixels: int = 1 << 28
@@ -110,6 +113,8 @@ def open_job(options: Options, variant: Variant) -> Job:
     settings |= {"variant": variant.name, "scaling_factor": factor}
     if variant.channels(options.latent_channels) != variant.latent_channels:
         settings["latent_channels"] = options.latent_channels
+    if options.keep:
+        settings["keep"] = True
     if options.matte != WHITE:
         settings["matte"] = "#{:02x}{:02x}{:02x}".format(*options.matte)
     return Job(options.source, options.destination, settings, options.part_size)
@@ -208,10 +213,13 @@ def save_part(
         "scale": "scaled" if settings["scaled"] else "raw",
         "scaling_factor": str(settings["scaling_factor"] or ""),
     }
+    notes = Counter(notes or {})
     if rows:
+        kept = Kept(part, job.source, [row.index for row in rows]) if settings.get("keep") else None
         name = part.name + shards.suffix(settings["kind"])
-        job.storage.write(name, lambda path: shards.write(Path(path), settings["kind"], rows, common))
+        job.storage.write(name, lambda path: shards.write(Path(path), settings["kind"], rows, common, kept))
+        notes += kept.notes if kept else Counter()
     pixels = sum(row.size[0] * row.size[1] for row in rows)
-    done = PartResult(part.name, len(rows), pixels, seconds, tuple(skipped), dict(notes or {}))
+    done = PartResult(part.name, len(rows), pixels, seconds, tuple(skipped), notes)
     job.finish(done)
     return done

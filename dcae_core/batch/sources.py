@@ -18,7 +18,19 @@ from ..errors import OptionError
 from ..untrusted import is_file, shorten
 from .storage import Storage, import_fsspec
 
-__all__ = ["MAX_KEY_LENGTH", "Item", "Part", "Unreadable", "check", "items", "open_bytes", "outside", "parts"]
+__all__ = [
+    "IMAGES",
+    "MAX_KEY_LENGTH",
+    "Item",
+    "Part",
+    "Unreadable",
+    "check",
+    "items",
+    "open_bytes",
+    "outside",
+    "parts",
+    "picture_columns",
+]
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".jfif", ".ppm")
 IMAGES += (".heic", ".heif", ".hif", ".jxl")  # opened where their packages for Pillow are installed, else skipped
@@ -228,11 +240,7 @@ def _read_parquet(file, group: int, name: str) -> Iterator[Item | Unreadable]:
     from pyarrow.parquet import ParquetFile
 
     opened = ParquetFile(file)
-    names = opened.schema_arrow.names
-    column = next((name for name in COLUMNS if name in names), None)
-    if column is None:
-        raise ValueError(f"it has no column named {', '.join(COLUMNS)}, only {', '.join(names)}")
-    key = next((name for name in KEYS if name in names), None)
+    column, key = picture_columns(opened.schema_arrow.names)
     row = 0
     for batch in opened.iter_batches(16, row_groups=[group], columns=[column, *([key] if key else [])]):
         for value in batch.to_pylist():
@@ -243,6 +251,14 @@ def _read_parquet(file, group: int, name: str) -> Iterator[Item | Unreadable]:
                 data = data.get("bytes")
             yield (Item(item_key, data) if isinstance(data, bytes) else Unreadable(item_key, "holds no picture bytes"))
             row += 1
+
+
+def picture_columns(names: list[str]) -> tuple[str, str | None]:
+    """Return the columns of pictures and of keys. Raises ValueError where there are no pictures."""
+    column = next((name for name in COLUMNS if name in names), None)
+    if column is None:
+        raise ValueError(f"it has no column named {', '.join(COLUMNS)}, only {', '.join(names)}")
+    return column, next((name for name in KEYS if name in names), None)
 
 
 def open_bytes(path: str, source: str) -> bytes:

@@ -38,6 +38,9 @@ def add(commands) -> None:
     parser.add_argument("--scaling-factor", type=float, help="another than the published one, for --scaled")
     parser.add_argument("--latent-channels", type=int, help="of DC-AE 1.5: only so many of the first (default: all)")
     parser.add_argument("--matte", default="white", help="colour behind what is transparent (default: white)")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep captions, classes and all else that comes with pictures"
+    )
     parser.add_argument("--flip", action="store_true", help="store the mirrored picture's latents too")
     parser.add_argument("--part-size", type=int, default=512, help="picture files in a part (default: 512)")
     parser.add_argument("--max-pixels", type=int, default=1 << 28, help="larger pictures are skipped")
@@ -78,6 +81,7 @@ def encode(arguments: argparse.Namespace) -> None:
         latent_channels=arguments.latent_channels,
         flip=arguments.flip,
         matte=_colour(arguments.matte),
+        keep=arguments.keep,
         batch=arguments.batch,
         part_size=arguments.part_size,
         most_pixels=arguments.max_pixels,

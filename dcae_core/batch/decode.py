@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +18,12 @@ import torch
 from .. import variants
 from ..autoencoder import DCAE
 from ..engine.memory import parse_bytes
-from ..errors import LatentError, OptionError
+from ..errors import DCAEError, LatentError, OptionError
 from ..media import images
 from ..media.nonfinite import NonFiniteError
 from ..untrusted import parse_json, shorten
 from . import shards
+from .beside import read as read_beside
 from .device import Device
 from .job import PartResult, Summary
 from .names import FileNames
@@ -33,15 +35,20 @@ from .storage import Storage
 __all__ = ["DecodeOptions", "decode", "read_rows"]
 
 
+Work = tuple[Row, float, str, dict[str, bytes]]  # (row, its latents' factor, file, what goes beside it)
+
+
 @dataclass(frozen=True)
 class DecodeOptions:
     """Options of `dcae batch decode`. model: None for the one named in the latents. ending: format of the picture
-    files, such as "png". The others are as for `encode`."""
+    files, such as "png". keep: also write, beside the pictures, what was kept with the latents. The others are as for
+    `encode`."""
 
     source: str
     destination: str
     model: str | None = None
     ending: str = "png"
+    keep: bool = False
     batch: int = 8
     device: str | None = None
     dtype: str | None = None
@@ -84,7 +91,7 @@ def decode(
     if not names:
         raise OptionError(f"There are no finished parts of latents in {options.source}.")
     target.tidy()
-    _claim(source, target, options.ending)
+    _claim(source, target, options)
     files, done = FileNames(options.ending), 0
     decoded = {name.removesuffix(".json") for name in target.names("decoded") if name.endswith(".json")}
     for part in sorted(decoded):
@@ -116,7 +123,8 @@ def decode(
                 _check(pictures.device.ae, rows, source.path(name))
             paths = files.assign(part, [row.key for row, _ in rows])
             pixels = sum(row.size[0] * row.size[1] for row, _ in rows)
-            batches = pictures.submit(part, rows, paths) if rows else []
+            kept = read_beside(source, name) if options.keep else [{} for _ in rows]
+            batches = pictures.submit(part, rows, paths, kept) if rows else []
             waiting.append(_Part(part, paths, pixels, batches))
             while waiting and (len(waiting) > 2 or all(batch.done() for batch in waiting[0].batches)):
                 finish(waiting.popleft())
@@ -151,18 +159,21 @@ def _count_rows(source: Storage, names: list[str]) -> int | None:
     return total
 
 
-def _claim(source: Storage, target: Storage, ending: str) -> None:
-    """Record the latents and the file format that this destination is for. Raises OptionError if it already holds
+def _claim(source: Storage, target: Storage, options: DecodeOptions) -> None:
+    """Record the latents and the options that this destination is for. Raises OptionError if it already holds
     others."""
     job = source.read_bytes("job.json") if source.exists("job.json") else b""
-    claim, name = [hashlib.sha256(job).hexdigest(), ending], "decoded/job.txt"
+    claim = [hashlib.sha256(job).hexdigest(), options.ending, *(["keep"] if options.keep else [])]
+    name = "decoded/job.txt"
     recorded = target.read_bytes(name).decode(errors="replace").split() if target.exists(name) else claim
     if recorded[:1] != claim[:1]:
         raise OptionError(f"{target.url} holds the pictures of other latents than {source.url}: name another folder.")
+    if recorded[1:2] != claim[1:2]:
+        ending = shorten(" ".join(recorded[1:2]), 20)
+        raise OptionError(f"{target.url} holds these pictures as .{ending} files: name another folder.")
     if recorded != claim:
-        raise OptionError(
-            f"{target.url} holds these pictures as .{shorten(recorded[-1], 20)} files: name another folder."
-        )
+        with_or_without = "without" if options.keep else "with"
+        raise OptionError(f"{target.url} was made {with_or_without} --keep: name another folder.")
     target.write_text(name, " ".join(claim) + "\n")
 
 
@@ -208,13 +219,20 @@ class _Pictures:
     def __exit__(self, *error) -> None:
         self.device.__exit__(*error)
         self.pool.shutdown(cancel_futures=True)
+        if isinstance(error[1], BrokenProcessPool):
+            message = (
+                "A process that writes pictures died, as happens when memory runs out: run the same command again."
+            )
+            raise DCAEError(message) from error[1]
 
-    def submit(self, part: str, rows: list[tuple[Row, dict[str, str]]], files: list[str]) -> list[Future]:
+    def submit(
+        self, part: str, rows: list[tuple[Row, dict[str, str]]], files: list[str], kept: list[dict[str, bytes]]
+    ) -> list[Future]:
         """Return futures of (future of the number of files, seconds of one thread), one for each batch."""
-        by_shape: dict[tuple[int, ...], list[tuple[Row, float, str]]] = {}
-        for (row, metadata), file in zip(rows, files, strict=True):
+        by_shape: dict[tuple[int, ...], list[Work]] = {}
+        for (row, metadata), file, beside in zip(rows, files, kept, strict=True):
             factor = float(metadata["scaling_factor"]) if metadata["scale"] == "scaled" else 1.0
-            by_shape.setdefault(tuple(row.latents.shape), []).append((row, factor, file))
+            by_shape.setdefault(tuple(row.latents.shape), []).append((row, factor, file, beside))
         batches = []
         for (channels, height, width), group in by_shape.items():
             ratio = self.device.ae.spatial_ratio
@@ -224,9 +242,9 @@ class _Pictures:
                 batches.append(self.device.submit(work, (height * ratio, width * ratio), len(batch), channels))
         return batches
 
-    def _decode(self, part: str, batch: list[tuple[Row, float, str]], ae: DCAE) -> tuple[Future, float]:
+    def _decode(self, part: str, batch: list[Work], ae: DCAE) -> tuple[Future, float]:
         start = time.perf_counter()
-        z = torch.stack([row.latents.float() / factor for row, factor, _ in batch])
+        z = torch.stack([row.latents.float() / factor for row, factor, *_ in batch])
         try:
             pictures = ae.decode(z, budget=self.options.budget, as_uint8=True).cpu()
         except (LatentError, NonFiniteError) as error:
@@ -235,9 +253,8 @@ class _Pictures:
         pixels = [images.crop(picture[None], row.size)[0] for (row, *_), picture in zip(batch, pictures, strict=True)]
         arrays = [picture.movedim(0, -1).contiguous().numpy() for picture in pixels]
         seconds = time.perf_counter() - start
+        files = [(file, array, beside) for (*_, file, beside), array in zip(batch, arrays, strict=True)]
         self.room.acquire()
-        saved = self.pool.submit(
-            save, self.options.destination, list(zip((file for *_, file in batch), arrays, strict=True))
-        )
+        saved = self.pool.submit(save, self.options.destination, files)
         saved.add_done_callback(lambda _: self.room.release())
         return saved, seconds

@@ -4,6 +4,7 @@ so that little of it waits in memory."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from ..untrusted import is_file
 from .sources import IMAGES, Part, picture_columns
 from .storage import Storage, safe_filename
 
-__all__ = ["Kept"]
+__all__ = ["MAX_COLUMN_BYTES", "MAX_VALUE_BYTES", "Kept", "as_files"]
 
 TEXTS = ("txt", "text", "caption", "transcript", "json", "jsonl", "cls", "csv", "tsv", "md", "html", "xml", "srt")
 SIDECARS = ("txt", "caption", "json", "cls", "npy")  # endings of files that are looked for beside a picture
@@ -28,6 +29,7 @@ MAX_SAMPLE_MEMBERS = 64
 MAX_COLUMN_BYTES = 1 << 30  # of all columns of a part, which are held in memory
 MAX_NAME_BYTES = 90
 TOO_LARGE = "something that came with it is too large and not kept"
+RENAMED = "its {} is kept as {}, since the latents have one"
 OUTSIDE = "a file beside it is a link out of its folder and not kept"
 UNREADABLE = "what came with it could not be read again and is not kept"
 
@@ -47,44 +49,33 @@ class Kept:
         "kept." before them."""
         for values in self._rows():
             found: dict[str, bytes] = {}
-            for name, value in values.items():
-                ending, data = (name, value) if isinstance(value, bytes) else _as_file(name, value.to_pylist()[0])
-                if data is not None:
-                    found.setdefault(self._renamed(_safe_ending(ending), reserved, "kept."), data)
+            for ending, data in as_files(values).items():
+                if (free := _free_name(ending, reserved, "kept.")) != ending:
+                    self.notes[RENAMED.format(ending, free)] += 1
+                found.setdefault(free, data)
             yield found
 
     def columns(self, reserved: Collection[str]) -> dict[str, Any]:
         """Return Arrow arrays by name, with a value for each row: of Parquet in their types, of files as strings where
         the ending is that of a text, else as bytes. Names in `reserved` get "kept_" before them."""
-        import pyarrow as pa
-
         found: dict[str, dict[int, Any]] = {}
         size = 0
         for row, values in enumerate(self._rows()):
+            size += sum(len(value) if isinstance(value, bytes) else value.nbytes for value in values.values())
+            if size > MAX_COLUMN_BYTES:
+                self.notes[TOO_LARGE] += 1
+                continue
             for name, value in values.items():
-                size += len(value) if isinstance(value, bytes) else value.nbytes
-                if size > MAX_COLUMN_BYTES:
-                    self.notes[TOO_LARGE] += 1
-                    break
-                found.setdefault(self._renamed(name, reserved, "kept_"), {})[row] = value
-        columns = {}
+                found.setdefault(name, {})[row] = value
+        columns: dict[str, Any] = {}
         for name, values in found.items():
-            first = next(iter(values.values()))
-            if isinstance(first, bytes):
-                is_text = name.rpartition(".")[2] in TEXTS
-                plain = [values.get(row) for row in range(len(self.indices))]
-                plain = [_as_text(value) if is_text and value is not None else value for value in plain]
-                columns[name] = pa.array(plain, pa.string() if is_text else pa.binary())
-            else:
-                empty = pa.nulls(1, first.type)
-                columns[name] = pa.chunked_array([values.get(row, empty) for row in range(len(self.indices))])
+            free = _free_name(name, reserved, "kept_")
+            while free != name and (free in found or free in columns):
+                free = f"kept_{free}"
+            if free != name:
+                self.notes[RENAMED.format(name, free)] += len(values)
+            columns[free] = _as_array(name, [values.get(row) for row in range(len(self.indices))])
         return columns
-
-    def _renamed(self, name: str, reserved: Collection[str], prefix: str) -> str:
-        free = _free_name(name, reserved, prefix)
-        if free != name:
-            self.notes[f"its {name} is kept as {free}, since there is one of the latents"] += 1
-        return free
 
     def _rows(self) -> Iterator[Values]:
         """Yield the values of each row; none after the source can't be read any more."""
@@ -190,20 +181,42 @@ def _free_name(name: str, reserved: Collection[str], prefix: str) -> str:
     return name
 
 
+def as_files(values: Values) -> dict[str, bytes]:
+    """Return contents by endings of names, which tell readers of WebDatasets what is in a file: text, JSON, or bytes as
+    they are. Leaves out what is null, or can't be read."""
+    files: dict[str, bytes] = {}
+    for name, value in values.items():
+        with contextlib.suppress(ValueError, ArithmeticError):  # text that is no UTF-8, a time out of Python's range
+            ending, data = (name, value) if isinstance(value, bytes) else _as_file(name, value.to_pylist()[0])
+            if data is not None:
+                files.setdefault(_safe_ending(ending), data)
+    return files
+
+
 def _as_file(name: str, value: Any) -> tuple[str, bytes | None]:
-    """Return (ending, contents) of a file for a value of a Parquet column. The ending tells readers of WebDatasets what
-    is in it: text, JSON, or bytes as they are."""
-    ending = name.rpartition(".")[2].lower()
-    if value is None:
-        return name, None
+    """Return (ending, contents) for a value of a Parquet column; None for null."""
+    last = name.rpartition(".")[2].lower()
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # as in Hugging Face data sets
         value = value["bytes"]
-    if isinstance(value, bytes):
+    if value is None or isinstance(value, bytes):
         return name, value
     if isinstance(value, str):
-        return name if ending in TEXTS else f"{name}.txt", value.encode(errors="surrogatepass")
-    plain = ending in ("json", "cls") and not (ending == "cls" and not isinstance(value, int))
-    return name if plain else f"{name}.json", json.dumps(value, default=str).encode()
+        return name if last in TEXTS else f"{name}.txt", value.encode(errors="surrogatepass")
+    is_named = last == "json" or (last == "cls" and isinstance(value, int))
+    return name if is_named else f"{name}.json", json.dumps(value, default=str).encode()
+
+
+def _as_array(name: str, values: list[Any]) -> Any:
+    """Return an Arrow array of values of Kept, and nulls for None. Bytes are text if `name` ends as texts do."""
+    import pyarrow as pa
+
+    first = next(value for value in values if value is not None)
+    if not isinstance(first, bytes):
+        empty = pa.nulls(1, first.type)
+        return pa.chunked_array([empty if value is None else value for value in values])
+    if name.rpartition(".")[2] not in TEXTS:
+        return pa.array(values, pa.binary())
+    return pa.array([None if value is None else _as_text(value) for value in values], pa.string())
 
 
 def _as_text(data: bytes) -> str:

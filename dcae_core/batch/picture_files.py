@@ -20,10 +20,15 @@ COMPRESS_LEVEL = 4
 _storage = cache(Storage)
 
 
-def save(url: str, files: list[tuple[str, np.ndarray]]) -> int:
-    """Write (name, uint8 [H, W, 3]) below the folder `url`, each file as a whole; return how many. Raises DCAEError."""
+def save(url: str, files: list[tuple[str, np.ndarray, dict[str, bytes]]]) -> int:
+    """Write (name, uint8 [H, W, 3], contents of files beside it by their endings) below the folder `url`, each file as
+    a whole; return how many pictures. Raises DCAEError."""
     storage = _storage(url)
-    for name, pixels in files:
+    for name, pixels, beside in files:
+        stem, _, kind = name.rpartition(".")
+        for ending, data in beside.items():
+            is_picture = ending.lower().rpartition(".")[2] == kind  # whose name may be that of another row
+            storage.write(f"{stem}.{ending}{'.kept' * is_picture}", lambda path, data=data: path.write_bytes(data))
         storage.write(name, partial(_save, pixels, storage.path(name)))
     return len(files)
 

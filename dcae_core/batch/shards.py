@@ -26,7 +26,7 @@ from .kept import Kept
 from .sources import MAX_KEY_LENGTH
 from .storage import Storage, safe_filename
 
-__all__ = ["DTYPES", "FORMATS", "Row", "read", "suffix", "write"]
+__all__ = ["DTYPES", "FORMATS", "Row", "is_row", "read", "row_columns", "suffix", "write"]
 
 FORMATS = ("parquet", "webdataset", "safetensors")
 SUFFIXES = {"parquet": ".parquet", "webdataset": ".tar", "safetensors": ""}
@@ -71,7 +71,7 @@ def read(storage: Storage, name: str) -> Iterator[tuple[Row, dict[str, str]]]:
     elif name.endswith(".tar"):
         pieces = [(name, _read_tar)]
     else:
-        pieces = [(f"{name}/{file}", _read_file) for file in storage.names(name) if _is_row(file)]
+        pieces = [(f"{name}/{file}", _read_file) for file in storage.names(name) if is_row(file)]
     for path, reader in pieces:
         try:
             remaining = EXTRA_BYTES + 16 * storage.size(path)
@@ -120,6 +120,11 @@ def _schema(common: dict[str, str]):
     return pa.schema(fields, metadata=common)
 
 
+def row_columns() -> list[str]:
+    """Return the columns of rows in Parquet; others were kept from the source."""
+    return _schema({}).names
+
+
 def _write_parquet(path: Path, rows: list[Row], common: dict[str, str], kept: Kept | None) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -152,8 +157,9 @@ def _read_parquet(storage: Storage, name: str) -> Records:
     with storage.open(name) as file:
         opened = ParquetFile(file)
         metadata = {k.decode(): v.decode() for k, v in (opened.schema_arrow.metadata or {}).items()}
-        names = _schema({}).names  # and none that were kept
-        for batch in opened.iter_batches(4, columns=names):  # few: the size of a row is known only once it is read
+        for batch in opened.iter_batches(
+            4, columns=row_columns()
+        ):  # few: the size of a row is known only once it is read
             for record in batch.to_pylist():
                 latents, flipped = (
                     _tensor(record[c], record["dtype"], record["shape"]) for c in ("latents", "latents_flipped")
@@ -240,13 +246,13 @@ def _read_tar(storage: Storage, name: str) -> Records:
     # "r|" and not "r|*": compressed archives can expand to any size, as can sparse members.
     with storage.open(name) as file, tarfile.open(fileobj=file, mode="r|") as archive:
         for member in archive:
-            if _is_row(member.name):
+            if is_row(member.name):
                 if not member.isreg() or member.issparse():
                     raise ValueError(f"{shorten(member.name)!r} in it is not a regular file")
                 yield _from_safetensors(archive.extractfile(member).read())
 
 
-def _is_row(name: str) -> bool:
+def is_row(name: str) -> bool:
     """Whether a file holds a row. Names of rows have no dot, but what is kept beside them may end in anything."""
     return posixpath.basename(name).partition(".")[2] == "safetensors"
 

@@ -59,6 +59,7 @@ def add(commands) -> None:
     parser.add_argument("dest", help="folder for the pictures")
     running(parser, None)
     parser.add_argument("--format", default="png", choices=("png", "jpg", "webp"))
+    parser.add_argument("--keep", action="store_true", help="what was kept with the latents too, as files beside")
     parser.set_defaults(run=decode)
 
 
@@ -132,6 +133,7 @@ def decode(arguments: argparse.Namespace) -> None:
         destination=arguments.dest,
         model=arguments.model,
         ending=arguments.format,
+        keep=arguments.keep,
         batch=arguments.batch,
         device=arguments.device,
         dtype=arguments.dtype,

@@ -71,7 +71,7 @@ def test_a_webdataset_keeps_its_members_and_webdataset_reads_them(tmp_path):
     assert not any("002" in name or "readme" in name for name in written)
     assert {name for name in written if name.startswith("b--")} == {"b--alone_png.safetensors", "b--alone_png.json"}
     record = json.loads((tmp_path / "out" / "done" / "part-000000.json").read_text())
-    assert record["notes"] == {"its json is kept as kept.json, since there is one of the latents": 5}
+    assert record["notes"] == {"its json is kept as kept.json, since the latents have one": 5}
     webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed: its reader read nothing")
     read = webdataset.WebDataset(str(tmp_path / "out" / "part-000000.tar"), shardshuffle=False).decode()
     by_key = {sample["__key__"]: sample for sample in read}
@@ -239,3 +239,39 @@ def test_untrusted_names_stay_in_the_folder(tmp_path):
     assert "1_png.kept.safetensors" in written and all(name.startswith("1_png.") for name in written)
     assert not [path for path in tmp_path.rglob("*") if "escaped" in path.name]
     assert sys.platform == "win32" or not os.path.exists(tmp_path.parent / "escaped")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset", "safetensors"])
+def test_decoded_pictures_have_beside_them_what_was_kept(tmp_path, kind, capsys):
+    tar(tmp_path / "in" / "s.tar", samples())
+    encoded(tmp_path / "in", tmp_path / "out", kind=kind, keep=True)
+    back = ["batch", "decode", str(tmp_path / "out"), str(tmp_path / "back"), "--device", "cpu"]
+    assert main([*back, "--keep"]) == 0 and main([*back, "--keep"]) == 0
+    json_name = "kept.json" if kind == "webdataset" else "json"
+    folder = tmp_path / "back" / "a"
+    for i in (0, 1, 3, 4, 5):
+        assert (folder / f"{i:03d}.jpg.txt").read_text(encoding="utf-8") == f"caf\xe9 {i}"
+        assert (folder / f"{i:03d}.jpg.npy").read_bytes() == npy(i)
+        assert json.loads((folder / f"{i:03d}.jpg.{json_name}").read_text()) == {"n": i}
+    assert len(list(folder.iterdir())) == 5 * 5 and len(list((tmp_path / "back" / "b").iterdir())) == 1
+    capsys.readouterr()
+    assert main(back) == 1 and "was made with --keep: name another folder" in capsys.readouterr().err
+
+
+def test_columns_that_would_clash_are_renamed(tmp_path):
+    columns = {"image": [picture()], "size": ["a"], "kept_size": [1]}
+    columns |= {"bad": pa.array([b"\xff"]), "png": [b"not the picture"]}
+    (tmp_path / "in").mkdir()
+    made = pa.table(columns)
+    made = made.set_column(3, "bad", made["bad"].combine_chunks().view(pa.string()))  # no UTF-8
+    pq.write_table(made, tmp_path / "in" / "t.parquet")
+    encoded(tmp_path / "in", tmp_path / "out", keep=True)
+    read = pq.read_table(tmp_path / "out" / "part-000000.parquet")
+    assert read["kept_size"].to_pylist() == [1] and read["kept_kept_size"].to_pylist() == ["a"]
+    encoded(tmp_path / "in", tmp_path / "tars", keep=True, kind="webdataset")
+    names = {name.partition(".")[2] for name in members(tmp_path / "tars" / "part-000000.tar")}
+    assert names == {"safetensors", "json", "size.txt", "kept_size.json", "png"}
+    back = ["batch", "decode", str(tmp_path / "out"), str(tmp_path / "back"), "--device", "cpu", "--keep"]
+    assert main(back) == 0
+    assert (tmp_path / "back" / "t.parquet:0:0.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "back" / "t.parquet:0:0.png.kept").read_bytes() == b"not the picture"

@@ -3,6 +3,8 @@ decoded pictures are written."""
 
 import io
 import json
+import os
+import signal
 import struct
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from dcae_core.batch.sources import Item, Unreadable
 from dcae_core.cli import main
 from dcae_core.untrusted import open_image, picture_endings
 from tests import datasets
+from tests.core.batch.test_batch import children
 from tests.datasets import FP32, encoded, skipped
 
 HEIC = struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(100)
@@ -198,3 +201,24 @@ def test_a_picture_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(DCAEError, match=r"even/00000\.jpg\.png can't be written"):
         decoding.decode(decoding.DecodeOptions(str(tmp_path / "out"), str(tmp_path / "back"), device="cpu"))
     assert not (tmp_path / "back" / "decoded" / "part-000000.json").exists()
+
+
+def test_a_writing_process_that_dies_ends_the_run_with_a_hint(tmp_path):
+    """And the next run does the rest."""
+    datasets.pieces(tmp_path / "in", 60, (64, 64))
+    encoded(tmp_path / "in", tmp_path / "out", part_size=4)
+    options = decoding.DecodeOptions(str(tmp_path / "out"), str(tmp_path / "back"), device="cpu", dtype="fp32")
+    killed = []
+
+    def kill(done: int, total: int | None, skipped: int) -> None:
+        if done and not killed:
+            killed.extend(children())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(DCAEError, match="run the same command again"):
+        decoding.decode(options, kill)
+    assert killed and 0 < len(list((tmp_path / "back" / "decoded").glob("*.json"))) < 15
+    decoding.decode(options)
+    assert len(list((tmp_path / "back").rglob("*.png"))) == 60
+    assert not list((tmp_path / "back").rglob("*.part")), "the next run removes what a killed process left"

@@ -1,5 +1,5 @@
-"""Write decoded pictures to files. Runs in worker processes, without torch: Pillow packs PNG on one core of a process
-only, and takes half as long for that as the small networks for decoding."""
+"""Write decoded pictures to files. Runs in worker processes, without torch: threads of one process would pack PNG one
+after another, since Pillow holds Python's lock meanwhile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .storage import Storage
 
 __all__ = ["save"]
 
-# Of PNG: 2.7 times as fast as Pillow's default of 6, and 2 % larger (photographs).
+# Of PNG: 2.6 times as fast as Pillow's default of 6, and 2 % larger (photographs).
 COMPRESS_LEVEL = 4
 
 _storage = cache(Storage)

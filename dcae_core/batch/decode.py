@@ -101,18 +101,22 @@ def decode(
     pending = [name for name in names if name.partition(".")[0] not in decoded]
     total, summary = _count_rows(source, names) if pending else done, Summary()
     progress(done, total, 0)
+    if not pending:
+        return summary
+    pictures, waiting = None, deque()
+
+    def report() -> None:
+        progress(done + (pictures.written if pictures else 0), total, 0)
+
+    def finish(part: _Part) -> None:
+        for saved, _ in (future.result() for future in part.batches):
+            saved.result()
+            report()
+        result = part.result(pictures.device.parallel if pictures else 1)
+        target.write_text(f"decoded/{part.name}.json", result.to_json(files=part.files))
+        summary.add(result)
+
     with contextlib.ExitStack() as stack:
-        pictures, waiting = None, deque()
-
-        def finish(part: _Part) -> None:
-            nonlocal done
-            for saved, _ in (future.result() for future in part.batches):
-                done += saved.result()
-                progress(done, total, 0)
-            result = part.result(pictures.device.parallel if pictures else 1)
-            target.write_text(f"decoded/{part.name}.json", result.to_json(files=part.files))
-            summary.add(result)
-
         for name in pending:
             rows, part = list(shards.read(source, name)), name.partition(".")[0]
             if rows and pictures is None:
@@ -124,12 +128,13 @@ def decode(
             paths = files.assign(part, [row.key for row, _ in rows])
             pixels = sum(row.size[0] * row.size[1] for row, _ in rows)
             kept = read_beside(source, name) if options.keep else [{} for _ in rows]
-            batches = pictures.submit(part, rows, paths, kept) if rows else []
+            batches = pictures.submit(part, rows, paths, kept, report) if rows else []
             waiting.append(_Part(part, paths, pixels, batches))
             while waiting and (len(waiting) > 2 or all(batch.done() for batch in waiting[0].batches)):
                 finish(waiting.popleft())
         while waiting:
             finish(waiting.popleft())
+    report()  # all that was written is counted once the processes have ended
     return summary
 
 
@@ -203,12 +208,13 @@ def _check(ae: DCAE, rows: list[tuple[Row, dict[str, str]]], file: str) -> None:
 
 
 class _Pictures:
-    """Decode rows on a device, and write the pictures in worker processes."""
+    """Decode rows on a device, and write the pictures in worker processes. written: how many are."""
 
     def __init__(self, options: DecodeOptions, ae: DCAE):
         self.options = options
         self.device = Device(ae, "decode", options.batch, options.budget)
         self.room = threading.BoundedSemaphore(2 * default_count() + 2)  # batches that wait to be written
+        self.written, self.lock = 0, threading.Lock()
 
     def __enter__(self) -> _Pictures:
         self.pool = process_pool(default_count(), save.__module__)
@@ -226,9 +232,15 @@ class _Pictures:
             raise DCAEError(message) from error[1]
 
     def submit(
-        self, part: str, rows: list[tuple[Row, dict[str, str]]], files: list[str], kept: list[dict[str, bytes]]
+        self,
+        part: str,
+        rows: list[tuple[Row, dict[str, str]]],
+        files: list[str],
+        kept: list[dict[str, bytes]],
+        report: Callable[[], None],
     ) -> list[Future]:
-        """Return futures of (future of the number of files, seconds of one thread), one for each batch."""
+        """Return futures of (future of the number of files, seconds of one thread), one for each batch. report: called
+        now and then meanwhile."""
         by_shape: dict[tuple[int, ...], list[Work]] = {}
         for (row, metadata), file, beside in zip(rows, files, kept, strict=True):
             factor = float(metadata["scaling_factor"]) if metadata["scale"] == "scaled" else 1.0
@@ -240,6 +252,7 @@ class _Pictures:
                 batch = group[i : i + self.device.batch]
                 work = functools.partial(self._decode, part, batch)
                 batches.append(self.device.submit(work, (height * ratio, width * ratio), len(batch), channels))
+                report()
         return batches
 
     def _decode(self, part: str, batch: list[Work], ae: DCAE) -> tuple[Future, float]:
@@ -256,5 +269,11 @@ class _Pictures:
         files = [(file, array, beside) for (*_, file, beside), array in zip(batch, arrays, strict=True)]
         self.room.acquire()
         saved = self.pool.submit(save, self.options.destination, files)
-        saved.add_done_callback(lambda _: self.room.release())
+        saved.add_done_callback(self._count)
         return saved, seconds
+
+    def _count(self, saved: Future) -> None:
+        self.room.release()
+        if not saved.cancelled() and saved.exception() is None:
+            with self.lock:
+                self.written += saved.result()

@@ -116,10 +116,12 @@ def _bar() -> Callable[[int, int | None, int], None]:
     def progress(done: int, total: int | None, skipped: int) -> None:
         nonlocal bar
         if bar is None:
-            bar = tqdm(total=total, initial=done, unit="image", disable=None)  # None: only on a terminal
-        bar.set_postfix({"skipped": skipped}, refresh=False)
+            bar = tqdm(total=total, initial=done, unit="image", disable=None, miniters=1)  # None: only on a terminal
+        if skipped:
+            bar.set_postfix({"skipped": skipped}, refresh=False)
         bar.update(done - bar.n)
-        bar.refresh()
+        if done == total:
+            bar.close()
 
     return progress
 

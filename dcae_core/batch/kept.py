@@ -4,7 +4,6 @@ so that little of it waits in memory."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -49,7 +48,7 @@ class Kept:
         "kept." before them."""
         for values in self._rows():
             found: dict[str, bytes] = {}
-            for ending, data in as_files(values).items():
+            for ending, data in as_files(values, self.notes).items():
                 if (free := _free_name(ending, reserved, "kept.")) != ending:
                     self.notes[RENAMED.format(ending, free)] += 1
                 found.setdefault(free, data)
@@ -181,15 +180,18 @@ def _free_name(name: str, reserved: Collection[str], prefix: str) -> str:
     return name
 
 
-def as_files(values: Values) -> dict[str, bytes]:
+def as_files(values: Values, notes: Counter[str] | None = None) -> dict[str, bytes]:
     """Return contents by endings of names, which tell readers of WebDatasets what is in a file: text, JSON, or bytes as
-    they are. Leaves out what is null, or can't be read."""
+    they are. Leaves out what is null, or can't be read, which `notes` counts."""
     files: dict[str, bytes] = {}
     for name, value in values.items():
-        with contextlib.suppress(ValueError, ArithmeticError):  # text that is no UTF-8, a time out of Python's range
+        try:
             ending, data = (name, value) if isinstance(value, bytes) else _as_file(name, value.to_pylist()[0])
-            if data is not None:
-                files.setdefault(_safe_ending(ending), data)
+        except (ValueError, ArithmeticError):  # text that is no UTF-8, a time out of Python's range
+            (Counter() if notes is None else notes)[UNREADABLE] += 1
+            continue
+        if data is not None:
+            files.setdefault(_safe_ending(ending), data)
     return files
 
 
@@ -227,7 +229,7 @@ def _as_text(data: bytes) -> str:
 
 def _safe_ending(name: str) -> str:
     """Return the ending of a file's name, from a stranger's."""
-    plain = safe_filename(name.replace("/", "--").replace("\\", "--"))
+    plain = safe_filename(name.replace("/", "--").replace("\\", "--")) or "_"
     if len(plain.encode()) <= MAX_NAME_BYTES:
         return plain
     return f"{plain[:20]}~{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"

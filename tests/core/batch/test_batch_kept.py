@@ -271,6 +271,8 @@ def test_columns_that_would_clash_are_renamed(tmp_path):
     encoded(tmp_path / "in", tmp_path / "tars", keep=True, kind="webdataset")
     names = {name.partition(".")[2] for name in members(tmp_path / "tars" / "part-000000.tar")}
     assert names == {"safetensors", "json", "size.txt", "kept_size.json", "png"}
+    record = json.loads((tmp_path / "tars" / "done" / "part-000000.json").read_text())
+    assert record["notes"] == {kept.UNREADABLE: 1}
     back = ["batch", "decode", str(tmp_path / "out"), str(tmp_path / "back"), "--device", "cpu", "--keep"]
     assert main(back) == 0
     assert (tmp_path / "back" / "t.parquet:0:0.png").read_bytes()[:4] == b"\x89PNG"

@@ -64,6 +64,8 @@ PLUGINS = {
     "JXL": ("JPEG XL", "pillow-jxl-plugin", ("pillow_jxl",), (".jxl",)),
 }
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+MAX_JXL_BOXES = 1000  # before the size
+MAX_JXL_BYTES = 1 << 40  # of a file
 JXL_BOX = b"\0\0\0\x0cJXL \r\n\x87\n"
 
 
@@ -247,20 +249,27 @@ def _load_plugin(kind: str) -> None:
 
 def _jxl_size(file: BinaryIO) -> tuple[int, int]:
     """Return (width, height) that a JPEG XL file claims. Raises ValueError."""
-    at, end = 0, file.seek(0, os.SEEK_END)
     file.seek(0)
-    boxed, kind = file.read(len(JXL_BOX)) == JXL_BOX, b""
-    while boxed and kind not in (b"jxlc", b"jxlp"):  # look for the box with the codestream, or its first part
-        file.seek(at)
-        length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
-        if wide := length == 1:  # then its length follows, in 8 bytes
-            length = int.from_bytes(file.read(8), "big")
-        if kind in (b"jxlc", b"jxlp"):
-            at += 8 + 8 * wide + 4 * (kind == b"jxlp")
-        elif length < 8 or (at := at + length) >= end:
-            raise ValueError("it has no codestream")
-    file.seek(at + 2)
-    bits = int.from_bytes(file.read(12), "little")
+    start, at, boxes = file.read(12), 0, 0
+    if start == JXL_BOX:  # boxes, some of which hold the codestream in parts
+        start = b""
+        while len(start) < 12 and boxes < MAX_JXL_BOXES:
+            file.seek(at)
+            length, kind, head = int.from_bytes(file.read(4), "big"), file.read(4), 8
+            if length == 1:  # then it follows, in 8 bytes
+                length, head = int.from_bytes(file.read(8), "big"), 16
+            if kind == b"jxlp":  # begins with the number of the part
+                head += len(file.read(4))
+            if 0 < length < head or at + length >= MAX_JXL_BYTES:
+                break
+            if kind in (b"jxlc", b"jxlp"):
+                start += file.read(min(12, length - head if length else 12))
+            if length == 0:  # to the end of the file
+                break
+            at, boxes = at + length, boxes + 1
+    if start[:2] != b"\xff\x0a":
+        raise ValueError("its size is not where it should be")
+    bits = int.from_bytes(start[2:12], "little")
 
     def take(count: int) -> int:
         nonlocal bits

@@ -172,8 +172,15 @@ def test_heic_and_jpeg_xl_are_opened_where_their_packages_are_installed(tmp_path
     command = [sys.executable, "-c", script, *(str(tmp_path / kind) for kind in made)]  # where nothing is imported yet
     assert subprocess.run(command, capture_output=True, text=True).stdout == f"{list(made)}\n"
     huge = b"\xff\x0a" + (0b00 | 3 << 1 | (1 << 29) << 3 | 1 << 33).to_bytes(12, "little")  # 2^29 + 1 each side
-    with pytest.raises(Image.DecompressionBombError):
-        open_image(io.BytesIO(huge))
+    box, begin = struct.Struct(">I4s"), JXL_BOX[:12]
+    parts = box.pack(18, b"jxlp") + bytes(4) + huge[:6] + box.pack(12, b"jxlp") + bytes(4)
+    parts += box.pack(0, b"jxlp") + bytes(4) + huge[6:]  # as libjxl writes them
+    for data in (huge, begin + box.pack(0, b"jxlc") + huge, begin + parts):
+        with pytest.raises(Image.DecompressionBombError):
+            open_image(io.BytesIO(data))
+    for data in (begin, begin + box.pack(8, b"none") * 2000, begin + box.pack(1, b"none") + b"\xff" * 8):
+        with pytest.raises(ValueError, match="its size is not where it should be"):
+            open_image(io.BytesIO(data))
 
 
 def test_decoded_files_hold_the_pixels_that_the_model_made(tmp_path):

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
+from .picture_plugins import ENDINGS, load_plugin
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -179,20 +181,26 @@ def parse_json(data: bytes) -> object:
 
 
 def picture_endings() -> frozenset[str]:
-    """Return the endings of names, such as ".png", of the formats that `open_image` takes."""
+    """Return the endings of names, such as ".png", of the formats that `open_image` takes, also of those for which it
+    may say what to install."""
     from PIL import Image
 
-    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in PICTURES)
+    endings = [ending for ending, kind in Image.registered_extensions().items() if kind in PICTURES]
+    return frozenset([*endings, *ENDINGS])
 
 
 def open_image(source: str | os.PathLike | BinaryIO):
-    """Return a Pillow image, not decoded yet, of a path or an open file. Its errors have no common class. Pillow
-    refuses more than twice Image.MAX_IMAGE_PIXELS."""
+    """Return a Pillow image, not decoded yet (JPEG XL is), of a path or an open file. Pillow refuses more than twice
+    Image.MAX_IMAGE_PIXELS. Raises ImageError where a package is missing; other errors have no common class."""
     from PIL import Image
 
     if isinstance(source, (str, os.PathLike)) and not is_file(source):
         raise OSError("it is not a file")
     Image.init()
-    image = Image.open(source, formats=[name for name in PICTURES if name in Image.OPEN])
+    formats = [name for name in PICTURES if name in Image.OPEN]
+    with contextlib.nullcontext(source) if hasattr(source, "read") else open(source, "rb") as file:
+        formats = load_plugin(file) or formats
+        file.seek(0)
+    image = Image.open(source, formats=formats)
     image.filename = ""  # else Pillow maps files, in which it turns some 16-bit TIFFs wrongly
     return image

@@ -2,47 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
-import itertools
-import re
+import threading
 import time
-import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from .. import variants
 from ..autoencoder import DCAE
 from ..engine.memory import parse_bytes
-from ..errors import LatentError, OptionError
+from ..errors import DCAEError, LatentError, OptionError
 from ..media import images
 from ..media.nonfinite import NonFiniteError
 from ..untrusted import parse_json, shorten
 from . import shards
+from .beside import read as read_beside
+from .device import Device
 from .job import PartResult, Summary
+from .names import FileNames
+from .picture_files import save
+from .processes import check_start, default_count, process_pool
 from .shards import Row
-from .sources import Unreadable
-from .storage import Storage, safe_filename
+from .storage import Storage
 
-__all__ = ["DecodeOptions", "FileNames", "decode", "read_rows"]
+__all__ = ["DecodeOptions", "decode", "read_rows"]
 
-PACK_AFTER = 1 << 16  # names kept in a set before they are packed into an array
-MAX_PATH_BYTES = 800  # bytes, below the destination
-RESERVED = re.compile(r"^decoded/[^/]*\.json/|\.part/")  # paths that a destination uses itself
+
+Work = tuple[Row, float, str, dict[str, bytes]]  # (row, its latents' factor, file, what goes beside it)
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
     """Options of `dcae batch decode`. model: None for the one named in the latents. ending: format of the picture
-    files, such as "png". The others are as for `encode`."""
+    files, such as "png". keep: also write, beside the pictures, what was kept with the latents. The others are as for
+    `encode`."""
 
     source: str
     destination: str
     model: str | None = None
     ending: str = "png"
+    keep: bool = False
     batch: int = 8
     device: str | None = None
     dtype: str | None = None
@@ -68,10 +74,14 @@ def _finished(storage: Storage) -> list[str]:
     return [name for name in storage.names("") if name.startswith("part-") and name.partition(".")[0] in done]
 
 
-def decode(options: DecodeOptions, on_part: Callable[[PartResult], None] = lambda done: None) -> Summary:
+def decode(
+    options: DecodeOptions,
+    progress: Callable[[int, int | None, int], None] = lambda done, total, skipped: None,
+) -> Summary:
     """Decode the parts that are not decoded yet. A picture's file is named by its key and `ending`, as cats/a.jpg.png.
     If that name is taken, the file goes into a folder of its part, as part-000001/cats/a.jpg.png. decoded/ lists the
-    files of each part, in the order of its rows. on_part: called for each finished part.
+    files of each part, in the order of its rows. Worker processes write. progress: called with the number of pictures
+    done, the total (None if it is not recorded), and 0.
 
     Raises DCAEError: nothing to decode, a model that is missing or does not read these latents, or a destination
     with the pictures of other latents.
@@ -81,43 +91,94 @@ def decode(options: DecodeOptions, on_part: Callable[[PartResult], None] = lambd
     if not names:
         raise OptionError(f"There are no finished parts of latents in {options.source}.")
     target.tidy()
-    _claim(source, target, options.ending)
-    files = FileNames(options.ending)
-    done = {name.removesuffix(".json") for name in target.names("decoded") if name.endswith(".json")}
-    for part in sorted(done):
-        files.reserve(_recorded_files(target, f"decoded/{part}.json"))
-    ae, summary = None, Summary()
-    with ThreadPoolExecutor(4) as writers:
-        for name in names:
-            part = name.partition(".")[0]
-            if part in done:
-                continue
-            rows = list(shards.read(source, name))
-            if rows:
-                if ae is None:
-                    model = options.model or rows[0][1]["variant"]
-                    ae = DCAE(model, options.device, options.dtype, options.cache_dir)
-                _check(ae, rows, source.path(name))
+    _claim(source, target, options)
+    files, done = FileNames(options.ending), 0
+    decoded = {name.removesuffix(".json") for name in target.names("decoded") if name.endswith(".json")}
+    for part in sorted(decoded):
+        recorded = _recorded_files(target, f"decoded/{part}.json")
+        files.reserve(recorded)
+        done += len(recorded)
+    pending = [name for name in names if name.partition(".")[0] not in decoded]
+    total, summary = _count_rows(source, names) if pending else done, Summary()
+    progress(done, total, 0)
+    if not pending:
+        return summary
+    pictures, waiting = None, deque()
+
+    def report() -> None:
+        progress(done + (pictures.written if pictures else 0), total, 0)
+
+    def finish(part: _Part) -> None:
+        for saved, _ in (future.result() for future in part.batches):
+            saved.result()
+            report()
+        result = part.result(pictures.device.parallel if pictures else 1)
+        target.write_text(f"decoded/{part.name}.json", result.to_json(files=part.files))
+        summary.add(result)
+
+    with contextlib.ExitStack() as stack:
+        for name in pending:
+            rows, part = list(shards.read(source, name)), name.partition(".")[0]
+            if rows and pictures is None:
+                model = options.model or rows[0][1]["variant"]
+                ae = DCAE(model, options.device, options.dtype, options.cache_dir)
+                pictures = stack.enter_context(_Pictures(options, ae))
+            if pictures is not None:
+                _check(pictures.device.ae, rows, source.path(name))
             paths = files.assign(part, [row.key for row, _ in rows])
-            finished = _decode_part(options, ae, part, rows, paths, target, writers)
-            target.write_text(f"decoded/{part}.json", finished.to_json(files=paths))
-            summary.add(finished)
-            on_part(finished)
+            pixels = sum(row.size[0] * row.size[1] for row, _ in rows)
+            kept = read_beside(source, name) if options.keep else [{} for _ in rows]
+            batches = pictures.submit(part, rows, paths, kept, report) if rows else []
+            waiting.append(_Part(part, paths, pixels, batches))
+            while waiting and (len(waiting) > 2 or all(batch.done() for batch in waiting[0].batches)):
+                finish(waiting.popleft())
+        while waiting:
+            finish(waiting.popleft())
+    report()  # all that was written is counted once the processes have ended
     return summary
 
 
-def _claim(source: Storage, target: Storage, ending: str) -> None:
-    """Record the latents and the file format that this destination is for. Raises OptionError if it already holds
+@dataclass
+class _Part:
+    """A part whose rows are being decoded. batches: futures of (future of the number of files, seconds)."""
+
+    name: str
+    files: list[str]
+    pixels: int
+    batches: list[Future]
+
+    def result(self, parallel: int) -> PartResult:
+        seconds = sum(future.result()[1] for future in self.batches) / parallel
+        return PartResult(self.name, len(self.files), self.pixels, seconds)
+
+
+def _count_rows(source: Storage, names: list[str]) -> int | None:
+    """Return the number of rows in finished parts; None if a record of one does not tell."""
+    total = 0
+    for name in names:
+        try:
+            record = parse_json(source.read_bytes(f"done/{name.partition('.')[0]}.json"))
+            total += int(record["images"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    return total
+
+
+def _claim(source: Storage, target: Storage, options: DecodeOptions) -> None:
+    """Record the latents and the options that this destination is for. Raises OptionError if it already holds
     others."""
     job = source.read_bytes("job.json") if source.exists("job.json") else b""
-    claim, name = [hashlib.sha256(job).hexdigest(), ending], "decoded/job.txt"
+    claim = [hashlib.sha256(job).hexdigest(), options.ending, *(["keep"] if options.keep else [])]
+    name = "decoded/job.txt"
     recorded = target.read_bytes(name).decode(errors="replace").split() if target.exists(name) else claim
     if recorded[:1] != claim[:1]:
         raise OptionError(f"{target.url} holds the pictures of other latents than {source.url}: name another folder.")
+    if recorded[1:2] != claim[1:2]:
+        ending = shorten(" ".join(recorded[1:2]), 20)
+        raise OptionError(f"{target.url} holds these pictures as .{ending} files: name another folder.")
     if recorded != claim:
-        raise OptionError(
-            f"{target.url} holds these pictures as .{shorten(recorded[-1], 20)} files: name another folder."
-        )
+        with_or_without = "without" if options.keep else "with"
+        raise OptionError(f"{target.url} was made {with_or_without} --keep: name another folder.")
     target.write_text(name, " ".join(claim) + "\n")
 
 
@@ -135,66 +196,6 @@ def _recorded_files(target: Storage, name: str) -> list[str]:
         raise OptionError(f"{message} Nothing was changed.") from error
 
 
-class FileNames:
-    """Assign a unique file name to each row. The same rows after the same parts get the same names. packed: 64-bit
-    hashes of earlier names, sorted."""
-
-    def __init__(self, ending: str):
-        self.ending = ending
-        self.packed = np.empty(0, np.uint64)
-        self._recent: set[int] = set()
-
-    def assign(self, part: str, keys: list[str]) -> list[str]:
-        """Return names for the rows of a part, in order."""
-        numbers: dict[str, Iterator[int]] = {}
-        return [self._name(part, key, numbers) for key in keys]
-
-    def reserve(self, names: list[str]) -> None:
-        """Mark names as taken."""
-        for name in names:
-            name = _folded(name)
-            self._recent |= {_hash64(name), *(_hash64(f"{folder}/") for folder in _folders(name))}
-        if len(self._recent) > PACK_AFTER:
-            self.packed = np.union1d(self.packed, np.fromiter(self._recent, np.uint64, len(self._recent)))
-            self._recent.clear()
-
-    def _name(self, part: str, key: str, numbers: dict[str, Iterator[int]]) -> str:
-        """Reserve and return a free name for a key. Keys are untrusted; names stay below the destination."""
-        names = (name for name in key.replace("\\", "/").split("/") if name not in ("", ".", ".."))
-        plain = "/".join(map(safe_filename, names)) or "_"
-        flat = safe_filename(plain.replace("/", "--"))
-        if len(plain.encode()) > MAX_PATH_BYTES:
-            plain = flat
-        numbered = (f"{part}/{flat}~{n}" for n in numbers.setdefault(flat, itertools.count(2)))
-        names = (f"{name}.{self.ending}" for name in itertools.chain((plain, f"{part}/{plain}"), numbered))
-        name = next(name for name in names if self._free(_folded(name)))
-        self.reserve([name])
-        return name
-
-    def _free(self, name: str) -> bool:
-        """Whether `name` is neither reserved nor taken by a file or folder, and no file is one of its folders."""
-        return not RESERVED.search(name) and not any(map(self._is_taken, (name, f"{name}/", *_folders(name))))
-
-    def _is_taken(self, name: str) -> bool:
-        name = _hash64(name)
-        at = int(np.searchsorted(self.packed, np.uint64(name)))
-        return name in self._recent or (at < len(self.packed) and int(self.packed[at]) == name)
-
-
-def _folded(name: str) -> str:
-    """Return `name` normalised, so that names of the same file on macOS or Windows (a.png and A.png) are equal."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def _folders(name: str) -> list[str]:
-    """Return the folders a and a/b of a/b/c."""
-    return [name[: match.start()] for match in re.finditer("/", name)]
-
-
-def _hash64(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "little")
-
-
 def _check(ae: DCAE, rows: list[tuple[Row, dict[str, str]]], file: str) -> None:
     """Raise LatentError if `ae` does not read the latents of one of the rows. Shapes alone do not tell."""
     for row, metadata in rows:
@@ -206,39 +207,73 @@ def _check(ae: DCAE, rows: list[tuple[Row, dict[str, str]]], file: str) -> None:
             )
 
 
-def _decode_part(
-    options: DecodeOptions,
-    ae: DCAE | None,
-    name: str,
-    rows: list[tuple[Row, dict[str, str]]],
-    files: list[str],
-    target: Storage,
-    writers: ThreadPoolExecutor,
-) -> PartResult:
-    by_shape: dict[tuple[int, ...], list[tuple[Row, float, str]]] = {}
-    for (row, metadata), file in zip(rows, files, strict=True):
-        factor = float(metadata["scaling_factor"]) if metadata["scale"] == "scaled" else 1.0
-        by_shape.setdefault(tuple(row.latents.shape), []).append((row, factor, file))
-    seconds, jobs = 0.0, []
-    for group in by_shape.values():
-        for i in range(0, len(group), options.batch):
-            chunk = group[i : i + options.batch]
-            start = time.perf_counter()
-            z = torch.stack([row.latents.float() / factor for row, factor, _ in chunk])
-            try:
-                pictures = ae.decode(z, budget=options.budget, as_uint8=True).cpu()
-            except (LatentError, NonFiniteError) as error:
-                keys = ", ".join(shorten(row.key) for row, *_ in chunk[:3])
-                raise LatentError(f"{name}: the latents of {keys} and {len(chunk)} in all: {error}") from error
-            seconds += time.perf_counter() - start
-            for (row, _, file), picture in zip(chunk, pictures, strict=True):
-                jobs.append(writers.submit(_save, target, file, images.crop(picture[None], row.size)))
-    for job in jobs:
-        job.result()
-    skipped: tuple[Unreadable, ...] = ()
-    return PartResult(name, len(rows), sum(row.size[0] * row.size[1] for row, _ in rows), seconds, skipped)
+class _Pictures:
+    """Decode rows on a device, and write the pictures in worker processes. written: how many are."""
 
+    def __init__(self, options: DecodeOptions, ae: DCAE):
+        self.options = options
+        self.device = Device(ae, "decode", options.batch, options.budget)
+        self.room = threading.BoundedSemaphore(2 * default_count() + 2)  # batches that wait to be written
+        self.written, self.lock = 0, threading.Lock()
 
-def _save(target: Storage, name: str, picture: torch.Tensor) -> None:
-    """Write [1, 3, H, W] uint8 to a picture file."""
-    target.write(name, lambda path: images.write(path, picture[0].movedim(0, -1) / 255))
+    def __enter__(self) -> _Pictures:
+        self.pool = process_pool(default_count(), save.__module__)
+        check_start(self.pool, "write pictures")
+        self.device.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.device.__exit__(*error)
+        self.pool.shutdown(cancel_futures=True)
+        if isinstance(error[1], BrokenProcessPool):
+            message = (
+                "A process that writes pictures died, as happens when memory runs out: run the same command again."
+            )
+            raise DCAEError(message) from error[1]
+
+    def submit(
+        self,
+        part: str,
+        rows: list[tuple[Row, dict[str, str]]],
+        files: list[str],
+        kept: list[dict[str, bytes]],
+        report: Callable[[], None],
+    ) -> list[Future]:
+        """Return futures of (future of the number of files, seconds of one thread), one for each batch. report: called
+        now and then meanwhile."""
+        by_shape: dict[tuple[int, ...], list[Work]] = {}
+        for (row, metadata), file, beside in zip(rows, files, kept, strict=True):
+            factor = float(metadata["scaling_factor"]) if metadata["scale"] == "scaled" else 1.0
+            by_shape.setdefault(tuple(row.latents.shape), []).append((row, factor, file, beside))
+        batches = []
+        for (channels, height, width), group in by_shape.items():
+            ratio = self.device.ae.spatial_ratio
+            for i in range(0, len(group), self.device.batch):
+                batch = group[i : i + self.device.batch]
+                work = functools.partial(self._decode, part, batch)
+                batches.append(self.device.submit(work, (height * ratio, width * ratio), len(batch), channels))
+                report()
+        return batches
+
+    def _decode(self, part: str, batch: list[Work], ae: DCAE) -> tuple[Future, float]:
+        start = time.perf_counter()
+        z = torch.stack([row.latents.float() / factor for row, factor, *_ in batch])
+        try:
+            pictures = ae.decode(z, budget=self.options.budget, as_uint8=True).cpu()
+        except (LatentError, NonFiniteError) as error:
+            keys = ", ".join(shorten(row.key) for row, *_ in batch[:3])
+            raise LatentError(f"{part}: the latents of {keys} and {len(batch)} in all: {error}") from error
+        pixels = [images.crop(picture[None], row.size)[0] for (row, *_), picture in zip(batch, pictures, strict=True)]
+        arrays = [picture.movedim(0, -1).contiguous().numpy() for picture in pixels]
+        seconds = time.perf_counter() - start
+        files = [(file, array, beside) for (*_, file, beside), array in zip(batch, arrays, strict=True)]
+        self.room.acquire()
+        saved = self.pool.submit(save, self.options.destination, files)
+        saved.add_done_callback(self._count)
+        return saved, seconds
+
+    def _count(self, saved: Future) -> None:
+        self.room.release()
+        if not saved.cancelled() and saved.exception() is None:
+            with self.lock:
+                self.written += saved.result()

@@ -4,6 +4,7 @@ this."""
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ import torch
 from ..autoencoder import DCAE
 from ..engine.memory import parse_bytes
 from ..errors import OptionError
+from ..media.pictures import WHITE
 from ..variants import Variant
 from ..weights import hub
 from ..weights.checkpoint import Checkpoint
 from . import shards
 from .job import Job, PartResult
+from .kept import Kept
 from .prepare import FITS, Geometry, PreparedImage
 from .shards import Row
 from .sources import Part, Unreadable
@@ -28,8 +31,8 @@ __all__ = [
     "Encoder",
     "Options",
     "batches",
+    "count_notes",
     "geometry",
-    "in_order",
     "open_job",
     "open_model",
     "open_variant",
@@ -44,7 +47,8 @@ class Options:
     model: a variant's name, or a file or folder; variant and config as for DCAE.from_file. size: (height, width) for
     fit "crop" and "bucket". store: dtype of the stored latents, "bf16" or "fp16". scaled: store latents times the
     scaling factor, as diffusion models use them; scaling_factor: replaces the published one. latent_channels: keep only
-    the first ones (DC-AE 1.5). batch: pictures encoded at once. part_size: picture files in a part. device, dtype and
+    the first ones (DC-AE 1.5). matte: sRGB, 0 to 255, behind transparent pixels. keep: write what comes with the
+    pictures too (see `kept`). batch: pictures encoded at once. part_size: picture files in a part. device, dtype and
     budget: as for DCAE.
     """
 
@@ -61,6 +65,8 @@ class Options:
     scaling_factor: float | None = None
     latent_channels: int | None = None
     flip: bool = False
+    matte: tuple[int, int, int] = WHITE
+    keep: bool = False
     batch: int = 8
     part_size: int = 512
     most_pixels: int = 1 << 28
@@ -107,6 +113,10 @@ def open_job(options: Options, variant: Variant) -> Job:
     settings |= {"variant": variant.name, "scaling_factor": factor}
     if variant.channels(options.latent_channels) != variant.latent_channels:
         settings["latent_channels"] = options.latent_channels
+    if options.keep:
+        settings["keep"] = True
+    if options.matte != WHITE:
+        settings["matte"] = "#{:02x}{:02x}{:02x}".format(*options.matte)
     return Job(options.source, options.destination, settings, options.part_size)
 
 
@@ -114,7 +124,8 @@ def geometry(options: Options, variant: Variant) -> Geometry:
     """Return how sources are resized for `variant`."""
     ratio = variant.spatial_ratio
     height, width = options.size or (ratio, ratio)
-    return Geometry(options.fit, height, width, ratio, max_pixels=options.most_pixels, flip=options.flip)
+    more = {"max_pixels": options.most_pixels, "flip": options.flip, "matte": options.matte}
+    return Geometry(options.fit, height, width, ratio, **more)
 
 
 class Batcher:
@@ -164,7 +175,7 @@ class Encoder:
         flipped = self._encode([image.flipped for image in ready]) if self.options.flip else [None] * len(ready)
         self.seconds += time.perf_counter() - start
         return [
-            Row(image.key, z, mirrored, image.size, image.source_size, image.crop, image.sha256)
+            Row(image.key, z, mirrored, image.size, image.source_size, image.crop, image.sha256, image.index)
             for image, z, mirrored in zip(ready, latents, flipped, strict=True)
         ]
 
@@ -181,27 +192,34 @@ class Encoder:
         return [latent.clone(memory_format=torch.contiguous_format) for latent in z]
 
 
-def save_part(job: Job, part: Part, rows: list[Row], skipped: list[Unreadable], seconds: float) -> PartResult:
-    """Write the rows of a part, then record that the part is done."""
-    settings = job.settings
+def count_notes(prepared: Iterable[PreparedImage | Unreadable]) -> Counter[str]:
+    """Return how many pictures each note was said of."""
+    return Counter(note for image in prepared if isinstance(image, PreparedImage) for note in image.notes)
+
+
+def save_part(
+    job: Job,
+    part: Part,
+    rows: list[Row],
+    skipped: list[Unreadable],
+    seconds: float,
+    notes: Mapping[str, int] | None = None,
+) -> PartResult:
+    """Write the rows of a part in the order of its sources, then record that the part is done."""
+    settings, rows = job.settings, sorted(rows, key=lambda row: row.index)  # they were encoded grouped by size
     common = {
         "variant": settings["variant"],
         "dtype": settings["store"],
         "scale": "scaled" if settings["scaled"] else "raw",
         "scaling_factor": str(settings["scaling_factor"] or ""),
     }
+    notes = Counter(notes or {})
     if rows:
+        kept = Kept(part, job.source, [row.index for row in rows]) if settings.get("keep") else None
         name = part.name + shards.suffix(settings["kind"])
-        job.storage.write(name, lambda path: shards.write(Path(path), settings["kind"], rows, common))
+        job.storage.write(name, lambda path: shards.write(Path(path), settings["kind"], rows, common, kept))
+        notes += kept.notes if kept else Counter()
     pixels = sum(row.size[0] * row.size[1] for row in rows)
-    done = PartResult(part.name, len(rows), pixels, seconds, tuple(skipped))
+    done = PartResult(part.name, len(rows), pixels, seconds, tuple(skipped), notes)
     job.finish(done)
     return done
-
-
-def in_order(rows: list[Row], keys: list[str]) -> list[Row]:
-    """Sort rows, which are encoded grouped by size, into the order of the source."""
-    positions: dict[str, int] = {}
-    for i, key in enumerate(keys):
-        positions.setdefault(key, i)
-    return sorted(rows, key=lambda row: positions[row.key])

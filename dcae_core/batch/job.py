@@ -13,7 +13,8 @@ same name.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,18 +32,19 @@ REPAIR_RECORD = "Remove it, and its part is done again."
 
 @dataclass(frozen=True)
 class PartResult:
-    """Counts of a finished part. seconds: time on the device."""
+    """Counts of a finished part. seconds: time on the device. notes: how many pictures each was said of."""
 
     part: str
     images: int
     pixels: int
     seconds: float
     skipped: tuple[Unreadable, ...] = ()
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self, **more: Any) -> str:
         skipped = [{"key": source.key, "reason": source.reason} for source in self.skipped]
         counts = {"part": self.part, "images": self.images, "pixels": self.pixels, "seconds": round(self.seconds, 3)}
-        return json.dumps({**counts, "skipped": skipped, **more}, indent=1) + "\n"
+        return json.dumps({**counts, "skipped": skipped, "notes": dict(self.notes), **more}, indent=1) + "\n"
 
 
 @dataclass
@@ -53,12 +55,14 @@ class Summary:
     pixels: int = 0
     device_seconds: float = 0.0
     skipped: list[Unreadable] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
 
     def add(self, done: PartResult) -> None:
         self.images += done.images
         self.pixels += done.pixels
         self.device_seconds += done.seconds
         self.skipped += done.skipped
+        self.notes.update(done.notes)
 
 
 class Job:
@@ -82,8 +86,7 @@ class Job:
         names = [name for name in {**recorded, **requested} if recorded.get(name) != requested.get(name)]
         if names:
             other = "; ".join(
-                f"{shorten(name)}: {shorten(repr(recorded.get(name)))}, now {requested.get(name)!r}"
-                for name in names[:10]
+                f"{shorten(name)}: {_setting(recorded, name)}, now {_setting(requested, name)}" for name in names[:10]
             )
             raise OptionError(f"{destination} holds a job with other settings ({other}): name another folder.")
 
@@ -154,10 +157,11 @@ class Job:
             try:
                 skipped = tuple(Unreadable(str(source["key"]), str(source["reason"])) for source in record["skipped"])
                 counts = [record[count] for count in ("images", "pixels", "seconds")]
-                if not all(isinstance(count, (int, float)) and 0 <= count < 1e18 for count in counts):
-                    raise ValueError(f"it counts {shorten(counts)}")
-                summary.add(PartResult(name.removesuffix(".json"), *counts, skipped))
-            except (KeyError, TypeError, ValueError) as error:
+                notes = {str(note): count for note, count in record.get("notes", {}).items()}  # old ones have none
+                if not all(isinstance(n, (int, float)) and 0 <= n < 1e18 for n in (*counts, *notes.values())):
+                    raise ValueError(f"it counts {shorten([*counts, *notes.values()])}")
+                summary.add(PartResult(name.removesuffix(".json"), *counts, skipped, notes))
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise self._damaged(f"done/{name}", f"{type(error).__name__}: {error}", REPAIR_RECORD) from error
         return summary
 
@@ -165,3 +169,8 @@ class Job:
         """Write skipped.jsonl: a line for each source that was skipped."""
         lines = (json.dumps({"key": source.key, "reason": source.reason}) for source in summary.skipped)
         self.storage.write_text("skipped.jsonl", "".join(line + "\n" for line in lines))
+
+
+def _setting(settings: Mapping[str, Any], name: str) -> str:
+    """Return a setting for people. Some are recorded only if they are given."""
+    return "not set" if settings.get(name) is None else shorten(repr(settings[name]))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..media.pictures import to_srgb
+from ..errors import ImageError
+from ..media.pictures import WHITE, to_srgb
 from ..untrusted import open_image, shorten
 from .sources import Item, Unreadable, open_bytes
 
@@ -25,7 +27,8 @@ class Geometry:
     to a size with about `width` x `height` pixels and the nearest aspect ratio, at most 1:`max_aspect`, whose sides are
     multiples of `ratio`. "pad": keep the size, and pad to multiples of `ratio` by repeating the edge.
 
-    max_pixels: larger sources are skipped; after padding a picture may have twice as many.
+    max_pixels: larger sources are skipped; after padding a picture may have twice as many. matte: what is behind
+    transparent pixels, sRGB, 0 to 255.
     """
 
     fit: str
@@ -35,6 +38,7 @@ class Geometry:
     max_aspect: float = 3.0
     max_pixels: int = 1 << 28
     flip: bool = False
+    matte: tuple[int, int, int] = WHITE
 
     def target(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) that a source of this size is resized to, before padding."""
@@ -61,7 +65,8 @@ def _around(number: float) -> tuple[int, int]:
 class PreparedImage:
     """A picture that can be encoded. pixels: uint8 [3, H, W], with padding; flipped: the same mirrored, or None;
     size: (height, width) without padding; source_size: (height, width) of the source, upright; crop: (left, top, right,
-    bottom), the part of the source that is kept, in its pixels; sha256: of the source's bytes."""
+    bottom), the part of the source that is kept, in its pixels; sha256: of the source's bytes; index: its place in its
+    part; notes: what was changed or left out, in words that are equal for equal kinds."""
 
     key: str
     sha256: str
@@ -70,6 +75,8 @@ class PreparedImage:
     size: tuple[int, int]
     source_size: tuple[int, int]
     crop: tuple[float, float, float, float]
+    index: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def prepare_all(items: list[Item | Unreadable], geometry: Geometry, source: str) -> list[PreparedImage | Unreadable]:
@@ -78,31 +85,56 @@ def prepare_all(items: list[Item | Unreadable], geometry: Geometry, source: str)
 
 
 def prepare(item: Item, geometry: Geometry, source: str) -> PreparedImage | Unreadable:
-    """Read, decode, bring to upright sRGB (see `pictures.to_srgb`: on white, the first frame, 8 bits) and resize
+    """Read, decode, bring to upright sRGB (see `pictures.to_srgb`: on the matte, the first frame, 8 bits) and resize
     (Lanczos). Return Unreadable, with the reason, for a source that can't be used."""
     try:
         data = open_bytes(item.path, source) if item.data is None else item.data
+    except Exception as error:  # storages raise any exception, and one file must not end the job
+        return Unreadable(item.key, f"could not be read: {_said(error)}")
+    if not data:
+        return Unreadable(item.key, "empty")
+    try:
         with open_image(io.BytesIO(data)) as file:
-            limit = geometry.max_pixels
-            if file.width * file.height > limit:
-                return Unreadable(item.key, f"huge: {file.width}x{file.height} is more than {limit} pixels")
-            if geometry.fit == "pad":  # padding makes thin pictures many times larger; other fits have a fixed size
-                width, height = (side + -side % geometry.ratio for side in file.size)
-                if width * height > 2 * limit:
-                    padded = f"padded to {width}x{height}, more than twice {limit} pixels"
-                    return Unreadable(item.key, f"huge: {file.width}x{file.height} is {padded}")
-            picture = to_srgb(file).pixels
-        sha256 = hashlib.sha256(data).hexdigest()
-        return _fitted(item.key, sha256, picture, geometry)
+            if reason := _unusable(file, geometry):
+                return Unreadable(item.key, reason)
+            picture = to_srgb(file, geometry.matte)
+        return _fitted(item, hashlib.sha256(data).hexdigest(), picture.pixels, geometry, _kinds(picture.notes))
     except UnidentifiedImageError:
         return Unreadable(item.key, "damaged, or not in a format that Pillow reads")
     except Image.DecompressionBombError as error:
         return Unreadable(item.key, f"huge: {error}")
-    except Exception as error:  # decoders raise any exception on damaged files, and one file must not end the job
-        return Unreadable(item.key, f"{type(error).__name__}: {shorten(str(error).strip() or 'no details', 300)}")
+    except ImageError as error:  # what to install
+        return Unreadable(item.key, str(error))
+    except MemoryError:
+        return Unreadable(item.key, "too large for the memory that is free")
+    except Exception as error:  # decoders raise any exception on damaged files
+        is_cut = isinstance(error, EOFError) or re.search("truncated|unexpected end|premature end", str(error), re.I)
+        return Unreadable(item.key, f"{'cut off' if is_cut else 'damaged'}: {_said(error)}")
 
 
-def _fitted(key: str, sha256: str, picture: Image.Image, geometry: Geometry) -> PreparedImage:
+def _unusable(file: Image.Image, geometry: Geometry) -> str | None:
+    """Return why a picture can't be used, from what is known before it is decoded."""
+    limit = geometry.max_pixels
+    if file.width * file.height > limit:
+        return f"huge: {file.width}x{file.height} is more than {limit} pixels"
+    if geometry.fit == "pad":  # padding makes thin pictures many times larger; other fits have a fixed size
+        width, height = (side + -side % geometry.ratio for side in file.size)
+        if width * height > 2 * limit:
+            return f"huge: {file.width}x{file.height} is padded to {width}x{height}, more than twice {limit} pixels"
+    return "its pixels are floating-point numbers of no known range" if file.mode == "F" else None
+
+
+def _said(error: Exception) -> str:
+    return shorten(str(error).strip() or type(error).__name__, 300)
+
+
+def _kinds(notes: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave out what differs between pictures with the same note, so that a job can count it."""
+    plain = (re.sub(r"\d+ frames", "several frames", note) for note in notes)
+    return tuple(re.sub(r"can't be used \(.*\)", "can't be used", note) for note in plain)
+
+
+def _fitted(item: Item, sha256: str, picture: Image.Image, geometry: Geometry, notes: tuple[str, ...]) -> PreparedImage:
     columns, rows = picture.size
     height, width = geometry.target(rows, columns)
     scale = max(height / rows, width / columns)
@@ -112,7 +144,8 @@ def _fitted(key: str, sha256: str, picture: Image.Image, geometry: Geometry) -> 
         picture = picture.resize((width, height), Image.Resampling.LANCZOS, box=crop)
     array = np.asarray(picture)
     flipped = _padded(array[:, ::-1], geometry.ratio) if geometry.flip else None
-    return PreparedImage(key, sha256, _padded(array, geometry.ratio), flipped, (height, width), (rows, columns), crop)
+    sizes = (height, width), (rows, columns), crop
+    return PreparedImage(item.key, sha256, _padded(array, geometry.ratio), flipped, *sizes, item.index, notes)
 
 
 def _padded(array: np.ndarray, ratio: int) -> np.ndarray:

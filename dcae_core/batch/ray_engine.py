@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import OptionError
 from . import sources
-from .encode import Encoder, Options, batches, geometry, in_order, open_job, open_model, open_variant, save_part
+from .encode import Encoder, Options, batches, count_notes, geometry, open_job, open_model, open_variant, save_part
 from .job import Job, PartResult
 from .prepare import PreparedImage, prepare_all
 from .sources import Part, Unreadable
@@ -71,7 +71,7 @@ class _Load:
         part = pickle.loads(row["part"])
         items = list(sources.items(part, self.source))
         prepared = prepare_all(items, self.shape, self.source)
-        return {"part": row["part"], "prepared": pickle.dumps(([item.key for item in items], prepared))}
+        return {"part": row["part"], "prepared": pickle.dumps(prepared)}
 
 
 class _Encode:
@@ -81,13 +81,13 @@ class _Encode:
         self.encoder, self.batch = Encoder(options, open_model(options)), options.batch
 
     def __call__(self, row: Row) -> Row:
-        keys, prepared = pickle.loads(row["prepared"])
+        prepared = pickle.loads(row["prepared"])
         before = self.encoder.seconds
         ready = (item for item in prepared if isinstance(item, PreparedImage))
         rows = [item for batch in batches(ready, self.batch) for item in self.encoder(batch)]
         skipped = [item for item in prepared if isinstance(item, Unreadable)]
         seconds = self.encoder.seconds - before
-        return {"part": row["part"], "rows": pickle.dumps((in_order(rows, keys), skipped, seconds))}
+        return {"part": row["part"], "rows": pickle.dumps((rows, skipped, seconds, count_notes(prepared)))}
 
 
 class _Save:
@@ -98,6 +98,6 @@ class _Save:
 
     def __call__(self, row: Row) -> Row:
         part: Part = pickle.loads(row["part"])
-        rows, skipped, seconds = pickle.loads(row["rows"])
+        rows, skipped, seconds, notes = pickle.loads(row["rows"])
         job = open_job(self.options, open_variant(self.options))
-        return {"done": pickle.dumps(save_part(job, part, rows, skipped, seconds))}
+        return {"done": pickle.dumps(save_part(job, part, rows, skipped, seconds, notes))}

@@ -10,14 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import OptionError, counted
+from ..errors import OptionError, counted, escape_unprintable
+from ..untrusted import shorten
 from . import ray_engine, sources
-from .encode import Encoder, Options, open_job, open_model, open_variant
+from .encode import Options, open_job, open_model, open_variant
 from .job import PartResult, Summary
+from .sources import Unreadable
 
 __all__ = ["describe", "encode"]
 
 ENGINES = ("local", "ray")
+MOST_LINES = 8  # of each kind in a summary
 
 
 @dataclass
@@ -89,7 +92,7 @@ def encode(
     if pending and not ray:
         from . import local_engine
 
-        local_engine.run(options, job, pending, Encoder(options, model), workers, part_done)
+        local_engine.run(options, job, pending, model or open_model(options), workers, part_done)
     elif pending:
         ray_engine.run(options, job, pending, actors, gpus, part_done)
     summary = job.summary()
@@ -106,6 +109,17 @@ def describe(outcome: Outcome) -> str:
         rate, device = outcome.images / outcome.seconds, outcome.images / outcome.device_seconds
         lines.append(f"this run: {outcome.images} in {outcome.seconds:.1f} s, {rate:.2f} images/s")
         lines.append(f"while encoding: {device:.2f} images/s for each device")
-    reasons = Counter(source.reason.split(":")[0] for source in summary.skipped)
-    lines += [f"  {count} x {reason}" for reason, count in reasons.most_common(8)]
-    return "\n".join(lines)
+    lines += [f"  {count} x {note}" for note, count in summary.notes.most_common(MOST_LINES)]
+    lines += ["skipped (skipped.jsonl lists them):"] if summary.skipped else []
+    lines += [f"  {count} x {reason}" for reason, count in _grouped(summary.skipped)]
+    return "\n".join(escape_unprintable(line) for line in lines)
+
+
+def _grouped(skipped: list[Unreadable]) -> list[tuple[str, int]]:
+    """Return the most frequent kinds of reasons, each with its count: what comes before a colon, or the whole reason
+    if all of the kind are equal."""
+    kinds: dict[str, Counter[str]] = {}
+    for source in skipped:
+        kinds.setdefault(source.reason.partition(":")[0], Counter())[source.reason] += 1
+    named = Counter({kind if len(said) > 1 else next(iter(said)): said.total() for kind, said in kinds.items()})
+    return [(shorten(reason, 150), count) for reason, count in named.most_common(MOST_LINES)]

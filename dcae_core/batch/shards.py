@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import posixpath
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from ..errors import LatentError
 from ..media.latents import check_shape, parse_metadata
 from ..media.nonfinite import describe_nonfinite, is_finite
 from ..untrusted import MAX_HEADER_BYTES, parse_json, shorten
+from .kept import Kept
 from .sources import MAX_KEY_LENGTH
 from .storage import Storage, safe_filename
 
-__all__ = ["DTYPES", "FORMATS", "Row", "read", "suffix", "write"]
+__all__ = ["DTYPES", "FORMATS", "Row", "is_row", "read", "row_columns", "suffix", "write"]
 
 FORMATS = ("parquet", "webdataset", "safetensors")
 SUFFIXES = {"parquet": ".parquet", "webdataset": ".tar", "safetensors": ""}
@@ -37,7 +39,7 @@ EXTRA_BYTES = 1 << 26  # memory that rows may take beyond 16 times their file: P
 @dataclass(frozen=True)
 class Row:
     """One picture's latents. latents: [c, h, w] in bf16 or fp16; flipped: of the mirrored picture, or None. The others
-    are as in `prepare.PreparedImage`."""
+    are as in `prepare.PreparedImage`; the index is not stored."""
 
     key: str
     latents: Tensor
@@ -46,6 +48,7 @@ class Row:
     source_size: tuple[int, int]
     crop: tuple[float, float, float, float]
     sha256: str
+    index: int = 0
 
 
 def suffix(kind: str) -> str:
@@ -53,10 +56,11 @@ def suffix(kind: str) -> str:
     return SUFFIXES[kind]
 
 
-def write(path: Path, kind: str, rows: list[Row], common: dict[str, str]) -> None:
+def write(path: Path, kind: str, rows: list[Row], common: dict[str, str], kept: Kept | None = None) -> None:
     """Write `rows` at `path`. common: metadata that all rows share (variant, dtype, scale, scaling_factor), as
-    strings."""
-    {"parquet": _write_parquet, "webdataset": _write_tar, "safetensors": _write_folder}[kind](path, rows, common)
+    strings. kept: what comes with the rows."""
+    writers = {"parquet": _write_parquet, "webdataset": _write_tar, "safetensors": _write_folder}
+    writers[kind](path, rows, common, kept)
 
 
 def read(storage: Storage, name: str) -> Iterator[tuple[Row, dict[str, str]]]:
@@ -67,7 +71,7 @@ def read(storage: Storage, name: str) -> Iterator[tuple[Row, dict[str, str]]]:
     elif name.endswith(".tar"):
         pieces = [(name, _read_tar)]
     else:
-        pieces = [(f"{name}/{file}", _read_file) for file in storage.names(name)]
+        pieces = [(f"{name}/{file}", _read_file) for file in storage.names(name) if is_row(file)]
     for path, reader in pieces:
         try:
             remaining = EXTRA_BYTES + 16 * storage.size(path)
@@ -116,7 +120,12 @@ def _schema(common: dict[str, str]):
     return pa.schema(fields, metadata=common)
 
 
-def _write_parquet(path: Path, rows: list[Row], common: dict[str, str]) -> None:
+def row_columns() -> list[str]:
+    """Return the columns of rows in Parquet; others were kept from the source."""
+    return _schema({}).names
+
+
+def _write_parquet(path: Path, rows: list[Row], common: dict[str, str], kept: Kept | None) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -133,6 +142,8 @@ def _write_parquet(path: Path, rows: list[Row], common: dict[str, str]) -> None:
         "sha256": [row.sha256 for row in rows],
     }
     table = pa.table(columns, schema=_schema(common))
+    for name, array in (kept.columns(columns) if kept else {}).items():
+        table = table.append_column(name, array)
     # Latents don't compress. With a dictionary, `read` would refuse a file of equal latents as far too large.
     pq.write_table(table, path, compression="NONE", use_dictionary=["dtype", "variant"])
 
@@ -146,7 +157,9 @@ def _read_parquet(storage: Storage, name: str) -> Records:
     with storage.open(name) as file:
         opened = ParquetFile(file)
         metadata = {k.decode(): v.decode() for k, v in (opened.schema_arrow.metadata or {}).items()}
-        for batch in opened.iter_batches(4):  # few: the size of a row is known only once it is read
+        for batch in opened.iter_batches(
+            4, columns=row_columns()
+        ):  # few: the size of a row is known only once it is read
             for record in batch.to_pylist():
                 latents, flipped = (
                     _tensor(record[c], record["dtype"], record["shape"]) for c in ("latents", "latents_flipped")
@@ -170,9 +183,13 @@ def _to_safetensors(row: Row, common: dict[str, str]) -> bytes:
         tensors["latents_flipped"] = row.flipped[None]
     metadata = {"key": row.key, "sha256": row.sha256, "height": str(row.size[0]), "width": str(row.size[1])}
     metadata |= {"source_size": json.dumps(row.source_size), "crop": json.dumps(row.crop)}
-    return save(
-        {name: z.contiguous() for name, z in tensors.items()}, {**common, **metadata, "format": "dcae-latents-1"}
-    )
+    metadata = {**common, **metadata, "format": "dcae-latents-1"}
+    data = save({name: z.contiguous() for name, z in tensors.items()}, metadata)
+    end = 8 + int.from_bytes(data[:8], "little")
+    # safetensors writes metadata in any order: sorted, equal rows are equal files.
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def _from_safetensors(data: bytes) -> tuple[Row, dict[str, Any]]:
@@ -208,12 +225,15 @@ def _file_names(rows: list[Row]) -> Iterator[str]:
         yield name
 
 
-def _write_tar(path: Path, rows: list[Row], common: dict[str, str]) -> None:
+def _write_tar(path: Path, rows: list[Row], common: dict[str, str], kept: Kept | None) -> None:
+    members = kept.members(("safetensors", "json")) if kept else ({} for _ in rows)
     with tarfile.open(path, "w") as archive:
-        for name, row in zip(_file_names(rows), rows, strict=True):
+        for name, row, beside in zip(_file_names(rows), rows, members, strict=True):
             _add(archive, f"{name}.safetensors", _to_safetensors(row, common))
             fields = {"key": row.key, "size": row.size, "crop": row.crop, "sha256": row.sha256, **common}
             _add(archive, f"{name}.json", json.dumps(fields).encode())
+            for ending, data in beside.items():
+                _add(archive, f"{name}.{ending}", data)
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -226,16 +246,24 @@ def _read_tar(storage: Storage, name: str) -> Records:
     # "r|" and not "r|*": compressed archives can expand to any size, as can sparse members.
     with storage.open(name) as file, tarfile.open(fileobj=file, mode="r|") as archive:
         for member in archive:
-            if member.name.endswith(".safetensors"):
+            if is_row(member.name):
                 if not member.isreg() or member.issparse():
                     raise ValueError(f"{shorten(member.name)!r} in it is not a regular file")
                 yield _from_safetensors(archive.extractfile(member).read())
 
 
-def _write_folder(path: Path, rows: list[Row], common: dict[str, str]) -> None:
+def is_row(name: str) -> bool:
+    """Whether a file holds a row. Names of rows have no dot, but what is kept beside them may end in anything."""
+    return posixpath.basename(name).partition(".")[2] == "safetensors"
+
+
+def _write_folder(path: Path, rows: list[Row], common: dict[str, str], kept: Kept | None) -> None:
     path.mkdir()
-    for name, row in zip(_file_names(rows), rows, strict=True):
+    members = kept.members(("safetensors",)) if kept else ({} for _ in rows)
+    for name, row, beside in zip(_file_names(rows), rows, members, strict=True):
         (path / f"{name}.safetensors").write_bytes(_to_safetensors(row, common))
+        for ending, data in beside.items():
+            (path / f"{name}.{ending}").write_bytes(data)
 
 
 def _read_file(storage: Storage, path: str) -> Records:

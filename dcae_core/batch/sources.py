@@ -18,9 +18,22 @@ from ..errors import OptionError
 from ..untrusted import is_file, shorten
 from .storage import Storage, import_fsspec
 
-__all__ = ["MAX_KEY_LENGTH", "Item", "Part", "Unreadable", "check", "items", "open_bytes", "outside", "parts"]
+__all__ = [
+    "IMAGES",
+    "MAX_KEY_LENGTH",
+    "Item",
+    "Part",
+    "Unreadable",
+    "check",
+    "items",
+    "open_bytes",
+    "outside",
+    "parts",
+    "picture_columns",
+]
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".jfif", ".ppm")
+IMAGES += (".heic", ".heif", ".hif", ".jxl")  # opened where their packages for Pillow are installed, else skipped
 COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes")  # names of a column of pictures in Parquet files
 KEYS = ("key", "__key__", "id", "name")
 KINDS = ("files", "tar", "parquet")
@@ -65,11 +78,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Item:
-    """One source: its key, and its bytes or, to be read later, its path."""
+    """One source: its key, its bytes or, to be read later, its path, and its place among the sources of its part."""
 
     key: str
     data: bytes | None = None
     path: str | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -183,8 +197,9 @@ def _count_row_groups(storage: Storage, path: str) -> int:
 def items(part: Part, source: str) -> Iterator[Item | Unreadable]:
     """Yield the sources of a part in order, with keys that all formats can hold; picture files without their bytes. A
     damaged tar or Parquet file ends early, with an Unreadable."""
-    for item in _items(part, source):
-        yield dataclasses.replace(item, key=_to_key(item.key))
+    for index, item in enumerate(_items(part, source)):
+        place = {"index": index} if isinstance(item, Item) else {}
+        yield dataclasses.replace(item, key=_to_key(item.key), **place)
 
 
 def _to_key(text: str) -> str:
@@ -225,11 +240,7 @@ def _read_parquet(file, group: int, name: str) -> Iterator[Item | Unreadable]:
     from pyarrow.parquet import ParquetFile
 
     opened = ParquetFile(file)
-    names = opened.schema_arrow.names
-    column = next((name for name in COLUMNS if name in names), None)
-    if column is None:
-        raise ValueError(f"it has no column named {', '.join(COLUMNS)}, only {', '.join(names)}")
-    key = next((name for name in KEYS if name in names), None)
+    column, key = picture_columns(opened.schema_arrow.names)
     row = 0
     for batch in opened.iter_batches(16, row_groups=[group], columns=[column, *([key] if key else [])]):
         for value in batch.to_pylist():
@@ -240,6 +251,14 @@ def _read_parquet(file, group: int, name: str) -> Iterator[Item | Unreadable]:
                 data = data.get("bytes")
             yield (Item(item_key, data) if isinstance(data, bytes) else Unreadable(item_key, "holds no picture bytes"))
             row += 1
+
+
+def picture_columns(names: list[str]) -> tuple[str, str | None]:
+    """Return the columns of pictures and of keys. Raises ValueError where there are no pictures."""
+    column = next((name for name in COLUMNS if name in names), None)
+    if column is None:
+        raise ValueError(f"it has no column named {', '.join(COLUMNS)}, only {', '.join(names)}")
+    return column, next((name for name in KEYS if name in names), None)
 
 
 def open_bytes(path: str, source: str) -> bytes:

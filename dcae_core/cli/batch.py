@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from ..errors import counted
+from ..errors import OptionError, counted
 from ..variants import DEMO
 from .arguments import add_network, add_run, parse_size, read_config
 
@@ -37,6 +37,10 @@ def add(commands) -> None:
     parser.add_argument("--scaled", action="store_true", help="store latents times the scaling factor")
     parser.add_argument("--scaling-factor", type=float, help="another than the published one, for --scaled")
     parser.add_argument("--latent-channels", type=int, help="of DC-AE 1.5: only so many of the first (default: all)")
+    parser.add_argument("--matte", default="white", help="colour behind what is transparent (default: white)")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep captions, classes and all else that comes with pictures"
+    )
     parser.add_argument("--flip", action="store_true", help="store the mirrored picture's latents too")
     parser.add_argument("--part-size", type=int, default=512, help="picture files in a part (default: 512)")
     parser.add_argument("--max-pixels", type=int, default=1 << 28, help="larger pictures are skipped")
@@ -55,6 +59,7 @@ def add(commands) -> None:
     parser.add_argument("dest", help="folder for the pictures")
     running(parser, None)
     parser.add_argument("--format", default="png", choices=("png", "jpg", "webp"))
+    parser.add_argument("--keep", action="store_true", help="what was kept with the latents too, as files beside")
     parser.set_defaults(run=decode)
 
 
@@ -76,6 +81,8 @@ def encode(arguments: argparse.Namespace) -> None:
         scaling_factor=arguments.scaling_factor,
         latent_channels=arguments.latent_channels,
         flip=arguments.flip,
+        matte=_colour(arguments.matte),
+        keep=arguments.keep,
         batch=arguments.batch,
         part_size=arguments.part_size,
         most_pixels=arguments.max_pixels,
@@ -89,6 +96,17 @@ def encode(arguments: argparse.Namespace) -> None:
     print(run.describe(outcome))
 
 
+def _colour(text: str) -> tuple[int, int, int]:
+    """Return the sRGB of a colour's name or #rrggbb. Raises OptionError."""
+    from PIL import ImageColor
+
+    try:
+        red, green, blue = ImageColor.getrgb(text)
+        return red, green, blue
+    except ValueError:  # or transparent itself
+        raise OptionError(f"--matte is a colour, such as black or '#808080', not {text!r}.") from None
+
+
 def _bar() -> Callable[[int, int | None, int], None]:
     """Return a progress callback that shows a bar with rate and time left, without what was done before."""
     from tqdm import tqdm
@@ -98,17 +116,17 @@ def _bar() -> Callable[[int, int | None, int], None]:
     def progress(done: int, total: int | None, skipped: int) -> None:
         nonlocal bar
         if bar is None:
-            bar = tqdm(total=total, initial=done, unit="image")
-        bar.set_postfix({"skipped": skipped}, refresh=False)
+            bar = tqdm(total=total, initial=done, unit="image", disable=None, miniters=1)  # None: only on a terminal
+        if skipped:
+            bar.set_postfix({"skipped": skipped}, refresh=False)
         bar.update(done - bar.n)
-        bar.refresh()
+        if done == total:
+            bar.close()
 
     return progress
 
 
 def decode(arguments: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from ..batch.decode import DecodeOptions
     from ..batch.decode import decode as work
 
@@ -117,14 +135,14 @@ def decode(arguments: argparse.Namespace) -> None:
         destination=arguments.dest,
         model=arguments.model,
         ending=arguments.format,
+        keep=arguments.keep,
         batch=arguments.batch,
         device=arguments.device,
         dtype=arguments.dtype,
         budget=arguments.budget,
         cache_dir=arguments.cache_dir,
     )
-    with tqdm(unit="image") as bar:
-        summary = work(options, lambda done: bar.update(done.images))
+    summary = work(options, _bar())
     if not summary.images:
         print(f"0 pictures: all that is in {arguments.source} is in {arguments.dest}.")
         return

@@ -20,7 +20,8 @@ from PIL import Image
 
 from dcae_core import DCAE, DEMO, DCAEError, images
 from dcae_core.batch import local_engine
-from dcae_core.batch.encode import Batcher, Encoder, Options, open_job, open_model
+from dcae_core.batch.device import Device
+from dcae_core.batch.encode import Batcher, Options, open_job, open_model
 from dcae_core.batch.prepare import Geometry, PreparedImage, prepare
 from dcae_core.batch.sources import Item, Unreadable
 from dcae_core.cli import main
@@ -117,7 +118,7 @@ def test_cores_encode_in_parallel_if_the_budget_allows(folder, tmp_path, monkeyp
 def test_fp16_is_not_encoded_in_parallel():
     """A run that overflows converts the shared weights to fp32, which would affect parallel runs."""
     options = Options("in", "out", DEMO, device="cpu", dtype="fp16")
-    assert local_engine.Device(Encoder(options)).parallel == 1
+    assert Device(open_model(options), "encode", 8).parallel == 1
 
 
 @given(
@@ -216,7 +217,7 @@ def test_a_worker_that_dies_costs_nothing(folder, tmp_path):
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
-    local_engine.run(options, job, job.parts(), Encoder(options, ae), 1, kill_workers)
+    local_engine.run(options, job, job.parts(), ae, 1, kill_workers)
     job.report(job.summary())
     assert killed
     sources = {p.relative_to(folder).as_posix() for p in folder.rglob("*.*") if p.suffix != ".txt"}

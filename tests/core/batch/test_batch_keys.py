@@ -18,6 +18,7 @@ from PIL import Image
 
 from dcae_core import DEMO, VARIANTS, DCAEError
 from dcae_core.batch import decode as decoding
+from dcae_core.batch import names as naming
 from dcae_core.batch import shards, sources
 from dcae_core.batch.encode import Encoder, Options, geometry, open_job, open_model, save_part
 from dcae_core.batch.job import Summary
@@ -130,8 +131,8 @@ def test_equal_keys_of_parts_get_the_same_files_after_a_stop(tmp_path):
 
 
 def test_many_names(monkeypatch):
-    monkeypatch.setattr(decoding, "PACK_AFTER", 1000)
-    names = decoding.FileNames("png")
+    monkeypatch.setattr(naming, "PACK_AFTER", 1000)
+    names = naming.FileNames("png")
     assigned = [name for i in range(3) for name in names.assign(f"part-{i:06d}", ["None"] * 3000)]
     assert len(set(assigned)) == 9000 and len(names.packed) > 8000, "stored as hashes"
 

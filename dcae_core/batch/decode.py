@@ -27,7 +27,7 @@ from .beside import read as read_beside
 from .device import Device
 from .job import PartResult, Summary
 from .names import FileNames
-from .picture_files import save
+from .picture_writer import save
 from .processes import check_start, default_count, process_pool
 from .shards import Row
 from .storage import Storage

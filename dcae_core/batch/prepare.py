@@ -121,7 +121,7 @@ def _unusable(file: Image.Image, geometry: Geometry) -> str | None:
         width, height = (side + -side % geometry.ratio for side in file.size)
         if width * height > 2 * limit:
             return f"huge: {file.width}x{file.height} is padded to {width}x{height}, more than twice {limit} pixels"
-    return "its pixels are floating-point numbers of no known range" if file.mode == "F" else None
+    return None
 
 
 def _said(error: Exception) -> str:

@@ -109,7 +109,7 @@ def _frame(file, matte, keep_alpha: bool, animation: bool, name: str, said: set[
 
 def from_pil(picture, matte: tuple[int, int, int] | None = None, name: str = "The picture") -> Tensor:
     """Convert a Pillow image to [H, W, 3] in [0, 1] fp32; `matte` as for `read`, `name` for what is logged. Raises
-    ValueError as `pictures.to_srgb` does."""
+    ImageError as `pictures.to_srgb` does."""
     return _frame(picture, matte, False, False, name, set()).pixels[0]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..errors import ImageError
 from ..untrusted import picture_endings
 
 __all__ = ["WHITE", "SRGBPicture", "frame_count", "is_animation", "to_srgb", "writable_formats"]
@@ -56,7 +57,7 @@ def to_srgb(
 
     Colours are converted by the picture's profile, if it has one, to sRGB by littleCMS, relative colorimetric with
     black point compensation, as browsers and editors do. 16-bit RGB needs OpenCV, since Pillow cuts it to 8 bits.
-    Raises ValueError for pixels in floats or 32 bits whose range is not known, and what decoders raise.
+    Raises ImageError for pixels in floats or 32 bits whose range is not known, and what decoders raise.
     """
     notes, first = [], file.tell() == 0
     profile, mode = file.info.get("icc_profile"), file.mode
@@ -128,7 +129,7 @@ def _deep(file: Image.Image) -> tuple[np.ndarray | None, str | None]:
         return None, None
     cut = "its 16 bits are cut to 8"
     if tags.get(PLANAR, 1) != 1:  # Pillow and OpenCV read wrong numbers
-        raise ValueError("its 16-bit channels are stored one after the other: store them pixel by pixel")
+        raise ImageError("its 16-bit channels are stored one after the other: store them pixel by pixel")
     if tags and (tags.get(PHOTOMETRIC) != 2 or any(sample != 2 for sample in tags.get(EXTRA_SAMPLES, ()))):
         return None, f"{cut}, since it is not RGB with or without alpha"
     try:
@@ -153,15 +154,15 @@ def _deep(file: Image.Image) -> tuple[np.ndarray | None, str | None]:
 
 
 def _deep_grey(file: Image.Image, tags) -> np.ndarray:
-    """Raises ValueError for pixels of no known range."""
+    """Raises ImageError for pixels of no known range."""
     if SIGNED in tags.get(SAMPLE_FORMAT, ()):
-        raise ValueError("its whole numbers are signed, so that black and white are not known")
+        raise ImageError("its whole numbers are signed, so that black and white are not known")
     most = 1.0 if file.mode == "F" else 2.0 ** min(16, max(tags.get(BITS, (16,)))) - 1
     values = np.asarray(file)
     grey = values.astype(np.float32)[..., None]
     low, high = (grey.min(), grey.max()) if grey.size else (0, 0)
     if not (low >= 0 and high <= most):
-        raise ValueError(f"its values go from {low:g} to {high:g}, where 0 to {most:g} is black to white")
+        raise ImageError(f"its values go from {low:g} to {high:g}, where 0 to {most:g} is black to white")
     grey = 1 - grey / np.float32(most) if tags.get(PHOTOMETRIC) == 0 else grey / np.float32(most)
     hidden = file.info.get("transparency")
     return grey if hidden is None else np.concatenate([grey, (values != hidden)[..., None]], axis=2, dtype=np.float32)

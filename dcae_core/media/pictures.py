@@ -59,11 +59,9 @@ def to_srgb(
     black point compensation, as browsers and editors do. 16-bit RGB needs OpenCV, since Pillow cuts it to 8 bits.
     Raises ImageError for pixels in floats or 32 bits whose range is not known, and what decoders raise.
     """
-    notes, first = [], file.tell() == 0
-    profile, mode = file.info.get("icc_profile"), file.mode
+    first, profile, mode = file.tell() == 0, file.info.get("icc_profile"), file.mode
     space = "GRAY" if mode in GREY or mode[0] in "IF" else mode if mode in ("CMYK", "LAB") else "RGB"
-    deep, note = _deep(file)
-    notes += [note] if note else []
+    deep, *notes = _deep(file)
     picture = ImageOps.exif_transpose(file)
     if deep is not None:
         deep = np.ascontiguousarray(TURNS.get(file.getexif().get(ORIENTATION), lambda a: a)(deep))
@@ -79,29 +77,42 @@ def to_srgb(
         picture, note = _converted(picture, profile, space)
         if deep is not None and picture is not before:  # littleCMS has no more through Pillow
             deep, note = None, "its 16 bits are cut to 8, to convert its colours by its profile"
-        notes += [note] if note else []
+        notes.append(note)
     elif space == "CMYK":
         notes.append("its CMYK has no colour profile: its colours are a guess")
     elif not 0.44 < file.info.get("gamma", SRGB_GAMMA) < 0.47 and "srgb" not in file.info:
         notes.append(f"its gamma of {file.info['gamma']:g} is not heeded: its colours are taken for sRGB")
-    if first and not frames:  # now that it is decoded: counting goes through the others, which may be damaged
-        try:
-            count = frame_count(file)
-            notes += [f"only the first of {count} frames is used"] if count > 1 else []
-        except Exception:  # decoders raise any type
-            notes.append("only its first frame is used: the others are damaged")
     picture = picture.convert("RGB")
     if deep is not None:
         deep = deep[..., :3] if deep.shape[2] > 2 else np.repeat(deep[..., :1], 3, axis=2)
     if alpha is not None:
         seen = alpha.point(lambda value: 255 * (value > 0)) if keep_alpha else alpha
-        picture = Image.composite(picture, Image.new("RGB", picture.size, matte), seen)
-        if deep is not None:
-            share = np.asarray(seen, dtype=np.float32)[..., None] / 255
-            deep = deep * share + np.array(matte, dtype=np.float32) / 255 * (1 - share)
+        picture, deep = _laid_on(matte, picture, deep, seen)
         colour = "white" if matte == WHITE else f"rgb{matte}"
-        notes += [] if keep_alpha else [f"what is transparent in it is laid on {colour}"]
-    return SRGBPicture(picture, alpha, tuple(notes), deep)
+        notes.append(None if keep_alpha else f"what is transparent in it is laid on {colour}")
+    if first and not frames:  # now that it is decoded: counting goes through the others, which may be damaged
+        notes.append(_others(file))
+    return SRGBPicture(picture, alpha, tuple(filter(None, notes)), deep)
+
+
+def _laid_on(
+    matte: tuple[int, int, int], picture: Image.Image, deep: np.ndarray | None, seen: Image.Image
+) -> tuple[Image.Image, np.ndarray | None]:
+    """Return RGB, and what it has of more bits, on a colour where it is not seen."""
+    picture = Image.composite(picture, Image.new("RGB", picture.size, matte), seen)
+    if deep is not None:
+        share = np.asarray(seen, dtype=np.float32)[..., None] / 255
+        deep = deep * share + np.array(matte, dtype=np.float32) / 255 * (1 - share)
+    return picture, deep
+
+
+def _others(file: Image.Image) -> str | None:
+    """Return what to say of the pictures after a file's first."""
+    try:
+        count = frame_count(file)
+    except Exception:  # decoders raise any type
+        return "only its first frame is used: the others are damaged"
+    return f"only the first of {count} frames is used" if count > 1 else None
 
 
 def frame_count(file: Image.Image) -> int:

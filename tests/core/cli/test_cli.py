@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, __version__, hub, images, latents, plan
-from dcae_core.cli import main, pictures
+from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, ImageError, __version__, hub, images, latents, plan
+from dcae_core.cli import arguments, main, pictures
 from dcae_core.compare.metrics import psnr, scores
 from dcae_core.engine import memory
 from dcae_core.files import ASSETS
@@ -420,8 +420,8 @@ def test_what_is_there_is_written_over_and_that_is_said_or_it_is_kept(picture, t
 
 
 def test_standard_input_and_output_are_refused(picture, tmp_path, capsys):
-    for arguments in (["encode", "-"], ["decode", "-"], ["roundtrip", str(picture), "-o", "-"]):
-        assert main(arguments) == 1
+    for given in (["encode", "-"], ["decode", "-"], ["roundtrip", str(picture), "-o", "-"]):
+        assert main(given) == 1
         assert "name files" in capsys.readouterr().err
 
 
@@ -493,3 +493,72 @@ def test_warnings_of_libraries_do_not_leak(picture, tmp_path):
     command = [sys.executable, "-m", "dcae_core", "encode", str(source), "--model", DEMO, "--device", "cpu"]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     assert ran.stderr == f"{source}: what is transparent in it is laid on white.\n"
+
+
+def test_numbered_outputs_that_are_there_are_said(picture, tmp_path, capsys):
+    shown = Image.open(picture).convert("RGB")
+    shown.save(source := tmp_path / "moving.gif", save_all=True, append_images=[ImageOps.flip(shown)], duration=100)
+    (tmp_path / "out-1.jpg").write_bytes(b"mine")
+    assert main(["roundtrip", str(source), "--frames", "--json", "-o", str(tmp_path / "out.jpg"), *CPU]) == 0
+    captured = capsys.readouterr()
+    assert f"{tmp_path / 'out-1.jpg'} is there already, and written over" in captured.err
+    outputs = json.loads(captured.out)["outputs"]
+    assert outputs == [str(tmp_path / "out-1.jpg"), str(tmp_path / "out-2.jpg")] and not (tmp_path / "out.jpg").exists()
+
+
+def test_nothing_is_reported_that_was_not_written(picture, tmp_path, capsys, monkeypatch):
+    def fails(*_):
+        raise ImageError("the disk is full")
+
+    monkeypatch.setattr(images, "write", fails)
+    assert main(["roundtrip", str(picture), "--json", *CPU]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and "the disk is full" in captured.err
+
+
+def test_a_folder_again_in_place(picture, tmp_path, capsys):
+    for _ in range(2):
+        assert main(["roundtrip", str(tmp_path), *CPU]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bird-dcae.png", "bird.png"]
+    (tmp_path / ".thumbs").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / ".thumbs" / "small.png").write_bytes(picture.read_bytes())
+    assert main(["encode", str(tmp_path / "empty"), str(picture), "--recursive", "-o", f"{tmp_path}/out/", *CPU]) == 0
+    assert f"{tmp_path / 'empty'} is a folder without files" in capsys.readouterr().err
+    assert main(["roundtrip", str(tmp_path), "--recursive", "--no-clobber", *CPU]) == 0
+    assert not list((tmp_path / ".thumbs").glob("*-dcae.png"))
+
+
+def test_a_folder_that_can_not_be_read_stops_before_any_work(picture, tmp_path, capsys, monkeypatch):
+    def walk(top, onerror):
+        onerror(PermissionError(13, "Permission denied", str(tmp_path / "private")))
+
+    monkeypatch.setattr(arguments.os, "walk", walk)
+    assert main(["encode", str(tmp_path), "--recursive", *CPU]) == 1
+    assert "private" in capsys.readouterr().err and not list(tmp_path.glob("*.safetensors"))
+
+
+def test_alpha_in_a_format_without(picture, tmp_path, capsys):
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(source := tmp_path / "nothing.png")
+    assert main(["encode", str(source), "--keep-alpha", *CPU]) == 0
+    assert main(["decode", str(tmp_path / "nothing.safetensors"), "-o", str(tmp_path / "back.jpg"), *CPU]) == 0
+    assert "back.jpg can't be transparent: what is transparent in it is laid on white" in capsys.readouterr().err
+    assert images.read(tmp_path / "back.jpg").min() > 0.95
+
+
+def test_info_of_damaged_animations(picture, tmp_path, capsys):
+    shown = Image.open(picture).convert("RGB")
+    shown.save(path := tmp_path / "moving.gif", save_all=True, append_images=[ImageOps.flip(shown)], duration=100)
+    whole = path.read_bytes()
+    for at in range(20, len(whole), len(whole) // 60):
+        path.write_bytes(whole[:at])
+        assert main(["info", str(path)]) in (0, 1)
+    assert "and what follows is damaged" in capsys.readouterr().out
+
+
+def test_with_a_closed_output(picture, tmp_path):
+    command = [sys.executable, "-m", "dcae_core", "encode", str(picture), "--device", "cpu"]
+    line = f"exec {subprocess.list2cmdline(command)} >&-"
+    ran = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode == 0 and "Traceback" not in ran.stderr
+    assert (tmp_path / "bird.safetensors").exists()

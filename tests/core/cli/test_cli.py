@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, ImageError, __version__, hub, images, latents, plan
+from dcae_core import DCAE, DEMO, VARIANTS, BudgetError, ImageError, __version__, cli, hub, images, latents, plan
 from dcae_core.cli import arguments, main, pictures
 from dcae_core.compare.metrics import psnr, scores
 from dcae_core.engine import memory
@@ -554,6 +554,18 @@ def test_info_of_damaged_animations(picture, tmp_path, capsys):
         path.write_bytes(whole[:at])
         assert main(["info", str(path)]) in (0, 1)
     assert "and what follows is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("load", "given", "found"), [(9.0, None, "passive"), (9.0, "active", "active"), (0.0, None, None)]
+)
+def test_threads_sleep_where_the_cores_are_busy(load, given, found, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0, 0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(os, "environ", {} if given is None else {"OMP_WAIT_POLICY": given})
+    cli._share_cores()
+    assert os.environ.get("OMP_WAIT_POLICY") == found
 
 
 def test_with_a_closed_output(picture, tmp_path):

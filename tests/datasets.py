@@ -76,6 +76,17 @@ def broken_files(folder: Path, count: int = 4) -> list[str]:
     return names
 
 
+def tar(path: Path, members: dict[str, bytes]) -> Path:
+    """Write a tar of these files, in this order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
 def as_tar(folder: Path, path: Path) -> None:
     """Write the files of a folder as a WebDataset tar."""
     with tarfile.open(path, "w") as archive:

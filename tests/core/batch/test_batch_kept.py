@@ -18,7 +18,7 @@ from dcae_core.batch import kept
 from dcae_core.batch.kept import Kept
 from dcae_core.batch.sources import Part
 from dcae_core.cli import main
-from tests.datasets import encoded
+from tests.datasets import encoded, tar
 
 
 def picture(level: int = 90, kind: str = "PNG") -> bytes:
@@ -31,16 +31,6 @@ def npy(*numbers: float) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.array(numbers, np.float32))
     return buffer.getvalue()
-
-
-def tar(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
 
 
 def members(path: Path) -> dict[str, bytes]:

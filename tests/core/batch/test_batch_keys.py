@@ -28,7 +28,7 @@ from dcae_core.batch.sources import Item, Unreadable
 from dcae_core.batch.storage import Storage, machine_id
 from dcae_core.cli import main
 from tests import datasets
-from tests.datasets import FP32, done, encoded, rows, skipped
+from tests.datasets import FP32, done, encoded, rows, skipped, tar
 
 
 def test_untrusted_keys_stay_in_the_folder(tmp_path):
@@ -54,15 +54,6 @@ def saved(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def tar(path: Path, members: dict[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
 
 
 def parquet(path: Path, keys: list | None, count: int = 0) -> None:

@@ -62,9 +62,9 @@ def parse_colour(text: str) -> tuple[int, int, int]:
     from PIL import ImageColor
 
     try:
-        red, green, blue = (min(255, value) for value in ImageColor.getrgb(text)[:3])
+        red, green, blue = (min(255, value) for value in ImageColor.getrgb(text))
         return red, green, blue
-    except ValueError:
+    except ValueError:  # or transparent itself
         raise argparse.ArgumentTypeError(f"{text!r} is no colour: use a name such as black, or '#rrggbb'") from None
 
 

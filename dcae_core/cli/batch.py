@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from ..errors import OptionError, counted
+from ..errors import counted
 from ..variants import DEMO
-from .arguments import add_network, add_run, parse_size, read_config
+from .arguments import add_network, add_run, parse_colour, parse_size, read_config
 
 __all__ = ["add"]
 
@@ -31,13 +31,18 @@ def add(commands) -> None:
     running(parser, DEMO)
     add_network(parser)
     parser.add_argument("--format", default="parquet", choices=("parquet", "webdataset", "safetensors"))
-    parser.add_argument("--fit", default="crop", choices=("crop", "bucket", "pad"), help="see the docs (default: crop)")
+    text = (
+        "crop: --size, of which the centre is kept; bucket: about as many pixels, in the picture's shape; pad: as it "
+    )
+    text += "is, its edges repeated to whole latent pixels (default: crop)"
+    parser.add_argument("--fit", default="crop", choices=("crop", "bucket", "pad"), help=text)
     parser.add_argument("--size", default="512", help="side or WIDTHxHEIGHT, for crop and bucket (default: 512)")
     parser.add_argument("--store", default="bf16", choices=("bf16", "fp16"), help="of the latents (default: bf16)")
     parser.add_argument("--scaled", action="store_true", help="store latents times the scaling factor")
     parser.add_argument("--scaling-factor", type=float, help="another than the published one, for --scaled")
     parser.add_argument("--latent-channels", type=int, help="of DC-AE 1.5: only so many of the first (default: all)")
-    parser.add_argument("--matte", default="white", help="colour behind what is transparent (default: white)")
+    text = "colour behind what is transparent, such as black or '#808080' (default: white)"
+    parser.add_argument("--matte", type=parse_colour, default="white", metavar="COLOUR", help=text)
     parser.add_argument(
         "--keep", action="store_true", help="keep captions, classes and all else that comes with pictures"
     )
@@ -81,7 +86,7 @@ def encode(arguments: argparse.Namespace) -> None:
         scaling_factor=arguments.scaling_factor,
         latent_channels=arguments.latent_channels,
         flip=arguments.flip,
-        matte=_colour(arguments.matte),
+        matte=arguments.matte,
         keep=arguments.keep,
         batch=arguments.batch,
         part_size=arguments.part_size,
@@ -94,17 +99,6 @@ def encode(arguments: argparse.Namespace) -> None:
     engine = (arguments.engine, arguments.workers, arguments.actors, arguments.gpus)
     outcome = run.encode(options, *engine, metrics=arguments.metrics, progress=_bar())
     print(run.describe(outcome))
-
-
-def _colour(text: str) -> tuple[int, int, int]:
-    """Return the sRGB of a colour's name or #rrggbb. Raises OptionError."""
-    from PIL import ImageColor
-
-    try:
-        red, green, blue = ImageColor.getrgb(text)
-        return red, green, blue
-    except ValueError:  # or transparent itself
-        raise OptionError(f"--matte is a colour, such as black or '#808080', not {text!r}.") from None
 
 
 def _bar() -> Callable[[int, int | None, int], None]:

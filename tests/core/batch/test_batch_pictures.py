@@ -95,7 +95,9 @@ def test_the_matte_is_behind_what_is_transparent_and_part_of_the_job(tmp_path, c
     for other, words in (([], "matte: '#102030', now not set"), (["--matte", "black"], "now '#000000'")):
         assert main([*command, *other]) == 1 and words in capsys.readouterr().err
     for wrong in ("greenish", "#10203040", ""):
-        assert main([*command, "--matte", wrong]) == 1 and "--matte is a colour" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            main([*command, "--matte", wrong])
+        assert f"{wrong!r} is no colour" in capsys.readouterr().err
 
 
 def test_reasons_are_in_words(tmp_path):

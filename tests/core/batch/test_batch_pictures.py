@@ -106,7 +106,7 @@ def test_reasons_are_in_words(tmp_path):
         (b"", "empty"),
         (whole[:1500], "cut off: "),
         (b"no picture at all", "damaged, or not in a format that Pillow reads"),
-        (saved(Image.new("F", (9, 9)), "TIFF"), "its pixels are floating-point numbers of no known range"),
+        (saved(Image.new("F", (9, 9), 7.0), "TIFF"), "its values go from 7 to 7, where 0 to 1 is black to white"),
     ):
         result = prepare(Item("a", data), SHAPE, "")
         assert isinstance(result, Unreadable) and result.reason.startswith(reason)

@@ -90,7 +90,7 @@ def prepare(item: Item, geometry: Geometry, source: str) -> PreparedImage | Unre
     try:
         data = open_bytes(item.path, source) if item.data is None else item.data
     except Exception as error:  # storages raise any exception, and one file must not end the job
-        return Unreadable(item.key, f"could not be read: {_said(error)}")
+        return Unreadable(item.key, f"could not be read: {_detail(error)}")
     if not data:
         return Unreadable(item.key, "empty")
     try:
@@ -109,7 +109,7 @@ def prepare(item: Item, geometry: Geometry, source: str) -> PreparedImage | Unre
         return Unreadable(item.key, "too large for the memory that is free")
     except Exception as error:  # decoders raise any exception on damaged files
         is_cut = isinstance(error, EOFError) or re.search("truncated|unexpected end|premature end", str(error), re.I)
-        return Unreadable(item.key, f"{'cut off' if is_cut else 'damaged'}: {_said(error)}")
+        return Unreadable(item.key, f"{'cut off' if is_cut else 'damaged'}: {_detail(error)}")
 
 
 def _unusable(file: Image.Image, geometry: Geometry) -> str | None:
@@ -124,7 +124,7 @@ def _unusable(file: Image.Image, geometry: Geometry) -> str | None:
     return None
 
 
-def _said(error: Exception) -> str:
+def _detail(error: Exception) -> str:
     return shorten(str(error).strip() or type(error).__name__, 300)
 
 

@@ -46,10 +46,7 @@ def add_inputs(parser: argparse.ArgumentParser, default: str, inputs: str | None
         parser.add_argument("inputs", nargs="+", metavar="FILE", help=f"{inputs}, or folders of them")
         parser.add_argument("--recursive", action="store_true", help="with the folders in folders")
         parser.add_argument("-o", "--output", help="file, or folder for several; default: beside each input")
-        parser.add_argument(
-            "--model",
-            help=f"variant name, file or folder (default: {default})",
-        )
+        parser.add_argument("--model", help=f"variant name, file or folder (default: {default})")
         add_network(parser)
         parser.add_argument("--download", action="store_true", help="fetch the variant if it is not here")
         parser.add_argument("--no-clobber", action="store_true", help="leave out inputs whose output is there already")

@@ -31,10 +31,8 @@ def add(commands) -> None:
     running(parser, DEMO)
     add_network(parser)
     parser.add_argument("--format", default="parquet", choices=("parquet", "webdataset", "safetensors"))
-    text = (
-        "crop: --size, of which the centre is kept; bucket: about as many pixels, in the picture's shape; pad: as it "
-    )
-    text += "is, its edges repeated to whole latent pixels (default: crop)"
+    text = "crop: --size, the centre is kept; bucket: about as many pixels, in the picture's shape; pad: as it is, "
+    text += "its edges repeated to whole latent pixels (default: crop)"
     parser.add_argument("--fit", default="crop", choices=("crop", "bucket", "pad"), help=text)
     parser.add_argument("--size", default="512", help="side or WIDTHxHEIGHT, for crop and bucket (default: 512)")
     parser.add_argument("--store", default="bf16", choices=("bf16", "fp16"), help="of the latents (default: bf16)")

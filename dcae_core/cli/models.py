@@ -57,13 +57,15 @@ def info(arguments: argparse.Namespace) -> None:
 
 def _picture(path: str) -> dict | None:
     """Return what is known of a picture file; None for another."""
+    from PIL import Image
+
     from ..media.pictures import frame_count
 
     try:
         file = open_image(path)
-    except Exception as error:  # Pillow's errors have no common class
-        if type(error).__name__ == "DecompressionBombError":
-            raise ImageError(f"{path} is a picture of more pixels than are read: scale it down.") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path} is a picture of more pixels than are read: scale it down.") from error
+    except Exception:  # Pillow's errors have no common class
         return None
     known = {"file": path, "picture": f"{file.format}, {file.width}x{file.height}"}
     try:
@@ -158,15 +160,8 @@ def plan(arguments: argparse.Namespace) -> None:
         for budget in budgets:
             row = {"direction": direction, "budget": budget}
             try:
-                run = (
-                    variant.architecture,
-                    direction,
-                    height,
-                    width,
-                    arguments.batch,
-                    memory.parse_bytes(budget),
-                    dtype,
-                )
+                limit = memory.parse_bytes(budget)
+                run = (variant.architecture, direction, height, width, arguments.batch, limit, dtype)
                 made = planning.make(*run, device=device.type, machine=machine)
                 row |= {"peak_bytes": made.peak_bytes, "weight_bytes": made.weight_bytes, "strips": made.strips}
                 row |= {"whole": made.whole, "seconds": made.predict(machine) if timed else None}

@@ -82,7 +82,7 @@ def chart(points: Sequence[Point], of_x: str, of_y: str, best: str = "top") -> s
         if abs(baseline - 4 - y) > TEXT:  # else the name is beside its point
             parts.append(_line("lead", x, y, to_x, baseline - 4))
     for point, (x, y) in zip(points, at, strict=True):
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{RADIUS}"><title>{_told(point)}</title></circle>')
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{RADIUS}"><title>{_label(point)}</title></circle>')
     parts += [_text("name", *place[:2], text, place[2]) for text, place in zip(texts, places, strict=True)]
     label = f"{escape(of_y)} against {escape(of_x)}"
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
@@ -175,7 +175,7 @@ def _shortened(name: str) -> str:
     return name
 
 
-def _told(point: Point) -> str:
+def _label(point: Point) -> str:
     return escape(f"{point.name}: {point.x:.4g}, {point.y:.4g}")
 
 

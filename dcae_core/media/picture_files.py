@@ -30,7 +30,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 DEEP = (".png", ".tif", ".tiff")  # endings of formats with 16 bits a channel
 WITH_ALPHA = (".png", ".webp", ".tif", ".tiff", ".avif", ".gif")
-MOVING = (".gif", ".png", ".apng", ".webp", ".avif")
 EXIF = 0x8769  # the tag of TIFF that such data are in
 
 
@@ -66,7 +65,7 @@ def frames(
 
     if isinstance(path, (str, os.PathLike)) and not os.path.lexists(path):
         raise ImageError(f"There is no picture at {path}.")
-    said: set[str] = set()
+    logged: set[str] = set()
     try:
         with open_image(path) as file:
             moves = animation and is_animation(file)
@@ -76,7 +75,7 @@ def frames(
             for number in range(int(poster), frame_count(file) if animation else 1):
                 if number:
                     file.seek(number)
-                yield _frame(file, matte, keep_alpha, animation, str(path), said, moves)
+                yield _frame(file, matte, keep_alpha, animation, str(path), logged, moves)
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"{path} is a picture of more than {2 * Image.MAX_IMAGE_PIXELS} pixels: scale it down."
@@ -88,16 +87,16 @@ def frames(
         raise ImageError(f"{path} can't be read as a picture: {kind}{shorten(error, 300)}.") from error
 
 
-def _frame(file, matte, keep_alpha: bool, animation: bool, name: str, said: set[str], moves: bool = False) -> Frame:
+def _frame(file, matte, keep_alpha: bool, animation: bool, name: str, logged: set[str], moves: bool = False) -> Frame:
     from .pictures import WHITE, to_srgb
 
     converted = to_srgb(file, WHITE if matte is None else matte, keep_alpha=keep_alpha, frames=animation)
     if not all(converted.pixels.size):
         raise ValueError("it is a picture without pixels")
     for note in converted.notes:
-        if note not in said:
+        if note not in logged:
             log.warning("%s: %s.", escape_unprintable(name), note)
-            said.add(note)
+            logged.add(note)
     alpha = converted.alpha if keep_alpha else None
     return Frame(
         _pixels(converted)[None],
@@ -142,7 +141,9 @@ def write_animation(
 
 def can_animate(path: str | os.PathLike) -> bool:
     """Whether `write_animation` can write to a path of this ending."""
-    return Path(path).suffix.lower() in MOVING
+    from .pictures import MOVING, writable_formats
+
+    return writable_formats().get(Path(path).suffix.lower()) in MOVING
 
 
 def can_be_transparent(path: str | os.PathLike) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from ..errors import ImageError
 from ..untrusted import picture_endings
 
-__all__ = ["WHITE", "SRGBPicture", "frame_count", "is_animation", "to_srgb", "writable_formats"]
+__all__ = ["MOVING", "WHITE", "SRGBPicture", "frame_count", "is_animation", "to_srgb", "writable_formats"]
 
 WHITE = (255, 255, 255)
 GREY = ("1", "L", "LA", "La")

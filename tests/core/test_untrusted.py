@@ -345,14 +345,6 @@ def test_decompression_bombs(tmp_path, monkeypatch):
     assert prepare(Item("a", bytes(data)), Geometry("crop", 64, 64, 32), "").reason.startswith("huge: ")
 
 
-def test_pictures_of_odd_numbers(tmp_path):
-    Image.new("I", (4, 4), 1 << 20).save(tmp_path / "wide.tif")
-    refused(ImageError, "wide.tif.*signed", images.read, tmp_path / "wide.tif")
-    for value in (-1.0, 255.0, float("nan")):
-        Image.new("F", (4, 4), value).save(tmp_path / "float.tif")
-        refused(ImageError, "float.tif.*0 to 1 is black to white", images.read, tmp_path / "float.tif")
-
-
 def test_decoders_that_raise_of_any_kind(tmp_path):
     """Cut at each byte, and with each byte of the front inverted: a picture, or an ImageError."""
     path, refusals = tmp_path / "a.bin", 0

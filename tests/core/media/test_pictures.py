@@ -148,9 +148,11 @@ def test_animations_and_cmyk_are_said(picture, tmp_path, caplog):
 def test_floats_are_black_to_white_or_refused(tmp_path):
     Image.fromarray(values := np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(path := tmp_path / "grey.tif")
     assert np.array_equal(images.read(path)[0].numpy(), values[..., None].repeat(3, 2))
-    Image.new("F", (8, 8), 7.5).save(path := tmp_path / "depth.tif")
-    with pytest.raises(images.ImageError, match=r"from 7\.5 to 7\.5, where 0 to 1 is black to white"):
-        images.read(path)
+    path = tmp_path / "depth.tif"
+    for value in (-1.0, float("nan"), 255.0, 7.5):
+        Image.new("F", (8, 8), value).save(path)
+        with pytest.raises(images.ImageError, match=rf"depth\.tif.*from {value:g} to {value:g}, where 0 to 1 is black"):
+            images.read(path)
     prepared = prepare(Item("depth.tif", path.read_bytes()), Geometry("pad", 0, 0, 8), str(tmp_path))
     assert isinstance(prepared, Unreadable) and "black to white" in prepared.reason
 

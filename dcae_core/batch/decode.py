@@ -117,21 +117,26 @@ def decode(
         summary.add(result)
 
     with contextlib.ExitStack() as stack:
-        for name in pending:
-            rows, part = list(shards.read(source, name)), name.partition(".")[0]
-            if rows and pictures is None:
-                model = options.model or rows[0][1]["variant"]
-                ae = DCAE(model, options.device, options.dtype, options.cache_dir)
-                pictures = stack.enter_context(_Pictures(options, ae))
-            if pictures is not None:
-                _check(pictures.device.ae, rows, source.path(name))
-            paths = files.assign(part, [row.key for row, _ in rows])
-            pixels = sum(row.size[0] * row.size[1] for row, _ in rows)
-            kept = read_beside(source, name) if options.keep else [{} for _ in rows]
-            batches = pictures.submit(part, rows, paths, kept, report) if rows else []
-            waiting.append(_Part(part, paths, pixels, batches))
-            while waiting and (len(waiting) > 2 or all(batch.done() for batch in waiting[0].batches)):
+        try:
+            for name in pending:
+                rows, part = list(shards.read(source, name)), name.partition(".")[0]
+                if rows and pictures is None:
+                    model = options.model or rows[0][1]["variant"]
+                    ae = DCAE(model, options.device, options.dtype, options.cache_dir)
+                    pictures = stack.enter_context(_Pictures(options, ae))
+                if pictures is not None:
+                    _check(pictures.device.ae, rows, source.path(name))
+                paths = files.assign(part, [row.key for row, _ in rows])
+                pixels = sum(row.size[0] * row.size[1] for row, _ in rows)
+                kept = read_beside(source, name) if options.keep else [{} for _ in rows]
+                batches = pictures.submit(part, rows, paths, kept, report) if rows else []
+                waiting.append(_Part(part, paths, pixels, batches))
+                while waiting and (len(waiting) > 2 or all(batch.done() for batch in waiting[0].batches)):
+                    finish(waiting.popleft())
+        except LatentError:  # what came before it is finished all the same
+            while waiting:
                 finish(waiting.popleft())
+            raise
         while waiting:
             finish(waiting.popleft())
     report()  # all that was written is counted once the processes have ended

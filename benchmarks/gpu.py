@@ -144,7 +144,8 @@ def against_diffusers(device: torch.device, name: str) -> str:
     torch.manual_seed(0)
     variant = VARIANTS[name]
     config = {key: value for key, value in variant.diffusers_config().items() if not key.startswith("_")}
-    theirs = AutoencoderDC(**config).eval().requires_grad_(False).to(device)
+    with device:
+        theirs = AutoencoderDC(**config).eval().requires_grad_(False)
     x, worst = picture(256, 256, device), []
     with full_precision(), torch.no_grad():
         latent = theirs.encode(x).latent

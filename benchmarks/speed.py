@@ -89,7 +89,8 @@ def case(name: str, side: int, dtype: torch.dtype, arguments, ways: list[str]):
     device, variant = arguments.device, VARIANTS[name]
     torch.manual_seed(0)
     config = {k: v for k, v in variant.diffusers_config().items() if not k.startswith("_")}
-    theirs = AutoencoderDC(**config).eval().requires_grad_(False).to(device)
+    with torch.device(device):  # there, initial weights take no time
+        theirs = AutoencoderDC(**config).eval().requires_grad_(False)
     given = picture(side, side, device)
     known = {"encode": given}
     if dtype != torch.float32:

@@ -86,7 +86,9 @@ def source(kernel, dtype: str, fixed: dict[str, object], **others: str) -> ASTSo
 
 def compile_for(card: str, kernel: ASTSource) -> Usage:
     """Return what `kernel` takes on `card`."""
-    compiled = triton.compile(kernel, target=target(card))
+    size = 4 if "*fp32" in (kernel.signature.get("k"), kernel.signature.get(0)) else 2
+    options = {"num_warps": kernels.sum_warps(size)} if kernel.fn is kernels._sums else None
+    compiled = triton.compile(kernel, target=target(card), options=options)
     shared = compiled.metadata.shared
     if "amdgcn" in compiled.asm:
         found = {name: int(n) for name, n in re.findall(r"\.(\w+): +(\d+)", compiled.asm["amdgcn"])}

@@ -28,6 +28,7 @@ __all__ = [
     "conv3",
     "conv3_scratch",
     "depth_gate",
+    "ending",
     "mix",
     "norm_scratch",
     "normalise",
@@ -50,25 +51,29 @@ def conv3(
     rows = window.shape[2] + 2 * pad - 2
     if winograd.pays(weight, rows, window.shape[3], Target(window.dtype, window.device.type)):
         return ending(winograd.conv(window, weight, bias, pad), None, act, out)
+    if act == "relu" and bias is not None and window.is_cuda and cudnn_relu(window.device, window.dtype):
+        y = torch.cudnn_convolution_relu(window, weight, bias, (1, 1), (pad, 1), (1, 1), 1)
+        return ending(y, None, "", out)
     y = F.conv2d(window, weight, None if window.is_cuda else bias, padding=(pad, 1))
     return ending(y, bias if window.is_cuda else None, act, out)
 
 
 def conv1(x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str = "", out: Tensor | None = None) -> Tensor:
-    """The same of a 1x1 convolution. On a CPU one of few pixels as a product of matrices: a convolution brings all
-    weights into an order of its own first (1024 to 8192 channels in bf16, 24 pixels: 1.8 ms instead of 8.5; 576: 26
-    instead of 29)."""
-    if x.device.type in ("cpu", "meta") and x.numel() <= weight.shape[1] ** 2:
+    """The same of a 1x1 convolution. As a product of matrices on a GPU in 16 bits, where starting one takes the host a
+    fifth of the time, and on a CPU for few pixels: a convolution brings all weights into an order of its own first
+    (1024 to 8192 channels in bf16, 24 pixels: 1.8 ms instead of 8.5; 576: 26 instead of 29)."""
+    early, late = (None, bias) if x.is_cuda else (bias, None)
+    small = x.device.type in ("cpu", "meta") and x.numel() <= weight.shape[1] ** 2
+    if small or (x.is_cuda and x.element_size() == 2 and x.is_contiguous(memory_format=torch.channels_last)):
         pixels = x.permute(0, 2, 3, 1)
-        y = F.linear(pixels.flatten(0, 2), weight.flatten(1), bias)  # flat: it would copy the weights for each row
-        return ending(y.unflatten(0, pixels.shape[:3]).permute(0, 3, 1, 2), None, act, out)
-    y = F.conv2d(x, weight, None if x.is_cuda else bias)
-    return ending(y, bias if x.is_cuda else None, act, out)
+        y = F.linear(pixels.flatten(0, 2), weight.flatten(1), early)  # flat: it would copy the weights for each row
+        return ending(y.unflatten(0, pixels.shape[:3]).permute(0, 3, 1, 2), late, act, out)
+    return ending(F.conv2d(x, weight, early), late, act, out)
 
 
 def ending(y: Tensor, bias: Tensor | None, act: str, out: Tensor | None) -> Tensor:
-    """act(y + bias), into `out` or `y`, where a convolution has not added its bias: with cuDNN, torch does that in a
-    pass of its own, at half the speed of memory."""
+    """act(y + bias), into `out` or `y`. bias: where a convolution has not added it; with cuDNN torch does that in a
+    pass of its own, at half the speed of memory, so that on GPUs it is left to what comes next."""
     out = y if out is None else out
     if bias is not None:
         if (kernels := kernels_for(y, out)) and act in kernels.ACTS:
@@ -252,6 +257,27 @@ def load_kernels(device: torch.device, dtype: torch.dtype):
         log.warning("Triton kernels are not used on %s in %s, torch is: %s", device, dtype, reason)
         return None
     return kernels
+
+
+@cache
+def cudnn_relu(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether cuDNN has a convolution with bias and relu in one pass on `device`: whether a trial gives what torch
+    gives."""
+    if torch.version.hip or not torch.backends.cudnn.enabled:
+        return False
+    generator = torch.Generator().manual_seed(0)  # not the caller's
+    x, weight, bias = (torch.randn(s, generator=generator) for s in ((1, 64, 8, 8), (64, 64, 3, 3), (64,)))
+    x, weight = (t.to(device, dtype, memory_format=torch.channels_last) for t in (x, weight / 24))
+    bias, bound = bias.to(device, dtype), 1e-2 if dtype == torch.float32 else 5e-2  # TF32 may be on
+    try:
+        found = torch.cudnn_convolution_relu(x, weight, bias, (1, 1), (1, 1), (1, 1), 1)
+        torch.testing.assert_close(found, F.conv2d(x, weight, bias, padding=1).relu(), rtol=bound, atol=bound)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        log.info("cuDNN's convolution with relu is not used on %s in %s: %s", device, dtype, error)
+        return False
+    return True
 
 
 def try_out(kernels, device: torch.device, dtype: torch.dtype) -> None:

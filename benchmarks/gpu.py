@@ -63,11 +63,15 @@ def main() -> int:
         release(device)
     report["rates"] = rates(arguments.device, best_dtype(device))
     print(", ".join(f"{what} {value:.3g}" for what, value in report["rates"].items()), flush=True)
+    save(arguments.out, report)
     measured(arguments, report)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"Attach {arguments.out.with_suffix('.json')} to an issue, and the picture beside it.")
     return int(any(check["state"] == "FAILED" for check in report["checks"]))
+
+
+def save(base: Path, report: dict) -> None:
+    base.parent.mkdir(parents=True, exist_ok=True)
+    base.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 def carried_out(check: Callable[[], str]) -> dict[str, str]:
@@ -327,9 +331,11 @@ def measured(arguments: argparse.Namespace, report: dict) -> None:
                 for row in found:
                     report["rows"].append({"variant": short, "side": side, **row})
                     print(speed.shown(report["rows"][-1]), flush=True)
+                save(arguments.out, report)
                 break
     if report["rows"]:
         speed.save(arguments.out, [f"# {report['head']}, {str(dtype)[6:]}"], report["rows"])
+        save(arguments.out, report)
 
 
 if __name__ == "__main__":

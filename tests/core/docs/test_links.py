@@ -1,6 +1,7 @@
 """Links and pictures of the documentation lead to files of the repository, headings included; README.md's also in the
-registry's package. Every picture is made by a script."""
+registry's package. Every picture is made by a script, every message that is quoted is one of the sources."""
 
+import ast
 import re
 import subprocess
 
@@ -54,3 +55,12 @@ def test_the_drawing_of_the_architecture():
 def test_pages_are_in_the_list_of_the_site():
     listed = re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1], re.M)
     assert sorted(listed) == sorted(map(str, SITE))
+
+
+def test_messages_that_troubleshooting_quotes():
+    page = Page(ROOT / "docs" / "troubleshooting.md")
+    quoted = re.findall(r"^\| \*([^*]+)\*", page.text, re.MULTILINE)
+    sources = [path for folder in ("dcae_core", "nodes", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    assert len(quoted) > 3 and not [one for one in quoted if not any(one in text for text in texts)]

@@ -57,28 +57,38 @@ def target(card: str) -> GPUTarget:
     return GPUTarget("cuda", int(card.removeprefix("sm_")), 32)
 
 
-def sources(dtype: str, norms: Iterable[int], gates: Iterable[int]) -> Iterator[tuple[str, int, ASTSource]]:
-    """Yield (name, channels, kernel) of all launches: with a residual, with activations, gated."""
-    for channels in norms:
-        pixels, block = kernels.rms_tile(channels)
-        for name, add, act in (("add_norm", True, ""), *((f"act_norm {act}", False, act) for act in kernels.ACTS[1:])):
-            fixed = {"ADD": add, "ACT": kernels.ACTS.index(act), "P": pixels, "B": block}
-            yield name, channels, source(kernels._rms, dtype, fixed)
+def sources(card: str, dtype: str, norms: Iterable[int], gates: Iterable[int]) -> Iterator[tuple[str, int, ASTSource]]:
+    """Yield (name, channels, kernel) of all launches: with a residual, with activations, gated, of attention."""
+    ways = (("add", True, ""), *((act, False, act) for act in kernels.ACTS[1:]))
+    for norm, many, tile in ((True, norms, kernels.norm_tile), (False, gates, kernels.bias_tile)):
+        for channels in many:
+            for name, add, act in ways:
+                fixed = {"NORM": norm, "ADD": add, "ACT": kernels.ACTS.index(act)}
+                fixed |= dict(zip("PB", tile(channels), strict=True))
+                yield f"{'norm' if norm else 'bias'} {name}", channels, source(kernels._pointwise, dtype, fixed)
     for channels in gates:
-        pixels, block = kernels.gate_tile(channels)
-        yield "depth_gate", channels, source(kernels._depth_gate, dtype, {"P": pixels, "B": block})
+        tile = kernels.gate_tile(channels, 4 if dtype == "fp32" else 2, card.startswith("gfx"))
+        fixed = dict(zip("PB", tile, strict=True))
+        yield "depth_gate", channels, source(kernels._depth_gate, dtype, fixed)
+    fixed = {"D": kernels.HEAD_DIM, "PART": kernels.PART, "N": kernels.SUMMED}
+    yield "sum_up", kernels.HEAD_DIM, source(kernels._sums, dtype, fixed, out="*fp32")
+    fixed = {"D": kernels.HEAD_DIM, "SPLIT": dtype == "bf16", "N": kernels.ATTENDED}
+    yield "attend", kernels.HEAD_DIM, source(kernels._attend, dtype, fixed, sums="*fp32")
 
 
-def source(kernel, dtype: str, fixed: dict[str, object]) -> ASTSource:
-    kinds = dict.fromkeys(("x", "y", "out", "weight", "bias"), f"*{dtype}") | {"eps": "fp32"}
+def source(kernel, dtype: str, fixed: dict[str, object], **others: str) -> ASTSource:
+    kinds = dict.fromkeys(("x", "y", "q", "k", "v", "out", "weight", "bias"), f"*{dtype}") | {"eps": "fp32"} | others
     signature = {name: "constexpr" if name in fixed else kinds.get(name, "i32") for name in kernel.arg_names}
-    aligned = [i for i, name in enumerate(kernel.arg_names) if signature[name][0] == "*" or name == "C"]
+    names = enumerate(kernel.arg_names)
+    aligned = [i for i, name in names if signature[name][0] == "*" or name.endswith(("C", "_step"))]
     return ASTSource(kernel, signature, fixed, {(i,): [["tt.divisibility", 16]] for i in aligned})
 
 
 def compile_for(card: str, kernel: ASTSource) -> Usage:
     """Return what `kernel` takes on `card`."""
-    compiled = triton.compile(kernel, target=target(card))
+    size = 4 if "*fp32" in (kernel.signature.get("k"), kernel.signature.get(0)) else 2
+    options = {"num_warps": kernels.sum_warps(size)} if kernel.fn is kernels._sums else None
+    compiled = triton.compile(kernel, target=target(card), options=options)
     shared = compiled.metadata.shared
     if "amdgcn" in compiled.asm:
         found = {name: int(n) for name, n in re.findall(r"\.(\w+): +(\d+)", compiled.asm["amdgcn"])}
@@ -107,10 +117,10 @@ def main() -> None:
     print(f"# {', '.join(f'{card}: {what}' for card, what in CARDS.items())}")
     print(f"{'kernel':14}{'dtype':6}{'channels':>9}", *(f"{card:>12}" for card in CARDS))
     for dtype in DTYPES:
-        for name, channels, kernel in sources(dtype, *channels_in_use()):
-            used = [compile_for(card, kernel) for card in CARDS]
+        for launch in zip(*(sources(card, dtype, *channels_in_use()) for card in CARDS), strict=True):
+            used = [compile_for(card, kernel) for card, (_, _, kernel) in zip(CARDS, launch, strict=True)]
             cells = (f"{u.registers} {u.spilled} {u.shared}" for u in used)
-            print(f"{name:14}{dtype:6}{channels:9}", *(f"{cell:>12}" for cell in cells), flush=True)
+            print(f"{launch[0][0]:14}{dtype:6}{launch[0][1]:9}", *(f"{c:>12}" for c in cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -53,16 +53,10 @@ def run(
     dtype, device = coder.like.dtype, coder.like.device.type
 
     def run_in(compute: torch.dtype, output: torch.dtype) -> tuple[Tensor, Plan]:
-        kept = [(p, p.data) for p in coder.parameters()] if keep_weights else []
-        try:
-            coder.to(compute)  # fp16 weights survive the way to fp32 and back unchanged
-            output = torch.uint8 if as_uint8 else output
+        output = torch.uint8 if as_uint8 else output
+        with _converted(coder, compute, keep_weights):
             result, plan = run_with_retries(coder, make_plan(), x, progress, output_device, output)
             return require_finite(result), plan
-        finally:
-            for parameter, data in kept:
-                parameter.data = data
-            coder.to(dtype)
 
     compute = compute_dtype(dtype, device)
     if compute != dtype:
@@ -75,6 +69,23 @@ def run(
             raise
     log.warning("%s overflowed in fp16 and is computed again in fp32; bf16 avoids that.", make_plan().name)
     return run_in(torch.float32, torch.float32)
+
+
+@contextlib.contextmanager
+def _converted(coder: InferenceCoder, dtype: torch.dtype, keep_weights: bool) -> Iterator[None]:
+    """A context in which the coder is in `dtype`. keep_weights: as for `run`."""
+    before = coder.like.dtype
+    if dtype == before:
+        yield
+        return
+    kept = [(p, p.data) for p in coder.parameters()] if keep_weights else []
+    try:
+        coder.to(dtype)  # fp16 weights survive the way to fp32 and back unchanged
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
+        coder.to(before)
 
 
 @cache

@@ -12,6 +12,6 @@ def test_no_kernel_spills(card):
     """With the most channels; `benchmarks/kernels.py` has the others."""
     norms, gates = kernels.channels_in_use()
     for dtype in kernels.DTYPES:
-        for name, channels, kernel in kernels.sources(dtype, norms[-1:], gates[-1:]):
+        for name, channels, kernel in kernels.sources(card, dtype, norms[-1:], gates[-1:]):
             usage = kernels.compile_for(card, kernel)
             assert usage.spilled == 0 and usage.registers > 0, (name, channels, dtype, usage)

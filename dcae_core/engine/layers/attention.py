@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import model
-from ..ops.fused import add_norm, conv1, norm_scratch, piece_rows, pieces
+from ..ops.fused import add_norm, attend, conv1, mix, norm_scratch, piece_rows, sum_up
 from ..rewrites import joined
 from ..rows import Rows
 from ..target import Target
@@ -39,7 +38,7 @@ class AttentionSums:
     def add(self, x: Tensor, last: bool) -> None:
         """The next rows of the attention's input; with `last` there are no more."""
         n, one, lag = x.shape[2], self.attention, self.lag
-        self.kv.room(n).copy_(conv1(x, one.qkv[one.inner :]))
+        conv1(x, one.qkv[one.inner :], out=self.kv.room(n))
         self.kv.add(n)
         if last:
             self.kv.pad(lag)
@@ -106,46 +105,46 @@ class AttentionLayer(Layer):
         return self.heads * (self.head_dim + 1) * self.head_dim * 4
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = conv1(x, self.qkv)
-        q, k, v = qkv.chunk(3, dim=1)
-        sums = [sum_up(k, v, self.head_dim)]
-        for i in range(len(self.depths)):
-            more, k, v = self.branch(i, qkv, slice(None), self.below).chunk(3, dim=1)
-            q = torch.cat([q, more], dim=1)
-            sums.append(sum_up(k, v, self.head_dim))
-            del more
-        del qkv, k, v
-        y = conv1(attend(q, torch.cat(sums, dim=1)), self.to_out)
+        qkv, attended, parts = conv1(x, self.qkv), None, 1 + len(self.depths)
+        for i in reversed(range(parts)):  # a branch holds most before there is a result
+            q, k, v = (self.branch(i - 1, qkv, slice(None), self.below) if i else qkv).chunk(3, dim=1)
+            sums = sum_up(k, v, self.head_dim)
+            if attended is None:
+                attended = empty_map(x, len(x), parts * self.inner, *x.shape[2:])
+            attend(q, sums, attended.chunk(parts, dim=1)[i])
+            del q, k, v
+        del qkv
+        y = conv1(attended, self.to_out)
+        del attended
         return add_norm(self.norm, y, x, y)
 
     def branch(self, i: int, qkv: Tensor, rows: slice, pad: int) -> Tensor:
         """A multi-scale branch: depthwise, then `head_dim` channels at a time; of some rows of the q, k, v weight."""
-        depth, mix = self.depths[i][rows], self.mixes[i][rows]
-        y = F.conv2d(qkv, depth, padding=(pad, self.below), groups=depth.shape[0])
-        return F.conv2d(y, mix, groups=mix.shape[0] // self.head_dim)
+        depth = self.depths[i][rows]
+        return mix(F.conv2d(qkv, depth, padding=(pad, self.below), groups=depth.shape[0]), self.mixes[i][rows])
 
     def whole_bytes(self, batch: int, rows: int, width: int, target: Target) -> int:
-        inner, more, pixels = self.inner * target.size, len(self.depths), batch * rows * width
-        queries = self.heads * self.head_dim * target.size if more else 3 * inner  # without branches a part of qkv
-        branching = (9 if more == 1 else 12 + more) * inner if more else 0
-        summing = pixels * (7 + more if more else 3) * inner + summing_bytes(self.inner, batch, rows, width, target)
-        after = pixels * queries + self.ending(batch, rows, width, target)
-        return max(pixels * branching, summing, after) + 3 * batch * self.sums_bytes
+        qkv, more = 3 * batch * rows * width * self.inner * target.size, len(self.depths)
+        attended = (1 + more) * qkv // 3 if more > 1 else 0  # which is there when the second branch is made
+        held = attended + (2 * qkv if more else qkv)
+        summing = held + summing_bytes(self.inner, batch, rows, width, target)
+        ending = self.ending(batch, rows, width, target, held - attended)
+        return max(attended + 3 * qkv if more else 0, summing, ending) + 3 * batch * self.sums_bytes
 
-    def ending(self, batch: int, rows: int, width: int, target: Target) -> int:
-        """Return the most bytes of what follows the sums, queries not included."""
+    def ending(self, batch: int, rows: int, width: int, target: Target, held: int) -> int:
+        """Return the most bytes of what follows the sums; held: of what is there while queries meet them."""
         attended = batch * rows * width * self.heads * self.head_dim * target.size
         shape = (batch, self.channels, rows, width)
-        meeting = 8 * self.heads * (self.head_dim + 1)  # in fp32, with the quotient's parts
-        piece = batch * piece_rows(batch * self.heads * self.head_dim * width, rows, target) * width
-        return attended + max(piece * meeting, norm_scratch(self.norm, shape, target))
+        meeting = 8 * self.inner // self.head_dim * (self.head_dim + 1)  # in fp32, with the quotient's parts
+        piece = batch * piece_rows(batch * self.inner * width, rows, target) * width
+        return attended + max(held + piece * meeting, norm_scratch(self.norm, shape, target))
 
     def windows(self, rows: int) -> dict[str, Window]:
         queries = Window(self.inner, rows + 3 * self.below, above=self.below)
         return {"x": Window(self.channels, rows + self.below), "q": queries}
 
     def take_in(self, stream: LayerStream, n: int, last: bool) -> int:
-        stream.q.room(n).copy_(conv1(stream.x.room(n), self.qkv[: self.inner]))
+        conv1(stream.x.room(n), self.qkv[: self.inner], out=stream.q.room(n))
         stream.x.add(n)
         stream.q.add(n)
         if last:
@@ -153,12 +152,12 @@ class AttentionLayer(Layer):
         return stream.q.end - self.below
 
     def work(self, stream: LayerStream, start: int, stop: int, out: Tensor) -> None:
-        q = stream.q.take(start, stop)
-        for i in range(len(self.depths)):
-            more = self.branch(i, stream.q.take(start - self.below, stop + self.below), slice(self.inner), 0)
-            q = torch.cat([q, more], dim=1)
-            del more
-        attended = attend(q, stream.sums)
+        q, parts = stream.q.take(start, stop), 1 + len(self.depths)
+        attended = empty_map(q, 1, parts * self.inner, *q.shape[2:])
+        for i in range(parts):
+            if i:
+                q = self.branch(i - 1, stream.q.take(start - self.below, stop + self.below), slice(self.inner), 0)
+            attend(q, stream.sums.chunk(parts, dim=1)[i], attended.chunk(parts, dim=1)[i])
         del q
         y = conv1(attended, self.to_out)
         del attended
@@ -171,28 +170,14 @@ class AttentionLayer(Layer):
         return held + self.sums_bytes, temporaries
 
     def scratch(self, rows: int, width: int, target: Target) -> int:
-        joined = rows * width * self.heads * self.head_dim * target.size if self.depths else 0
-        return joined + self.ending(1, rows, width, target)
+        q = rows * width * self.inner * target.size if self.depths else 0  # as one convolution of a branch gives it
+        most = self.ending(1, rows, width, target, q)
+        return max(most, rows * width * self.heads * self.head_dim * target.size + 2 * q)
 
 
 def by_kind(weight: Tensor, d: int) -> Tensor:
     """Rows that belong to queries, keys and values by turns of d -> all of the queries', the keys', the values'."""
     return weight.unflatten(0, (-1, 3, d)).transpose(0, 1).flatten(0, 2)
-
-
-def by_head(x: Tensor, d: int) -> Tensor:
-    """[B, heads * d, H, W] -> [B, heads, N, d]; a view, if x is channels-last."""
-    return rearrange(x, "b (head d) h w -> b head (h w) d", d=d)
-
-
-def sum_up(k: Tensor, v: Tensor, d: int) -> Tensor:
-    """The sum over all pixels of v k^T and of k, in fp32: [B, heads, d + 1, d]."""
-    sums = torch.zeros((len(k), k.shape[1] // d, d + 1, d), dtype=torch.float32, device=k.device)
-    for rows in pieces(k):
-        keys, values = by_head(k[:, :, rows], d).relu().float(), by_head(v[:, :, rows], d).float()
-        sums[:, :, :-1] += values.mT @ keys
-        sums[:, :, -1] += keys.sum(2)
-    return sums
 
 
 def summing_bytes(channels: int, batch: int, rows: int, width: int, target: Target) -> int:
@@ -203,13 +188,3 @@ def summing_bytes(channels: int, batch: int, rows: int, width: int, target: Targ
 def add_sums(sums: Tensor, kv: Tensor, d: int) -> None:
     """Add to `sums` those of keys and values, which `kv` holds one after the other."""
     sums += sum_up(*kv.chunk(2, dim=1), d)
-
-
-def attend(q: Tensor, sums: Tensor) -> Tensor:
-    """Each pixel's query against the sums."""
-    out = empty_map(q, *q.shape)
-    for rows in pieces(q):
-        y = by_head(q[:, :, rows], sums.shape[-1]).relu().float() @ sums.mT  # [B, heads, N, d + 1]
-        y = y[..., :-1] / (y[..., -1:] + model.ATTENTION_EPS)
-        by_head(out[:, :, rows], sums.shape[-1]).copy_(y)
-    return out

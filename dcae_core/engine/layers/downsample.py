@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ... import model
-from ..ops.fused import conv3, conv3_scratch
+from ..ops.fused import conv3, conv3_scratch, ending
 from ..rewrites import add_taps, at_least_fp32, averaging
 from ..target import Target
 from .base import Layer, Weights, empty_map
@@ -40,7 +40,8 @@ class DownBlockLayer(Layer):
         if self.unshuffle:
             y = conv3(window, self.conv.weight, self.conv.bias, pad)
         else:
-            y = F.conv2d(window, self.conv.weight, self.conv.bias, 2, (pad, 1))
+            early, late = (None, self.conv.bias) if x.is_cuda else (self.conv.bias, None)
+            y = ending(F.conv2d(window, self.conv.weight, early, 2, (pad, 1)), late, "", None)
         if out is None:
             return y
         if not (self.unshuffle or self.shortcut):

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from torch import Tensor
 
 from ... import model
-from ..ops.fused import add_norm, conv1, depth_gate, norm_scratch, silu_into
+from ..ops.fused import add_norm, conv1, depth_gate, norm_scratch
 from ..target import Target
 from .base import Layer, LayerStream, Window
 
@@ -26,8 +26,8 @@ class GLUMBConvLayer(Layer):
         self.norm, self.channels, self.hidden = block.norm, block.conv_point.out_channels, block.conv_point.in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        y = conv1(x, self.conv_inverted.weight, self.conv_inverted.bias)
-        y = depth_gate(self.conv_depth, silu_into(y, y), 1)
+        y = conv1(x, self.conv_inverted.weight, self.conv_inverted.bias, "silu")
+        y = depth_gate(self.conv_depth, y, 1)
         y = conv1(y, self.conv_point.weight)
         return add_norm(self.norm, y, x, y)
 
@@ -39,8 +39,7 @@ class GLUMBConvLayer(Layer):
         return {"x": Window(self.channels, rows + 1), "wide": Window(2 * self.hidden, rows + 3, above=1)}
 
     def take_in(self, stream: LayerStream, n: int, last: bool) -> int:
-        wide = conv1(stream.x.room(n), self.conv_inverted.weight, self.conv_inverted.bias)
-        silu_into(wide, stream.wide.room(n))
+        conv1(stream.x.room(n), self.conv_inverted.weight, self.conv_inverted.bias, "silu", stream.wide.room(n))
         stream.x.add(n)
         stream.wide.add(n)
         if last:

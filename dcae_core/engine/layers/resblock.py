@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import model
-from ..ops.fused import ACTIVATIONS, add_norm, conv3, conv3_scratch, norm_scratch
+from ..ops.fused import add_norm, conv3, conv3_scratch, norm_scratch
 from ..rewrites import at_least_fp32
 from ..target import Target
 from .base import Layer, LayerStream, Weights, Window
@@ -25,12 +25,18 @@ class ResBlockLayer(Layer):
         self.conv1, self.conv2, self.norm = Weights(block.conv1.weight, block.conv1.bias), block.conv2, block.norm
         if "norms" in rewrites and isinstance(block.norm, nn.BatchNorm2d):
             self.conv2, self.norm = fold_norm(block.conv2, block.norm), nn.Identity()
-        self.act, self.channels = ACTIVATIONS[block.act.__name__], block.conv1.in_channels
+        self.act, self.channels = block.act.__name__, block.conv1.in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        y = conv3(x, self.conv1.weight, self.conv1.bias, 1)
-        y = conv3(self.act(y, y), self.conv2.weight, self.conv2.bias, 1)
-        return add_norm(self.norm, y, x, y)
+        y = conv3(x, self.conv1.weight, self.conv1.bias, 1, self.act)
+        early, late = self.biases(x)
+        y = conv3(y, self.conv2.weight, early, 1)
+        return add_norm(self.norm, y, x, y, late)
+
+    def biases(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the bias that the second convolution adds, and the one that is added after it with the input: see
+        `ops.fused.ending`."""
+        return (None, self.conv2.bias) if x.is_cuda else (self.conv2.bias, None)
 
     def whole_bytes(self, batch: int, rows: int, width: int, target: Target) -> int:
         y = batch * self.channels * rows * width * target.size
@@ -47,16 +53,17 @@ class ResBlockLayer(Layer):
             stream.x.pad(1)
         done, ready = stream.y.end, stream.x.end - 1
         if ready > done:
-            y = conv3(stream.x.take(done - 1, ready + 1), self.conv1.weight, self.conv1.bias, 0)
-            self.act(y, stream.y.room(ready - done))
+            window, room = stream.x.take(done - 1, ready + 1), stream.y.room(ready - done)
+            conv3(window, self.conv1.weight, self.conv1.bias, 0, self.act, room)
             stream.y.add(ready - done)
         if last:
             stream.y.pad(1)
         return stream.y.end - 1
 
     def work(self, stream: LayerStream, start: int, stop: int, out: Tensor) -> None:
-        y = conv3(stream.y.take(start - 1, stop + 1), self.conv2.weight, self.conv2.bias, 0)
-        add_norm(self.norm, y, stream.x.take(start, stop), out)
+        x, (early, late) = stream.x.take(start, stop), self.biases(out)
+        y = conv3(stream.y.take(start - 1, stop + 1), self.conv2.weight, early, 0)
+        add_norm(self.norm, y, x, out, late)
         stream.x.forget(min(stop, stream.y.end - 1))
         stream.y.forget(stop - 1)
 

@@ -53,12 +53,16 @@ class UpBlockLayer(Layer):
 
     def run(self, window: Tensor, x: Tensor, out: Tensor, pad: int) -> Tensor:
         fine = rearrange(out, "b c (h p) (w q) -> b p q c h w", p=2, q=2)
-        share = self.shortcut_share(x)
+        share, bias = self.shortcut_share(x), self.bias
+        if x.is_cuda and not share:  # see ops.fused.ending
+            biases, bias = bias.view(-1, self.outputs, 1, 1), None
+
+            def share(p: int, q: int) -> Tensor:
+                return biases[(2 * p + q) % len(biases)]
+
         if len(self.weights) == 2:
             for p, weight in enumerate(self.weights):
-                y = F.conv2d(
-                    window if pad else window[:, :, p : p + x.shape[2] + 1], weight, self.bias, padding=(pad, 1)
-                )
+                y = F.conv2d(window if pad else window[:, :, p : p + x.shape[2] + 1], weight, bias, padding=(pad, 1))
                 y = rearrange(y[:, :, p : p + x.shape[2]] if pad else y, "b (q c) h w -> b q c h w", q=2)
                 for q in range(2):
                     add_into(fine[:, p, q], y[:, q, ..., q : q + x.shape[3]], share and share(p, q))
@@ -67,7 +71,7 @@ class UpBlockLayer(Layer):
         if self.enlarge:  # every pixel twice; of a strip's window, one row less at each end
             window = F.interpolate(window, scale_factor=2, mode="nearest")
             window = window if pad else window[:, :, 1:-1]
-        y = conv3(window, self.weights[0], self.bias, pad)
+        y = conv3(window, self.weights[0], bias, pad)
         del window
         order = "b c (h p) (w q) -> b p q c h w" if self.enlarge else "b (p q c) h w -> b p q c h w"
         y = rearrange(y, order, p=2, q=2)

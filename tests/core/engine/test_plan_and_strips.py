@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -258,3 +259,11 @@ def test_a_budget_that_was_meant_in_gib():
             DCAE(DEMO, "cpu").plan("encode", 512, 512, budget=budget)
     with pytest.raises(BudgetError, match=r"but the budget is 2000 bytes\. Give it"):
         DCAE(DEMO, "cpu").plan("encode", 512, 512, budget=2000)
+
+
+def test_a_gpu_runs_maps_of_2_31_elements_in_strips():
+    """cuDNN is slow with them. sana's encoder has 128 channels at the size of the picture."""
+    make = partial(plan.make, VARIANTS["dc-ae-f32c32-sana-1.1"].architecture, "encode", device="cuda")
+    assert make(4096, 2048).whole and not make(4096, 4096).whole
+    assert make(4096, 4096, whole=True).whole
+    assert make(2048, 2048, batch=8).together == 3

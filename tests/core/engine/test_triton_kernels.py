@@ -18,11 +18,23 @@ pytest.importorskip("triton", reason="Triton has no package for this system")
 SCRIPT = """
 import torch
 from torch import nn
+from triton.runtime import interpreter
 from dcae_core import model
 from dcae_core.engine.ops import fused
 from dcae_core.engine.ops import triton_kernels as kernels
 
 torch.manual_seed(0)
+plain_dot = interpreter.InterpreterBuilder.create_dot
+
+def widened(handle):
+    if handle.dtype.scalar != interpreter.tl.bfloat16:
+        return handle
+    return interpreter.TensorHandle((handle.data.astype("uint32") << 16).view("float32"), interpreter.tl.float32)
+
+def dot(builder, a, b, *more):
+    return plain_dot(builder, widened(a), widened(b), *more)
+
+interpreter.InterpreterBuilder.create_dot = dot  # its own multiplies the bits of bf16 as integers
 
 def random(*shape):
     return (torch.randn(shape) * 2).to(DTYPE).contiguous(memory_format=torch.channels_last)
@@ -42,10 +54,26 @@ for batch, channels, height, width in ((1, 64, 3, 5), (2, 96, 4, 17), (1, 1024, 
     for act in kernels.ACTS[1:]:
         blank = torch.empty_like(x)
         close(kernels.add_norm(norm, x, None, torch.empty_like(x), act), fused.act_norm(norm, act, x, blank))
+        wanted = fused.ACTIVATIONS[act](x + norm.bias[:, None, None], torch.empty_like(x))
+        close(kernels.add_bias(x, norm.bias, None, blank, act), wanted)
+    wanted = fused.add_norm(nn.Identity(), y.clone(), x, torch.empty_like(x), norm.bias)
+    close(kernels.add_bias(y, norm.bias, x, torch.empty_like(x)), wanted)
     conv = nn.Conv2d(2 * channels, 2 * channels, 3, groups=2 * channels).to(DTYPE).requires_grad_(False)
     for pad in (0, 1):
         window = random(batch, 2 * channels, height + 2 - 2 * pad, width)
         close(kernels.depth_gate(conv, window, pad), fused.depth_gate(conv, window, pad))
+for batch, heads, height, width in ((1, 1, 3, 5), (2, 2, 13, 84)):
+    d = kernels.HEAD_DIM
+    qkv, out = random(batch, 3 * heads * d, height, width), random(batch, 2 * heads * d, height, width)
+    q, k, v = qkv.chunk(3, dim=1)
+    sums, parts = fused.sum_up(k, v, d), out.chunk(2, dim=1)
+    torch.testing.assert_close(kernels.sum_up(k, v, d), sums, rtol=1e-5, atol=1e-5 * sums.abs().max().item())
+    before = parts[1].clone()
+    fused.attend(q, sums, parts[1])
+    wanted = parts[1].clone()
+    parts[1].zero_()
+    close(kernels.attend(q, sums, parts[1]), wanted)
+    assert not torch.equal(before, wanted)
 hot = random(1, 64, 2, 3)
 hot[0, 0, 0, 0] = float("inf")
 for act in ("relu", "silu"):  # overflow stays visible

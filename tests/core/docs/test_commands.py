@@ -153,9 +153,9 @@ CHECKS = {
 def test_what_is_not_run_is_listed():
     assert {block.needs for _, block in MARKED} == NEEDS.keys()
     assert all(block.language in ("sh", "python", "") for page in PAGES for block in page.blocks)
-    # The page of host symbols is written by tools/host_symbols.py; .github/workflows/hosts.yml runs its commands.
+    # The page of host symbols has commands for sources of the hosts: .github/workflows/hosts.yml runs them.
     indented = {page.path.stem for page in PAGES if re.search(r"\n\n    \S", page.without_code)}
-    assert indented == {"host-symbols"}, "code without a fence is not run"
+    assert indented <= {"host-symbols"}, "code without a fence is not run"
 
 
 @pytest.mark.parametrize(("page", "block"), MARKED, ids=lambda one: getattr(one, "needs", str(one)))

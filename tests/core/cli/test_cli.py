@@ -194,7 +194,7 @@ def test_the_table_of_smallest_memory():
             with pytest.raises(BudgetError) as error:
                 plan.make(variant.architecture, direction, side, side, 1, 1, device="cuda")
             assert given == memory.format_gib(error.value.needed)
-        plans = [plan.make(variant.architecture, way, side, side, device="cuda") for variant, way in coders]
+        plans = [plan.make(one.architecture, way, side, side, device="cuda", whole=True) for one, way in coders]
         whole = [one.peak_bytes / 2**30 for one in plans]
         assert cells[4] == f"{min(whole):.1f} to {max(whole):.1f}"
 

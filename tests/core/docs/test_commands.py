@@ -1,6 +1,6 @@
-"""The commands and the code of README.md and docs/, run page by page as a new user would: in an environment that has
-what the pack needs, but not the pack, beside photographs, with nothing in the cache. The hub is a stand-in, and its
-weights are random; so is Sana."""
+"""The commands and the code of README.md and docs/, run page by page as a new user would: with the pack installed in
+an environment of its own, beside photographs, with nothing in the cache; for README.md it is not installed yet. The hub
+is a stand-in, and its weights are random; so is Sana."""
 
 import json
 import os
@@ -54,8 +54,8 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory):
-    """(clone of the repository, environment variables) of somebody who has Python with torch and the rest, but not this
-    pack."""
+    """(clone of the repository, environment variables) of somebody who has installed the pack beside torch and the
+    rest."""
     base = tmp_path_factory.mktemp("user")
     clone = base / "clone"
     for name in git(ROOT, "ls-files").splitlines():
@@ -72,6 +72,7 @@ def user(tmp_path_factory):
     paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     the_rest = [f"import site; site.addsitedir({path!r})" for path in sorted(paths)]  # torch and more
     (Path(mine) / "the-rest.pth").write_text("\n".join(the_rest))
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", clone], check=True)
     checkpoints = base / "torch" / "hub" / "checkpoints"  # weights of LPIPS and rFID that can't be read: a note says so
     checkpoints.mkdir(parents=True)
     for name in ("alexnet-owt-7be5be79.pth", "weights-inception-2015-12-05-6726825d.pth"):
@@ -82,7 +83,7 @@ def user(tmp_path_factory):
     with StandinHub(served) as standin:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "DCAE_", "PYTHON"))}
         path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-        more = {"PATH": path, "HOME": str(base), "HF_ENDPOINT": standin.url, "TORCH_HOME": str(base / "torch")}
+        more = {"PATH": path, "HF_ENDPOINT": standin.url, "TORCH_HOME": str(base / "torch")}
         yield clone, {**kept, **more}
 
 
@@ -166,9 +167,11 @@ def test_marked(page, block):
 @pytest.mark.parametrize("page", RUN, ids=str)
 def test_page(page, user, tmp_path):
     clone, environ = user
+    environ = environ | {"HOME": str(tmp_path)}  # where downloads go
     folder = tmp_path / "here"
-    if page is README:  # which begins with cloning
+    if page is README:  # which begins with cloning, and says how to install
         folder.mkdir()
+        subprocess.run(["python", "-m", "pip", "uninstall", "-qy", "dcae"], env=environ, check=True)
     else:
         shutil.copytree(clone, folder)
     for name in ("photos", "ComfyUI/custom_nodes", "sdnext/extensions"):

@@ -3,12 +3,15 @@ its nodes are at hand."""
 
 import json
 import re
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from tests.core.docs.pages import Page
 from tests.servers import PACK
 
 from .extramodels import beside
@@ -107,10 +110,23 @@ def note(path: Path) -> str:
     return text
 
 
-def test_the_readme_lists_them_with_the_sentence_of_their_notes():
-    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", (PACK / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+def test_the_documentation_lists_them_with_the_sentence_of_their_notes():
+    text = (PACK / "docs" / "comfyui.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", text, re.MULTILINE)
     sentences = {path.stem: re.match(r"\*\*(.+?)\*\*", note(path))[1] for path in WORKFLOWS}
     assert {name: text for name, text in rows if name in sentences} == sentences
+
+
+def test_the_command_of_the_documentation(comfyui):
+    """Which sends one of them over the API."""
+    (block,) = [one for one in Page(PACK / "docs" / "comfyui.md").blocks if one.needs == "a running ComfyUI"]
+    command = ["bash", "-c", block.code.replace("http://127.0.0.1:8188", comfyui.url)]
+    ran = subprocess.run(command, cwd=PACK, capture_output=True, text=True, check=True)
+    run, deadline = json.loads(ran.stdout)["prompt_id"], time.monotonic() + 120
+    while not (done := comfyui.get(f"/history/{run}").json()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert done[run]["status"]["status_str"] == "success"
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

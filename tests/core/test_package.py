@@ -21,11 +21,11 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT, COMFY = PYPROJECT["project"], PYPROJECT["tool"]["comfy"]
 PACKED_FILES = {"__init__.py", "install.py", "pyproject.toml", "requirements.txt"}
 PACKED_FILES |= {"CHANGELOG.md", "LICENSE", "README.md", "SECURITY.md"}
-PACKED_FOLDERS = {"dcae_core", "example_workflows", "locales", "nodes", "scripts", "web"}
+PACKED_FOLDERS = {"dcae_core", "docs", "example_workflows", "locales", "nodes", "scripts", "web"}
 SYSTEMS = {"OS Independent", "Microsoft :: Windows", "POSIX :: Linux", "MacOS"}
 ACCELERATORS = {"GPU :: NVIDIA CUDA", "GPU :: AMD ROCm", "GPU :: Intel Arc", "GPU :: Apple Metal"}
 ACCELERATORS |= {"NPU :: Huawei Ascend"}
-PAGES = [ROOT / "README.md", *sorted((ROOT / "web" / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "web" / "docs").rglob("*.md"))]
 
 
 def read(name: str) -> str:
@@ -84,8 +84,9 @@ def test_the_web_folder_is_named_once():
 def test_the_pages_comfyui_is_the_one_required():
     required = COMFY["requires-comfyui"]
     assert re.fullmatch(r"((^|,)(==|>=|<=|!=|~=|>|<)\d+\.\d+\.\d+)+", required), "the registry's form"
-    for version in re.findall(r"ComfyUI v?(\d+(?:\.\d+)+)", read("README.md")):
-        assert version in SpecifierSet(required)
+    for page in ("README.md", "docs/comfyui.md"):
+        named = re.findall(r"ComfyUI v?(\d+(?:\.\d+)+)", read(page))
+        assert named and all(version in SpecifierSet(required) for version in named)
 
 
 def test_requirements_are_the_dependencies_without_torch():

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,7 +29,7 @@ class Storage:
     """A folder, by a path or an address such as s3://bucket/folder. Raises OptionError if the address can't be
     opened."""
 
-    def __init__(self, url: str | os.PathLike):
+    def __init__(self, url: str | os.PathLike[str]):
         fsspec = import_fsspec()
         self.url = str(url)
         try:
@@ -85,7 +85,7 @@ class Storage:
             raise DCAEError(f"{self.path(name)} can't be written: {error}") from error
 
     @contextlib.contextmanager
-    def _temporary_path(self, name: str) -> Iterator[Path]:
+    def _temporary_path(self, name: str) -> Generator[Path]:
         """Yield a temporary path for `name`, with the same last component, in a new folder: other processes may write
         the same name."""
         options: dict[str, str] = {"prefix": "dcae-"}

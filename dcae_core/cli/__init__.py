@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from .. import __version__
 from ..errors import DCAEError, escape_unprintable
@@ -61,7 +61,7 @@ def _share_cores() -> None:
 
 
 @contextlib.contextmanager
-def _output(quiet: bool) -> Iterator[None]:
+def _output(quiet: bool) -> Generator[None]:
     """What is printed meanwhile: no warnings of the libraries below; with `quiet` errors only."""
     logger = logging.getLogger(__package__.partition(".")[0])
     level = logger.level

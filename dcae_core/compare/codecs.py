@@ -83,7 +83,7 @@ RULES = {
 }
 
 
-def local(cache_dir: str | os.PathLike | None = None) -> list[str]:
+def local(cache_dir: str | os.PathLike[str] | None = None) -> list[str]:
     """Return the names of the DC-AEs on this machine, with the bundled one."""
     return [name for name, variant in variants.VARIANTS.items() if hub.find(variant, cache_dir)]
 
@@ -92,8 +92,8 @@ def load(
     name: str,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    budget: Budget = None,
-    cache_dir: str | os.PathLike | None = None,
+    budget: Budget | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     download: bool = False,
 ) -> Codec:
     """Load the autoencoder of that name:
@@ -125,7 +125,7 @@ def load(
     return from_diffusers(_open(name, dtype, download).to(device), name)
 
 
-def from_dcae(ae: ImageAutoencoder, budget: Budget = None, name: str | None = None) -> Codec:
+def from_dcae(ae: ImageAutoencoder, budget: Budget | None = None, name: str | None = None) -> Codec:
     return Codec(
         name=name or ae.name,
         kind="DC-AE",
@@ -196,8 +196,8 @@ def _of_taesana(
     folder: str,
     device: torch.device,
     dtype: torch.dtype,
-    budget: Budget,
-    cache_dir: str | os.PathLike | None,
+    budget: Budget | None,
+    cache_dir: str | os.PathLike[str] | None,
 ) -> Codec:
     """TAESANA's decoder with its encoder; without that, with a sana DC-AE's instead."""
     tiny = TAESANA.from_folder(folder, device, dtype)

@@ -26,7 +26,7 @@ HELP = (
 )
 
 
-def write_page(path: str | os.PathLike, comparison: Comparison, amplify: float = 5) -> Path:
+def write_page(path: str | os.PathLike[str], comparison: Comparison, amplify: float = 5) -> Path:
     """Write `path` (.html), and the pictures that were kept into the folder `path` without its ending + "_files". Of an
     earlier page there, both are replaced.
 

@@ -31,7 +31,7 @@ class UpBlockLayer(Layer):
         super().__init__()
         self.outputs, self.channels, self.shortcut = up.outputs, up.conv.in_channels, up.shortcut
         self.enlarge = up.interpolate and "phases" not in rewrites
-        weight, bias = up.conv.weight, up.conv.bias
+        weight, bias = up.conv.parameters()
         # Where the convolution runs at the low resolution it sees the pixel that the shortcut duplicates.
         fold = self.shortcut and "shortcuts" in rewrites and not self.enlarge
         self.shortcut = self.shortcut and not fold
@@ -47,11 +47,9 @@ class UpBlockLayer(Layer):
             weights = [weight]
         self.weights, self.bias = nn.ParameterList(map(frozen, weights)), frozen(bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        b, _, h, w = x.shape
-        return self.run(x, x, empty_map(x, b, self.outputs, 2 * h, 2 * w), 1)
-
-    def run(self, window: Tensor, x: Tensor, out: Tensor, pad: int) -> Tensor:
+    def run(self, window: Tensor, x: Tensor, out: Tensor | None, pad: int) -> Tensor:
+        if out is None:
+            out = empty_map(x, len(x), self.outputs, 2 * x.shape[2], 2 * x.shape[3])
         fine = rearrange(out, "b c (h p) (w q) -> b p q c h w", p=2, q=2)
         share = self.shortcut_share(x)
         if len(self.weights) == 2:

@@ -4,6 +4,9 @@ Importing this needs triton.
 Maps are dense channels-last: P pixels of C channels each. Results are rounded where `fused` rounds them.
 """
 
+# Triton reads the annotations of kernels, and takes numbers for a constexpr.
+# pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import torch
@@ -11,11 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from ...model import RMS_EPS
+from ...model import RMS_EPS, RMSNorm
 
 __all__ = ["ACTS", "add_norm", "depth_gate"]
 
-ACTS = ("", "relu", "silu")  # that a kernel applies; "": none
+ACTS: tuple[str, ...] = ("", "relu", "silu")  # that a kernel applies; "": none
 
 # Of a map that one program holds: the most with which no NVIDIA card of benchmarks/results/kernels.txt takes more than
 # 64 registers in bf16, so that enough programs are at work to keep memory busy. Not measured on a GPU.
@@ -91,7 +94,7 @@ def gate_tile(channels: int) -> tuple[int, int]:
     return 16, min(64, triton.next_power_of_2(channels))
 
 
-def add_norm(norm, y: Tensor, x: Tensor | None, out: Tensor, act: str = "") -> Tensor:
+def add_norm(norm: RMSNorm, y: Tensor, x: Tensor | None, out: Tensor, act: str = "") -> Tensor:
     """out = x + norm(y), or act(norm(y)) with `x` None; `norm` an RMSNorm, act one of ACTS."""
     channels, pixels = y.shape[1], y.numel() // y.shape[1]
     each, block = rms_tile(channels)

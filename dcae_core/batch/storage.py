@@ -12,7 +12,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Generator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
 from ..errors import DCAEError, OptionError
@@ -88,11 +90,11 @@ class Storage:
     def _temporary_path(self, name: str) -> Generator[Path]:
         """Yield a temporary path for `name`, with the same last component, in a new folder: other processes may write
         the same name."""
-        options: dict[str, str] = {"prefix": "dcae-"}
+        prefix, ending, parent = "dcae-", None, None
         if self.local:
             Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
-            options = {"prefix": f"{machine_id()}-{os.getpid()}-", "suffix": ".part", "dir": self.root}
-        with tempfile.TemporaryDirectory(**options) as folder:
+            prefix, ending, parent = f"{machine_id()}-{os.getpid()}-", ".part", self.root
+        with tempfile.TemporaryDirectory(ending, prefix, parent) as folder:
             yield Path(folder, name.rsplit("/", 1)[-1])
 
     def tidy(self) -> None:
@@ -160,12 +162,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def import_fsspec():
+def import_fsspec() -> ModuleType:
     """Return the module `fsspec`. Raises OptionError without fsspec or pyarrow."""
     try:
-        import fsspec
-        import fsspec.core
-        import pyarrow.parquet  # noqa: F401  fail now, not after the first part is encoded
+        for name in ("fsspec.core", "pyarrow.parquet"):  # fail now, not after the first part is encoded
+            import_module(name)
     except ImportError as error:
         raise OptionError(f"Data sets need fsspec and pyarrow ({error}): pip install fsspec pyarrow") from error
-    return fsspec
+    return import_module("fsspec")

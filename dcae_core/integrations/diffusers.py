@@ -198,7 +198,7 @@ functools.update_wrapper(StreamedAutoencoderDC.__init__, AutoencoderDC.__init__)
 
 
 def _moved(vae: AutoencoderDC, device: str | torch.device | None) -> AutoencoderDC:
-    move: Callable[..., AutoencoderDC] = vae.to  # whose decorator hides its types
+    move: Any = vae.to  # its decorator hides its types
     return vae if device is None else move(parse_device(device))
 
 

@@ -57,7 +57,7 @@ def _patched(kind: type[nn.Module]) -> str | None:
 
 def why_input(x: object) -> str | None:
     """Return why `x` can't go through the engine, None if it can."""
-    if type(x) not in (Tensor, nn.Parameter):
+    if not isinstance(x, Tensor) or type(x) not in (Tensor, nn.Parameter):
         return f"the input is of type {type(x).__name__}"
     interpreters: Any = torch._C
     if x.is_meta or interpreters._functorch.peek_interpreter_stack() is not None:

@@ -129,11 +129,11 @@ class StartingLate:
         @functools.wraps(plain)
         def set_timesteps(*args: Any, **options: Any) -> None:
             plain(*args, **options)
-            self.all = scheduler.timesteps
+            self.all = every = scheduler.timesteps
             order = getattr(scheduler, "order", 1)
-            steps = len(self.all) // order
+            steps = len(every) // order
             first = int(steps - min(steps, steps * self.strength)) * order  # rounded as diffusers does
-            scheduler.timesteps = self.all[first:]
+            scheduler.timesteps = every[first:]
             if first and hasattr(scheduler, "set_begin_index"):
                 scheduler.set_begin_index(first)
 

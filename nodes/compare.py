@@ -60,7 +60,16 @@ class DCAECompare(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, vae_1, repeats: int, amplify: float, vae_2=None, vae_3=None, vae_4=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        image: Tensor,
+        vae_1: comfy.sd.VAE,
+        repeats: int,
+        amplify: float,
+        vae_2: comfy.sd.VAE | None = None,
+        vae_3: comfy.sd.VAE | None = None,
+        vae_4: comfy.sd.VAE | None = None,
+    ) -> io.NodeOutput:
         vaes = [(i, vae) for i, vae in enumerate((vae_1, vae_2, vae_3, vae_4), start=1) if vae is not None]
         rows = [(f"picture {i}", lambda picture=picture: rounded(picture)) for i, picture in enumerate(image, start=1)]
         codecs = [(f"vae_{i}", lambda i=i, vae=vae: codec_of(vae, i)) for i, vae in vaes]
@@ -114,13 +123,13 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.").replace("float", "fp").replace("bfp", "bf")
 
 
-def page_data(comparison: Comparison, amplify: float) -> dict:
+def page_data(comparison: Comparison, amplify: float) -> dict[str, list[dict[str, object]]]:
     """Return what the page needs for its slider: pictures, as files of ComfyUI's temp folder, and a line for each."""
-    pictures = []
+    pictures: list[dict[str, object]] = []
     for i, row in enumerate(comparison.rows):
         if row.picture is None:
             continue
-        results = []
+        results: list[dict[str, str]] = []
         for column in comparison.columns:
             cell = column.cells[i] if column.cells else None
             if cell is None or cell.result is None:

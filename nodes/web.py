@@ -12,11 +12,12 @@ from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..dcae_core import TAESANA, DCAEError, Plan, Variant
+from ..dcae_core import DCAEError, Plan, Variant
 from ..dcae_core import plan as planning
 from ..dcae_core.engine.devices import compute_dtype, parse_dtype
 from ..dcae_core.errors import OptionError, counted
 from ..dcae_core.media.sizes import Fit
+from ..dcae_core.taesana import NAME as TINY_NAME
 from ..dcae_core.taesana import make_plan as make_tiny_plan
 from . import models, taesana
 from .geometry import true_area
@@ -59,7 +60,7 @@ def describe_model(choice: str) -> str:
     """Return what is behind a choice of the Loader, in one line. Raises DCAEError."""
     if choice == taesana.NAME and (tiny := taesana.files()):
         size = _gigabytes(sum(path.stat().st_size for path in tiny.values()))
-        return " · ".join([TAESANA.name, "32x", "32 channels", size, " and ".join(tiny)])
+        return " · ".join([TINY_NAME, "32x", "32 channels", size, " and ".join(tiny)])
     variant, checkpoint = models.inspect(choice)
     parts = [variant.name, f"{variant.spatial_ratio}x", f"{variant.latent_channels} channels"]
     parts.append(f"factor {variant.scaling_factor}" if variant.scaling_factor else "no published factor")
@@ -128,7 +129,7 @@ def add_routes() -> None:
     """Add GET /dcae/model and /dcae/plan, which answer {"text"} or {"problem"}."""
     routes = PromptServer.instance.routes
 
-    def answer(describe, *args) -> web.Response:
+    def answer(describe: Callable[..., str], *args: object) -> web.Response:
         try:
             return web.json_response({"text": describe(*args)})
         except DCAEError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from typing import Any
 
 import comfy.model_management as management
 import comfy.sd
@@ -95,7 +96,8 @@ def codec_of(vae: comfy.sd.VAE, number: int) -> Codec:
     """Return a codec that uses the VAE's own encode and decode, under ComfyUI's memory management."""
     is_dcae = isinstance(vae, DCAEVAE)
     kind = vae.dcae.name if is_dcae else type(vae.first_stage_model).__name__
-    ratio = vae.spacial_compression_encode()
+    ratio: Any = vae.spacial_compression_encode()
+    model: Any = vae.first_stage_model
     management.load_models_gpu([vae.patcher])  # else the first run's memory would include them
 
     def encode(x: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ def codec_of(vae: comfy.sd.VAE, number: int) -> Codec:
         decode=decode,
         device=vae.device,
         dtype=vae.vae_dtype,
-        weights=[*vae.first_stage_model.parameters(), *vae.first_stage_model.buffers()],
+        weights=[*model.parameters(), *model.buffers()],
         scaling_factor=vae.dcae.variant.scaling_factor if is_dcae else None,
     )
 

@@ -76,7 +76,7 @@ def carries_latent(node: Callable[[str], Node], consumer: Node, name: str) -> bo
     source, slot = consumer["inputs"][name]
     if not may_be_latent(NODE_CLASS_MAPPINGS[node(str(source))["class_type"]].RETURN_TYPES[slot]):
         return False  # first, since INPUT_TYPES may list folders
-    inputs = NODE_CLASS_MAPPINGS[consumer["class_type"]].INPUT_TYPES()
+    inputs: Any = NODE_CLASS_MAPPINGS[consumer["class_type"]].INPUT_TYPES()
     return all(may_be_latent(part[name][0]) for part in inputs.values() if name in part)
 
 

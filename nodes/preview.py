@@ -59,7 +59,8 @@ class DCAEPreview(io.ComfyNode):
         weights, which all clones share, and samplers read it before they apply a clone's patches.
         """
         vae = require(vae)
-        model_format, variant = model.get_model_object("latent_format"), vae.dcae.variant
+        model_format: Any = model.get_model_object("latent_format")
+        variant = vae.dcae.variant
         axes = getattr(model_format, "latent_dimensions", 2)
         if axes != 2 or not variant.accepts(model_format.latent_channels):
             raise LatentError(
@@ -69,7 +70,7 @@ class DCAEPreview(io.ComfyNode):
             )
         whole = model_format.latent_channels == variant.latent_channels
         colours = (preview.find(variant) if whole else None) or fit(vae, model_format.latent_channels)
-        preview_format = comfy.latent_formats.LatentFormat()
+        preview_format: Any = comfy.latent_formats.LatentFormat()
         preview_format.latent_channels = model_format.latent_channels
         if colours is not None:
             # A sampler's latents have the model's own scale.

@@ -83,7 +83,8 @@ class Previewer:
 
     def decode_latent_to_preview_image(self, preview_format: str, x0: Tensor) -> tuple[Any, ...] | None:
         if self.tiny is not None:
-            budget = max(1, int(management.get_free_memory(self.tiny.device) / 2))
+            free: Any = management.get_free_memory(self.tiny.device)
+            budget = max(1, int(free / 2))
             try:
                 picture = self.tiny.decode(self.to_raw(x0[:1]), budget=budget)[0].movedim(0, -1)
                 return preview_format, latent_preview.preview_to_image(picture), latent_preview.MAX_PREVIEW_RESOLUTION

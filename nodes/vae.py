@@ -135,7 +135,7 @@ class DCAEVAE(comfy.sd.VAE):
     def _free(self) -> int:
         """Return the bytes that a run may take now. ComfyUI's figure for a CPU ignores a container's limit; this
         one does not."""
-        free = management.get_free_memory(self.device)
+        free: Any = management.get_free_memory(self.device)
         if management.is_device_cpu(self.device):
             free = min(free, free_bytes(self.device) or free)
         return free - management.extra_reserved_memory()

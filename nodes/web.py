@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import comfy.model_management as management
 import torch
@@ -115,7 +116,7 @@ def describe_plan(query: dict[str, str]) -> str:
     direction, mode = query.get("direction", ""), query.get("size_mode") or "pad"
     fit = Fit(height, width, ratio, "pad" if mode == "forgotten" else mode)
     weights = weight_bytes(make_plan, dtype)
-    limit = int(budget * 2**30) if budget > 0 else management.get_total_memory(device)
+    limit: Any = int(budget * 2**30) if budget > 0 else management.get_total_memory(device)
     run = (direction, *fit.padded, batch, max(1, limit - weights), dtype)
     plan = make_plan(*run, device=device.type)
     if direction == "encode":

@@ -219,7 +219,7 @@ def vae_decode(
     **options: Any,
 ) -> Any:
     """Decode small DC-AE latents, which SD.Next would take for pictures, and raise the error of a failed decode."""
-    pipe = model or shared.sd_model
+    pipe: Any = model or shared.sd_model
     if not hasattr(pipe, "vae") and hasattr(pipe, "pipe"):
         pipe = pipe.pipe
     vae = hosted.hosted_vae(pipe)

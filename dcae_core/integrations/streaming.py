@@ -142,7 +142,7 @@ class Streaming(ImageAutoencoder):
         return self.vae.config["scaling_factor"]
 
     def _coder(self, direction: str) -> Coder:
-        return self.coders[direction].made()
+        return self.coders[direction].make()
 
     def _like_for(self, direction: str) -> Tensor:
         coder = self.coders[direction]
@@ -312,15 +312,15 @@ class StreamedCoder:
         with onloaded(self.module) as offloaded, execute.without_autocast(self.like.device):
             if offloaded or self.snapshot is None or not self.snapshot.is_current():
                 self.engine = self.snapshot = None
-            self.made()
+            self.make()
             try:
                 yield
             finally:
                 if offloaded:
                     self.engine = self.snapshot = None
 
-    def made(self) -> InferenceCoder:
-        """Return `engine`, which is made where there is none."""
+    def make(self) -> InferenceCoder:
+        """Return `engine`, after it is made where there is none."""
         if self.engine is None:
             with torch.no_grad(), torch.inference_mode(False):
                 self.snapshot = Snapshot(self.module)

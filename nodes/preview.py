@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import comfy.latent_formats
@@ -70,13 +70,13 @@ class DCAEPreview(io.ComfyNode):
             )
         whole = model_format.latent_channels == variant.latent_channels
         colours = (preview.find(variant) if whole else None) or fit(vae, model_format.latent_channels)
-        preview_format: Any = comfy.latent_formats.LatentFormat()
+        preview_format = comfy.latent_formats.LatentFormat()
         preview_format.latent_channels = model_format.latent_channels
         if colours is not None:
             # A sampler's latents have the model's own scale.
             colours = colours.after(lambda z: model_format.process_out(z) * preview.scale_of(variant))
-            preview_format.latent_rgb_factors = colours.factors.tolist()
-            preview_format.latent_rgb_factors_bias = colours.bias.tolist()
+            preview_format.latent_rgb_factors = cast(Any, colours.factors.tolist())
+            preview_format.latent_rgb_factors_bias = cast(Any, colours.bias.tolist())
         preview_format.taesd_decoder_name = model_format.taesd_decoder_name
         device = model.load_device
 

@@ -4,9 +4,13 @@ in `dcae_core`."""
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import dcae_core
-from dcae_core.autoencoder import Device, Dtype
+from dcae_core.autoencoder import Device, Dtype, Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["DCAE"]
 
@@ -22,14 +26,15 @@ class DCAE(dcae_core.DCAE):
 
     def __init__(
         self,
-        model: str | os.PathLike,
-        device: Device = None,
-        dtype: Dtype = None,
-        cache_dir: str | os.PathLike | None = None,
-        **options,
+        model: str | os.PathLike[str],
+        device: Device | None = None,
+        dtype: Dtype | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        **options: Unpack[Options],
     ):
         folder = None if cache_dir is None else os.path.expanduser(cache_dir)
-        super().__init__(model, device, dtype, folder, **{"download": True, **options})
+        options.setdefault("download", True)
+        super().__init__(model, device, dtype, folder, **options)
 
     @property
     def scale(self) -> int:

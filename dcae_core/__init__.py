@@ -57,7 +57,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     for module, exported in _LAZY.items():
         if name in exported:
             parent = importlib.import_module(module, __name__)

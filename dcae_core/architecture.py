@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 from .errors import OptionError, counted
 
@@ -112,7 +113,7 @@ class Architecture:
         return 2 ** max(0, len(self.encoder.stages) - 1)
 
     @classmethod
-    def from_config(cls, config: Mapping) -> Architecture:
+    def from_config(cls, config: Mapping[str, object]) -> Architecture:
         """The network of a `config.json` of diffusers' AutoencoderDC; what it leaves out has diffusers' defaults.
 
         Raises OptionError, which names the field, for values that are not of such a config or can't go together.
@@ -120,14 +121,14 @@ class Architecture:
         fields = {name: _checked(name, config.get(name, default)) for name, default in DEFAULTS.items()}
         if fields["in_channels"] != 3:
             raise OptionError(f"in_channels is {fields['in_channels']}: needed is 3, red, green and blue.")
-        coders = []
+        coders: list[CoderSpec] = []
         for side, resample, shortcut in (
             ("encoder", "downsample_block_type", "encoder_out_shortcut"),
             ("decoder", "upsample_block_type", "decoder_in_shortcut"),
         ):
             widths = fields[f"{side}_block_out_channels"]
             decoding = side == "decoder"
-            columns = {
+            columns: dict[str, Sequence[Any]] = {
                 "width": widths,
                 "depth": fields[f"{side}_layers_per_block"],
                 "block": _each(fields[f"{side}_block_types"], widths),
@@ -144,9 +145,9 @@ class Architecture:
             coders.append(CoderSpec(stages, fields[resample], fields[shortcut], **more))
         return cls(fields["latent_channels"], *coders)
 
-    def diffusers_config(self) -> dict:
+    def diffusers_config(self) -> dict[str, object]:
         """The `config.json` of diffusers' AutoencoderDC for this network, without a scaling factor."""
-        config: dict = {
+        config: dict[str, object] = {
             "_class_name": "AutoencoderDC",
             "in_channels": 3,
             "latent_channels": self.latent_channels,
@@ -207,12 +208,12 @@ class Architecture:
                 yield f"{side}: the shortcut needs {stages[-1].width} to be a multiple of {self.latent_channels}"
 
 
-def _each(value: str | Sequence, stages: Sequence) -> Sequence:
+def _each(value: str | Sequence[Any], stages: Sequence[int]) -> Sequence[Any]:
     """One value for each stage."""
     return (value,) * len(stages) if isinstance(value, str) else value
 
 
-def _checked(name: str, value: object) -> object:
+def _checked(name: str, value: object) -> Any:
     """Return a config's value with tuples for lists. Raises OptionError where it is not of the type of the default."""
     default = DEFAULTS[name]
     if isinstance(value, (list, tuple)) and len(value) <= MAX_STAGES:

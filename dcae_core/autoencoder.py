@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from . import variants
 from .engine import execute
 from .engine import plan as planning
-from .engine.coder import InferenceAutoencoder, InferenceCoder
+from .engine.coder import Coder, InferenceAutoencoder
 from .engine.devices import best_dtype, compute_dtype, parse_device, parse_dtype
 from .engine.memory import Budget, parse_bytes, usable_bytes
 from .engine.rewrites import REWRITES
@@ -28,16 +29,28 @@ from .variants import Variant
 from .weights import hub, infer_variant, keys, recognise
 from .weights.checkpoint import Checkpoint
 
-__all__ = ["DCAE", "Device", "Dtype", "ImageAutoencoder", "first_unless"]
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
-Device = str | torch.device | None
-Dtype = str | torch.dtype | None
+__all__ = ["DCAE", "Device", "Dtype", "ImageAutoencoder", "Options", "first_unless"]
+
+Device = str | torch.device
+Dtype = str | torch.dtype
 Progress = execute.Progress
+
+
+class Options(TypedDict, total=False):
+    """What a DCAE takes by name only."""
+
+    variant: str | Variant | None
+    config: Mapping[str, object] | None
+    precision: str | None
+    download: bool
 
 
 class ImageAutoencoder:
     """What encodes and decodes: planned runs of a `model` of a `variant`, which a subclass has loaded. `model` has an
-    `encoder` and a `decoder` like `engine.coder.InferenceCoder`.
+    `encoder` and a `decoder` that are an `engine.coder.Coder`.
 
     Attributes beside the properties: `model`, `variant`; `last_plan`, the Plan of the last run, None before the first.
     """
@@ -45,15 +58,16 @@ class ImageAutoencoder:
     model: nn.Module
     variant: Variant
     last_plan: planning.Plan | None = None
+    lock: threading.RLock  # held during a run
     _shares_weights = False  # with somebody else
 
-    def __new__(cls, *arguments, **options):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         return self
 
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}  # locks can't be copied
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "lock"}  # locks can't be copied
 
     @property
     def name(self) -> str:
@@ -99,7 +113,7 @@ class ImageAutoencoder:
     def dtype(self) -> torch.dtype:
         return self._like.dtype
 
-    def to(self, device: Device = None, dtype: Dtype = None) -> DCAE:
+    def to(self, device: Device | None = None, dtype: Dtype | None = None) -> Self:
         """Move or convert the weights in place; return self. A dtype alone will do. Raises OptionError."""
         if isinstance(device, torch.dtype):
             device, dtype = None, device
@@ -119,7 +133,7 @@ class ImageAutoencoder:
         height: int,
         width: int,
         batch: int = 1,
-        budget: Budget = None,
+        budget: Budget | None = None,
         latent_channels: int | None = None,
     ) -> planning.Plan:
         """Plan `direction` ("encode" or "decode") of pictures of `height` x `width` pixels.
@@ -128,7 +142,7 @@ class ImageAutoencoder:
         free on the device now, or where that is too little the least that can do. latent_channels: as for `encode`.
         Raises BudgetError, which names the smallest budget that would do, and OptionError.
         """
-        like, limit, strict = self._coder(direction).like, parse_bytes(budget), True
+        like, limit, strict = self._like_for(direction), parse_bytes(budget), True
         if limit is None:
             limit, strict = usable_bytes(like.device), False
         device, channels = like.device.type, self.variant.channels(latent_channels)
@@ -151,16 +165,20 @@ class ImageAutoencoder:
         run = (self.variant.architecture, direction, height, width, batch, limit, target.dtype)
         return planning.make(*run, device=target.device, channels=channels, name=self.name, strict=strict)
 
-    def _coder(self, direction: str) -> InferenceCoder:
-        return self.model.encoder if direction == "encode" else self.model.decoder
+    def _like_for(self, direction: str) -> Tensor:
+        """A weight of the encoder or the decoder."""
+        return self._coder(direction).like
+
+    def _coder(self, direction: str) -> Coder:
+        return getattr(self.model, "encoder" if direction == "encode" else "decoder")
 
     @torch.no_grad()
     def encode(
         self,
         x: Tensor,
-        budget: Budget = None,
+        budget: Budget | None = None,
         progress: Progress | None = None,
-        output_device: Device = None,
+        output_device: Device | None = None,
         latent_channels: int | None = None,
     ) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1], or uint8, on any device -> raw latents [B, c, ceil(H/f), ceil(W/f)]. What
@@ -191,9 +209,9 @@ class ImageAutoencoder:
         self,
         z: Tensor,
         size: tuple[int, int] | None = None,
-        budget: Budget = None,
+        budget: Budget | None = None,
         progress: Progress | None = None,
-        output_device: Device = None,
+        output_device: Device | None = None,
         as_uint8: bool = False,
     ) -> Tensor:
         """Raw latents [B, c, h, w], on any device -> pictures [B, 3, f*h, f*w], around [-1, 1] (not clamped).
@@ -228,14 +246,14 @@ class ImageAutoencoder:
         x: Tensor,
         size: tuple[int, int],
         channels: int,
-        budget: Budget,
+        budget: Budget | None,
         progress: Progress | None,
-        output_device: Device,
+        output_device: Device | None,
         as_uint8: bool = False,
     ) -> Tensor:
         """`size` is the padded picture's, `channels` are the latent's. One run at a time, see `execute.run`."""
         make_plan = partial(self.plan, direction, *size, len(x), budget, channels)
-        with self._lock:
+        with self.lock:
             result, self.last_plan = execute.run(
                 self._coder(direction), make_plan, x, progress, output_device, as_uint8, self._shares_weights
             )
@@ -264,13 +282,13 @@ class DCAE(ImageAutoencoder):
 
     def __init__(
         self,
-        model: str | os.PathLike = "dc-ae-f32c32-mix-1.0",
-        device: Device = None,
-        dtype: Dtype = None,
-        cache_dir: str | os.PathLike | None = None,
+        model: str | os.PathLike[str] = "dc-ae-f32c32-mix-1.0",
+        device: Device | None = None,
+        dtype: Dtype | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         *,
         variant: str | Variant | None = None,
-        config: Mapping | None = None,
+        config: Mapping[str, object] | None = None,
         precision: str | None = None,
         download: bool = False,
     ):
@@ -282,28 +300,33 @@ class DCAE(ImageAutoencoder):
     @classmethod
     def from_pretrained(
         cls,
-        model: str | os.PathLike,
+        model: str | os.PathLike[str],
         *,
-        torch_dtype: Dtype = None,
+        torch_dtype: Dtype | None = None,
         local_files_only: bool = False,
-        **options,
-    ) -> DCAE:
+        device: Device | None = None,
+        dtype: Dtype | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        **options: Unpack[Options],
+    ) -> Self:
         """As `DCAE(model, ...)`, with the names that diffusers has for its arguments, and like there downloading what
         is not here."""
-        dtype = options.pop("dtype", None) if torch_dtype is None else torch_dtype
-        return cls(model, dtype=dtype, **{"download": not local_files_only, **options})
+        if dtype is not None and torch_dtype is not None:
+            raise OptionError(f"dtype is {dtype}, and torch_dtype {torch_dtype}: leave one out.")
+        options.setdefault("download", not local_files_only)
+        return cls(model, device, torch_dtype if dtype is None else dtype, cache_dir, **options)
 
     @classmethod
     def from_file(
         cls,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         variant: str | Variant | None = None,
-        device: Device = None,
-        dtype: Dtype = None,
+        device: Device | None = None,
+        dtype: Dtype | None = None,
         *,
-        config: Mapping | None = None,
+        config: Mapping[str, object] | None = None,
         precision: str | None = None,
-    ) -> DCAE:
+    ) -> Self:
         """Load a safetensors file or a (diffusers) folder, in either key layout, with or without a prefix: a published
         variant, or any other AutoencoderDC, whose variant is then called after the file.
 
@@ -321,11 +344,11 @@ class DCAE(ImageAutoencoder):
         cls,
         state_dict: Mapping[str, Tensor],
         variant: str | Variant | None = None,
-        device: Device = None,
-        dtype: Dtype = None,
+        device: Device | None = None,
+        dtype: Dtype | None = None,
         rewrites: Collection[str] = REWRITES,
-        config: Mapping | None = None,
-    ) -> DCAE:
+        config: Mapping[str, object] | None = None,
+    ) -> Self:
         """Take tensors in either key layout, with or without a prefix. Strict: every tensor must fit.
 
         Tensors that run as they are stay shared with the caller, others are copied: give a copy to go on training.
@@ -333,7 +356,7 @@ class DCAE(ImageAutoencoder):
         `dcae_core.engine.rewrites` to make; tests leave some out. Raises CheckpointError.
         """
         for key, tensor in state_dict.items():
-            if not isinstance(key, str) or not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.is_meta:
+            if not _is_weight(key, tensor):
                 raise CheckpointError(f"The state dict holds {key!r}: needed are names and real tensors with numbers.")
         where = "The state dict"
         _, names = keys.autoencoder_names(state_dict, where)
@@ -349,7 +372,7 @@ class DCAE(ImageAutoencoder):
         return self
 
     @classmethod
-    def empty(cls, variant: str | Variant, device: Device = None, dtype: Dtype = None) -> DCAE:
+    def empty(cls, variant: str | Variant, device: Device | None = None, dtype: Dtype | None = None) -> Self:
         """Make one with uninitialised weights; device "meta" allocates nothing."""
         self = cls.__new__(cls)
         chosen = variants.find(variant)
@@ -365,7 +388,9 @@ class DCAE(ImageAutoencoder):
             raise CheckpointError(f"{self.name} was not loaded from a file: its tensors are those it was made of.")
         return Checkpoint(self.path, precision=self._precision).tensors()
 
-    def _load(self, checkpoint: Checkpoint, variant: str | Variant | None, device: Device, dtype: Dtype) -> None:
+    def _load(
+        self, checkpoint: Checkpoint, variant: str | Variant | None, device: Device | None, dtype: Dtype | None
+    ) -> None:
         chosen, named = first_unless(lambda: checkpoint.choose(variant), checkpoint.fits)
         self.path, self.layout, self._precision = checkpoint.path, checkpoint.layout, checkpoint.precision
         self._build(checkpoint.state(chosen.architecture), chosen, device, dtype)
@@ -376,8 +401,8 @@ class DCAE(ImageAutoencoder):
         self,
         state: dict[str, Tensor],
         variant: Variant,
-        device: Device,
-        dtype: Dtype,
+        device: Device | None,
+        dtype: Dtype | None,
         rewrites: Collection[str] = REWRITES,
     ) -> None:
         device = parse_device(device)
@@ -398,6 +423,10 @@ def first_unless(choose: Callable[[], Variant], fits: list[Variant]) -> tuple[Va
         return choose(), True
     except AmbiguousVariant:
         return fits[0], False
+
+
+def _is_weight(key: object, tensor: object) -> bool:
+    return isinstance(key, str) and isinstance(tensor, Tensor) and not tensor.is_complex() and not tensor.is_meta
 
 
 def _describe(x: Tensor) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 __all__ = ["ASSETS", "atomic_write"]
@@ -14,7 +14,7 @@ ASSETS = Path(__file__).parent / "assets"  # bundled files; see SOURCES.md there
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Generator[Path]:
     """Yield the path of a new temporary file, which replaces `path` when the block ends. An error, including Ctrl-C,
     removes it. Concurrent writers have separate temporary files, so that one whole result remains."""
     part = path.with_name(f"{path.name[:40]}.{secrets.token_hex(4)}.part")

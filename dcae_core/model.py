@@ -26,6 +26,7 @@ __all__ = [
     "Encoder",
     "GLUMBConv",
     "LinearAttention",
+    "MultiscaleProjection",
     "RMSNorm",
     "ResBlock",
     "UpBlock",
@@ -56,11 +57,11 @@ class RMSNorm(nn.Module):
 class Pointwise(nn.Linear):
     """A linear map of each pixel's channels: nn.Linear's parameters, on NCHW maps."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight[:, :, None, None], self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight[:, :, None, None], self.bias)
 
 
-def norm(kind: str, channels: int) -> nn.Module:
+def norm(kind: str, channels: int) -> RMSNorm | nn.BatchNorm2d:
     return {"rms_norm": RMSNorm, "batch_norm": nn.BatchNorm2d}[kind](channels)
 
 
@@ -213,9 +214,10 @@ class Encoder(nn.Module):
             self.conv_in = nn.Conv2d(3, stages[0].width, 3, padding=1)
         else:
             self.conv_in = DownBlock(3, stages[1].width, coder.resample, shortcut=False)
-        self.down_blocks = nn.ModuleList(nn.Sequential(*(block(s) for _ in range(s.depth))) for s in stages)
-        for here, below, blocks in zip(stages[first:], stages[first + 1 :], self.down_blocks[first:], strict=False):
+        parts = [nn.Sequential(*(block(s) for _ in range(s.depth))) for s in stages]
+        for here, below, blocks in zip(stages[first:], stages[first + 1 :], parts[first:], strict=False):
             blocks.append(DownBlock(here.width, below.width, coder.resample))
+        self.down_blocks = nn.ModuleList(parts)
         self.conv_out = nn.Conv2d(stages[-1].width, latent_channels, 3, padding=1)
         self.shortcut, self.latent_channels = coder.shortcut, latent_channels
 
@@ -223,7 +225,8 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for blocks in self.down_blocks:
             x = blocks(x)
-        z = F.conv2d(x, self.conv_out.weight[:channels], self.conv_out.bias[:channels], padding=1)
+        weight, bias = (p[:channels] for p in self.conv_out.parameters())
+        z = F.conv2d(x, weight, bias, padding=1)
         return z + average(x, self.latent_channels) if self.shortcut else z
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from . import variants
 from .autoencoder import Device, Dtype, ImageAutoencoder
 from .engine import plan as planning
+from .engine.coder import Coder
 from .engine.devices import best_dtype, parse_device, parse_dtype
 from .engine.live_bytes import LiveBytes
 from .engine.memory import format_bytes, format_gib
@@ -29,8 +30,9 @@ from .media.nonfinite import check_weights
 from .media.sizes import Fit
 from .untrusted import open_safetensors, read_pickle, shorten
 
-__all__ = ["PARTS", "TAESANA", "WHERE", "decoder", "encoder", "file_names", "load", "make_plan"]
+__all__ = ["NAME", "PARTS", "TAESANA", "WHERE", "decoder", "encoder", "file_names", "load", "make_plan"]
 
+NAME = "TAESANA"
 PARTS = ("encoder", "decoder")
 VARIANT = variants.find("dc-ae-f32c32-sana-1.0")  # whose latents it reads and makes
 WHERE = "https://github.com/madebyollin/taesd"
@@ -54,15 +56,14 @@ class TAESANA(ImageAutoencoder):
     Attributes beside those of ImageAutoencoder: `files`, the path of each part that is there.
     """
 
-    name = "TAESANA"
     space = VARIANT.latent_space
 
     def __init__(
         self,
-        encoder: str | os.PathLike | None = None,
-        decoder: str | os.PathLike | None = None,
-        device: Device = None,
-        dtype: Dtype = None,
+        encoder: str | os.PathLike[str] | None = None,
+        decoder: str | os.PathLike[str] | None = None,
+        device: Device | None = None,
+        dtype: Dtype | None = None,
     ):
         given = {"encoder": encoder, "decoder": decoder}
         self.files = {part: Path(path) for part, path in given.items() if path is not None}
@@ -72,20 +73,26 @@ class TAESANA(ImageAutoencoder):
         dtype = parse_dtype(dtype) or best_dtype(device)
         self.model, self.variant = nn.Module(), VARIANT
         for part in PARTS:
-            coder = Coder(part, load(self.files[part], part)) if part in self.files else None
+            coder = TinyCoder(part, load(self.files[part], part)) if part in self.files else None
             self.model.add_module(part, coder)
         self.model.to(device, dtype)
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike, device: Device = None, dtype: Dtype = None) -> TAESANA:
+    def from_folder(
+        cls, folder: str | os.PathLike[str], device: Device | None = None, dtype: Dtype | None = None
+    ) -> TAESANA:
         """Load what a folder has of it, under one of `file_names`."""
-        found = {}
+        found: dict[str, Path | None] = {}
         for part in PARTS:
             paths = [Path(folder) / name for name in file_names(part)]
             found[part] = next((path for path in paths if path.is_file()), None)
         if not any(found.values()):
             raise CheckpointError(f"The folder {folder} holds no TAESANA. {_missing('encoder or decoder')}")
-        return cls(**found, device=device, dtype=dtype)
+        return cls(found["encoder"], found["decoder"], device, dtype)
+
+    @property
+    def name(self) -> str:
+        return NAME
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -96,7 +103,7 @@ class TAESANA(ImageAutoencoder):
         files = " and ".join(str(path) for path in self.files.values())
         raise CheckpointError(f"TAESANA can't be saved as one file: copy {files} instead.")
 
-    def _coder(self, direction: str) -> Coder:
+    def _coder(self, direction: str) -> TinyCoder:
         part = "encoder" if direction == "encode" else "decoder"
         if part not in self.files:
             (here,) = self.files.values()
@@ -118,7 +125,7 @@ class TAESANA(ImageAutoencoder):
         return make_plan(direction, height, width, batch, limit, target.dtype, device=target.device, strict=strict)
 
 
-class Coder(nn.Module):
+class TinyCoder(Coder):
     """One of the two networks, as `engine.execute` runs it. The network itself has pictures in [0, 1], and latents as
     a diffusion model has them, which are raw ones times the scaling factor."""
 
@@ -126,12 +133,7 @@ class Coder(nn.Module):
         super().__init__()
         self.part, self.network = part, network
 
-    @property
-    def like(self) -> Tensor:
-        """A weight, for its device and dtype."""
-        return next(self.parameters())
-
-    def first_channels(self, channels: int) -> Coder:
+    def first_channels(self, channels: int) -> TinyCoder:
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,7 +148,7 @@ def file_names(part: str) -> tuple[str, str]:
     return f"taesana_{part}.safetensors", f"taesana_{part}.pth"
 
 
-def load(path: str | os.PathLike, part: str) -> nn.Sequential:
+def load(path: str | os.PathLike[str], part: str) -> nn.Sequential:
     """Read the network "encoder" or "decoder" of a file: of pictures in [0, 1] and scaled latents. Raises
     CheckpointError."""
     with torch.device("meta"):
@@ -186,8 +188,8 @@ class Clamp(nn.Module):
         return torch.tanh(x / 3) * 3
 
 
-def conv(inner: int, outer: int, **options) -> nn.Conv2d:
-    return nn.Conv2d(inner, outer, 3, padding=1, **options)
+def conv(inner: int, outer: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(inner, outer, 3, stride, padding=1, bias=bias)
 
 
 def relu() -> nn.ReLU:
@@ -238,7 +240,7 @@ def make_plan(
     ends = batch * dtype.itemsize * (3 + channels / ratio**2) * height * width  # input and output
     maps = _pixel_bytes(direction, dtype) * height * width
     together = batch if budget is None else min(batch, int((budget - ends) // maps))
-    if together < 1 and strict:
+    if budget is not None and together < 1 and strict:
         needed = int(ends + maps)
         raise BudgetError(
             f"{direction} of {width}x{height} with TAESANA, which runs whole, needs at least {format_gib(needed)} GiB "
@@ -247,15 +249,15 @@ def make_plan(
             needed,
         )
     together = max(1, together)
-    run = (VARIANT.architecture, direction, height, width, batch, channels, Target(dtype, device), TAESANA.name)
+    run = (VARIANT.architecture, direction, height, width, batch, channels, Target(dtype, device), NAME)
     weights = sum(p.numel() for p in _meta_coder(direction).parameters()) * dtype.itemsize
     return WholePlan(*run, True, together, (), (), int(ends + together * maps), weights)
 
 
 @cache
-def _meta_coder(direction: str) -> Coder:
+def _meta_coder(direction: str) -> TinyCoder:
     with torch.device("meta"):
-        return Coder("encoder", encoder()) if direction == "encode" else Coder("decoder", decoder())
+        return TinyCoder("encoder", encoder()) if direction == "encode" else TinyCoder("decoder", decoder())
 
 
 @cache

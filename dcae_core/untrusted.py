@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from .picture_plugins import ENDINGS, load_plugin
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
     from torch import Tensor
 
 __all__ = [
@@ -55,16 +56,18 @@ KINDS = {  # by how a file begins
 MAX_PICKLE_PARTS = 1024  # tensors and what else torch.save puts into its zip file
 SAFE_TORCH = (2, 10)  # before, a file made for it could break `weights_only`: CVE-2026-24747
 # Formats that Pillow decodes itself (for EPS it runs Ghostscript), without rare and little-tested ones.
-PICTURES = ("AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI")
-PICTURES += ("SGI", "TGA", "TIFF", "WEBP")
+PICTURES = (
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI"),
+    *("SGI", "TGA", "TIFF", "WEBP"),
+)
 
 
-def is_file(path: str | os.PathLike) -> bool:
+def is_file(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a regular file, not a folder, pipe or device. False for a path that can't be accessed."""
     return os.path.isfile(path)
 
 
-def file_in_folder(folder: str | os.PathLike, name: str) -> str | None:
+def file_in_folder(folder: str | os.PathLike[str], name: str) -> str | None:
     """Return the path of the file `name` in `folder`, or None if it is absent or `name` leads out of the folder. Links
     in the folder are followed."""
     folder = os.path.abspath(folder)
@@ -72,7 +75,7 @@ def file_in_folder(folder: str | os.PathLike, name: str) -> str | None:
     return path if path.startswith(os.path.join(folder, "")) and is_file(path) else None
 
 
-def kind_of(path: str | os.PathLike) -> str | None:
+def kind_of(path: str | os.PathLike[str]) -> str | None:
     """Return what a file is that is none of ours, for messages: PICKLE, "a NumPy array", "a picture (PNG)", "text" and
     so on; None where that is not known. Raises OSError."""
     with open(path, "rb") as file:
@@ -101,7 +104,7 @@ def shorten(text: object, limit: int = 100) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
-def open_safetensors(path: str | os.PathLike, limit: int = MAX_HEADER_BYTES):
+def open_safetensors(path: str | os.PathLike[str], limit: int = MAX_HEADER_BYTES) -> safe_open:
     """Return a `safe_open` handle on the CPU, of a file whose header has up to `limit` bytes. Raises SafetensorError,
     OSError, ValueError, RuntimeError or MemoryError."""
     if not is_file(path):
@@ -111,13 +114,13 @@ def open_safetensors(path: str | os.PathLike, limit: int = MAX_HEADER_BYTES):
     return safe_open(str(path), framework="pt")
 
 
-def header_bytes(path: str | os.PathLike) -> int:
+def header_bytes(path: str | os.PathLike[str]) -> int:
     """Return the header's length in bytes that a safetensors file claims."""
     with open(path, "rb") as file:
         return int.from_bytes(file.read(8), "little")
 
 
-def read_pickle(path: str | os.PathLike, known: Collection[str] = ()) -> dict[str, Tensor]:
+def read_pickle(path: str | os.PathLike[str], known: Collection[str] = ()) -> dict[str, Tensor]:
     """Return the tensors, on the CPU, of a state dict that torch.save wrote. Only for small files that are published as
     nothing else.
 
@@ -189,16 +192,17 @@ def picture_endings() -> frozenset[str]:
     return frozenset([*endings, *ENDINGS])
 
 
-def open_image(source: str | os.PathLike | BinaryIO):
+def open_image(source: str | os.PathLike[str] | BinaryIO) -> PillowImage:
     """Return a Pillow image, not decoded yet (JPEG XL is), of a path or an open file. Pillow refuses more than twice
     Image.MAX_IMAGE_PIXELS. Raises ImageError where a package is missing; other errors have no common class."""
     from PIL import Image
 
-    if isinstance(source, (str, os.PathLike)) and not is_file(source):
+    named = isinstance(source, (str, os.PathLike))
+    if named and not is_file(source):
         raise OSError("it is not a file")
     Image.init()
     formats = [name for name in PICTURES if name in Image.OPEN]
-    with contextlib.nullcontext(source) if hasattr(source, "read") else open(source, "rb") as file:
+    with open(source, "rb") if named else contextlib.nullcontext(source) as file:
         formats = load_plugin(file) or formats
         file.seek(0)
     image = Image.open(source, formats=formats)

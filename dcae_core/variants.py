@@ -86,7 +86,7 @@ class Variant:
             raise OptionError(f"A scaling factor of {factor} is impossible: needed is a number from 1e-6 to 1e6.")
         return factor
 
-    def diffusers_config(self) -> dict:
+    def diffusers_config(self) -> dict[str, object]:
         """The `config.json` that diffusers' AutoencoderDC wants for this variant."""
         return {**self.architecture.diffusers_config(), "scaling_factor": self.scaling_factor}
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 
+from comfy.sd import VAE
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 from torch.nn import functional
 
 from ..dcae_core import images
 from ..dcae_core.media.sizes import MODES, Fit
-from .latents import channels_input, check_variant, picture_area, remember
+from .latents import Latent, channels_input, check_variant, picture_area, remember
 from .schema import aliases
 from .vae import DCAEVAE, require
 from .web import describe_run, show_line
@@ -18,7 +19,7 @@ from .web import describe_run, show_line
 __all__ = ["DCAEDecode", "DCAEEncode"]
 
 
-def budget_input():
+def budget_input() -> io.Float.Input:
     return io.Float.Input(
         "budget_gib",
         default=0.0,
@@ -64,7 +65,13 @@ class DCAEEncode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, pixels, vae, size_mode: str, budget_gib: float = 0.0, latent_channels: int = 0, mask=None
+        cls,
+        pixels: Tensor,
+        vae: VAE,
+        size_mode: str,
+        budget_gib: float = 0.0,
+        latent_channels: int = 0,
+        mask: Tensor | None = None,
     ) -> io.NodeOutput:
         vae = require(vae)
         fit = Fit(pixels.shape[1], pixels.shape[2], vae.dcae.spatial_ratio, size_mode)
@@ -115,18 +122,21 @@ class DCAEDecode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, samples, vae, budget_gib: float = 0.0, width: int = 0, height: int = 0) -> io.NodeOutput:
+    def execute(
+        cls, samples: Latent, vae: VAE, budget_gib: float = 0.0, width: int = 0, height: int = 0
+    ) -> io.NodeOutput:
         vae = require(vae)
         check_variant(samples, vae.dcae.variant)
         vae.dcae.check_latent(samples["samples"])
         rows, columns = picture_area(samples, vae.dcae.spatial_ratio, cls.hidden, width=width, height=height)
         start = time.perf_counter()
         picture = vae.decode(samples["samples"], budget=int(budget_gib * 2**30))[:, rows, columns]
-        show_run(vae, tuple(picture.shape[1:3]), start)
+        show_run(vae, (picture.shape[1], picture.shape[2]), start)
         return io.NodeOutput(picture)
 
 
 def show_run(vae: DCAEVAE, picture: tuple[int, int], start: float) -> None:
     """Show the run that just ended on its node, by a message: an entry in its outputs would stand in /history beside
     the pictures that clients look for there. picture: (height, width)."""
-    show_line(describe_run(vae.dcae.last_plan, picture, time.perf_counter() - start), "done")
+    if (plan := vae.dcae.last_plan) is not None:
+        show_line(describe_run(plan, picture, time.perf_counter() - start), "done")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from typing import Any
 
 import comfy.model_management as management
 import comfy.sd
@@ -60,7 +61,16 @@ class DCAECompare(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, vae_1, repeats: int, amplify: float, vae_2=None, vae_3=None, vae_4=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        image: Tensor,
+        vae_1: comfy.sd.VAE,
+        repeats: int,
+        amplify: float,
+        vae_2: comfy.sd.VAE | None = None,
+        vae_3: comfy.sd.VAE | None = None,
+        vae_4: comfy.sd.VAE | None = None,
+    ) -> io.NodeOutput:
         vaes = [(i, vae) for i, vae in enumerate((vae_1, vae_2, vae_3, vae_4), start=1) if vae is not None]
         rows = [(f"picture {i}", lambda picture=picture: rounded(picture)) for i, picture in enumerate(image, start=1)]
         codecs = [(f"vae_{i}", lambda i=i, vae=vae: codec_of(vae, i)) for i, vae in vaes]
@@ -86,7 +96,8 @@ def codec_of(vae: comfy.sd.VAE, number: int) -> Codec:
     """Return a codec that uses the VAE's own encode and decode, under ComfyUI's memory management."""
     is_dcae = isinstance(vae, DCAEVAE)
     kind = vae.dcae.name if is_dcae else type(vae.first_stage_model).__name__
-    ratio = vae.spacial_compression_encode()
+    ratio: Any = vae.spacial_compression_encode()
+    model: Any = vae.first_stage_model
     management.load_models_gpu([vae.patcher])  # else the first run's memory would include them
 
     def encode(x: Tensor) -> Tensor:
@@ -104,7 +115,7 @@ def codec_of(vae: comfy.sd.VAE, number: int) -> Codec:
         decode=decode,
         device=vae.device,
         dtype=vae.vae_dtype,
-        weights=[*vae.first_stage_model.parameters(), *vae.first_stage_model.buffers()],
+        weights=[*model.parameters(), *model.buffers()],
         scaling_factor=vae.dcae.variant.scaling_factor if is_dcae else None,
     )
 
@@ -114,13 +125,13 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.").replace("float", "fp").replace("bfp", "bf")
 
 
-def page_data(comparison: Comparison, amplify: float) -> dict:
+def page_data(comparison: Comparison, amplify: float) -> dict[str, list[dict[str, object]]]:
     """Return what the page needs for its slider: pictures, as files of ComfyUI's temp folder, and a line for each."""
-    pictures = []
+    pictures: list[dict[str, object]] = []
     for i, row in enumerate(comparison.rows):
         if row.picture is None:
             continue
-        results = []
+        results: list[dict[str, str]] = []
         for column in comparison.columns:
             cell = column.cells[i] if column.cells else None
             if cell is None or cell.result is None:

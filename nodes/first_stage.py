@@ -4,6 +4,7 @@ Runs of the VAE don't pass through it, so that what is put into it changes no pi
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ class _Fixed(nn.Module):
 
     fixed: tuple[str, ...] = ()
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         if name not in self.fixed or (name != "forward" and name not in self._modules):
             return super().__setattr__(name, value)
         log.warning(
@@ -43,7 +44,8 @@ class FirstStageModel(_Fixed):
     def __init__(self, dcae: ImageAutoencoder):
         super().__init__()
         self.dcae = dcae
-        self.encoder, self.decoder = Coder(dcae.model.encoder), Coder(dcae.model.decoder)
+        model: Any = dcae.model
+        self.encoder, self.decoder = Coder(model.encoder), Coder(model.decoder)
 
     def encode(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] -> raw latents [B, c, H/f, W/f]."""
@@ -67,7 +69,7 @@ class Coder(_Fixed):
     def forward(self, x: Tensor) -> Tensor:
         return self.coder(x)
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..dcae_core.errors import ImageError
 from ..dcae_core.media.sizes import Fit
 
-__all__ = ["Way", "true_area", "ways"]
+__all__ = ["Node", "Way", "true_area", "ways"]
+
+Node = Mapping[str, Any]  # of a prompt: {"class_type", "inputs"}
 
 PADDED = (1, 2)  # of a picture's sides top, right, bottom, left (0 to 3): where Fit adds pixels
 TURNS = {"90": 1, "180": 2, "270": 3}  # clockwise, by the first word of LatentRotate's choices
@@ -28,7 +31,7 @@ class Way:
     scaled: bool = False
     known: bool = True
 
-    def through(self, kind: str, inputs: Mapping) -> Way:
+    def through(self, kind: str, inputs: Mapping[str, Any]) -> Way:
         """Return the way after one of ComfyUI's nodes, by its class and its inputs in the prompt."""
         top, right, bottom, left = self.sides
         if kind == "LatentRotate":
@@ -49,11 +52,14 @@ class Way:
 
 
 def ways(
-    node_id: str, node: Callable[[str], Mapping], carries_latent: Callable[[Mapping, str], bool], ends: tuple[str, ...]
+    node_id: str,
+    node: Callable[[str], Node],
+    carries_latent: Callable[[Node, str], bool],
+    ends: tuple[str, ...],
 ) -> set[Way]:
     """Return the ways on which latents reach a node: one for each picture that meets there.
 
-    node: gives a node of the prompt, {"class_type", "inputs"}, by its id. carries_latent: whether a node's input, by
+    node: gives a node of the prompt by its id. carries_latent: whether a node's input, by
     its name, may be linked to a latent. ends: classes of the nodes that write a size.
     """
     known: dict[str, set[Way]] = {}
@@ -95,7 +101,8 @@ def true_area(
         padding = [padded - side for padded, side in zip(fit.padded, size, strict=True)]
         had = list(fit.latent)
         if way.sides[0] % 2:  # lies on its side
-            padding.reverse(), had.reverse()
+            padding.reverse()
+            had.reverse()
         if way.scaled or had == list(latent):
             true = [w - pad * now // before for w, pad, now, before in zip(whole, padding, latent, had, strict=True)]
     for i, (name, given) in enumerate((("height", height), ("width", width))):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import comfy.model_management as management
 import folder_paths
 import torch
+from comfy.sd import VAE
 from comfy_api.v0_0_2 import io
 
 from nodes import NODE_CLASS_MAPPINGS
@@ -19,33 +21,35 @@ from ..dcae_core.media.latents import read
 from ..dcae_core.media.sizes import Fit
 from ..dcae_core.untrusted import file_in_folder
 from ..dcae_core.variants import latent_space
-from .geometry import true_area, ways
+from .geometry import Node, true_area, ways
 from .schema import aliases
-from .vae import DCAEVAE, require
+from .vae import require
 
 __all__ = [
     "DCAEEmptyLatent",
     "DCAELoadLatent",
     "DCAEScaleLatent",
+    "Latent",
     "channels_input",
     "check_variant",
     "picture_area",
     "remember",
 ]
 
+Latent = dict[str, Any]  # LATENT: "samples" and what else nodes put beside them
 SIZE = "dcae_size"  # a LATENT's key for the (height, width) of its picture before padding
 VARIANT = "dcae_variant"  # and for the name of the variant that it was made with
 FROM_VAE = "from vae"
 
 
-def remember(latent: dict, size: tuple[int, int] | None, variant: str | None = None) -> dict:
+def remember(latent: Latent, size: tuple[int, int] | None, variant: str | None = None) -> Latent:
     """Return `latent` with entries for the true (height, width) of its picture, see `picture_area`, and the name of its
     variant, see `check_variant`."""
     entries = {SIZE: size, VARIANT: variant}
     return {**latent, **{name: value for name, value in entries.items() if value is not None}}
 
 
-def check_variant(latent: dict, variant: Variant) -> None:
+def check_variant(latent: Latent, variant: Variant) -> None:
     """Raise LatentError if the latent has an entry for a variant of another latent space. Its shape may be the same."""
     name = latent.get(VARIANT)
     if name is not None and latent_space(name) != variant.latent_space:
@@ -54,7 +58,7 @@ def check_variant(latent: dict, variant: Variant) -> None:
         )
 
 
-def picture_area(latent: dict, ratio: int, hidden: io.HiddenHolder | None, **given: int) -> tuple[slice, slice]:
+def picture_area(latent: Latent, ratio: int, hidden: io.HiddenHolder | None, **given: int) -> tuple[slice, slice]:
     """Return the rows and columns of the decoded picture that are not padding, for the node whose `hidden` has its id
     and the prompt. given: `height` and `width` of `geometry.true_area`."""
     found = None
@@ -65,14 +69,14 @@ def picture_area(latent: dict, ratio: int, hidden: io.HiddenHolder | None, **giv
     return true_area(latent["samples"].shape[-2:], ratio, latent.get(SIZE), found, **given)
 
 
-def carries_latent(node: Callable[[str], dict], consumer: dict, name: str) -> bool:
+def carries_latent(node: Callable[[str], Node], consumer: Node, name: str) -> bool:
     """Whether the input `name` of a node of the prompt may be linked to a latent, by the types on both ends."""
     if not isinstance(consumer["inputs"][name], list):
         return False
     source, slot = consumer["inputs"][name]
     if not may_be_latent(NODE_CLASS_MAPPINGS[node(str(source))["class_type"]].RETURN_TYPES[slot]):
         return False  # first, since INPUT_TYPES may list folders
-    inputs = NODE_CLASS_MAPPINGS[consumer["class_type"]].INPUT_TYPES()
+    inputs: Any = NODE_CLASS_MAPPINGS[consumer["class_type"]].INPUT_TYPES()
     return all(may_be_latent(part[name][0]) for part in inputs.values() if name in part)
 
 
@@ -81,7 +85,7 @@ def may_be_latent(kind: object) -> bool:
     return isinstance(kind, str) and (kind.startswith(("*", "COMFY_")) or "LATENT" in kind.split(","))
 
 
-def chosen_variant(vae: DCAEVAE | None, variant: str) -> Variant:
+def chosen_variant(vae: VAE | None, variant: str) -> Variant:
     """Return the variant that a node's `vae` and `variant` inputs name."""
     if variant != FROM_VAE:
         return find(variant)
@@ -90,7 +94,7 @@ def chosen_variant(vae: DCAEVAE | None, variant: str) -> Variant:
     return require(vae).dcae.variant
 
 
-def variant_inputs() -> list:
+def variant_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "variant",
@@ -102,7 +106,7 @@ def variant_inputs() -> list:
     ]
 
 
-def channels_input():
+def channels_input() -> io.Int.Input:
     return io.Int.Input(
         "latent_channels",
         default=0,
@@ -136,7 +140,13 @@ class DCAEEmptyLatent(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, width: int, height: int, batch_size: int, variant: str, vae=None, latent_channels: int = 0
+        cls,
+        width: int,
+        height: int,
+        batch_size: int,
+        variant: str,
+        vae: VAE | None = None,
+        latent_channels: int = 0,
     ) -> io.NodeOutput:
         chosen = chosen_variant(vae, variant)
         shape = (batch_size, chosen.channels(latent_channels or None), *Fit(height, width, chosen.spatial_ratio).latent)
@@ -231,7 +241,9 @@ class DCAEScaleLatent(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, samples, direction: str, variant: str, vae=None, factor: float = 0.0) -> io.NodeOutput:
+    def execute(
+        cls, samples: Latent, direction: str, variant: str, vae: VAE | None = None, factor: float = 0.0
+    ) -> io.NodeOutput:
         chosen = chosen_variant(vae, variant)
         z = samples["samples"]
         if not chosen.accepts(z.shape[1]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import comfy.model_management as management
 import comfy.utils
@@ -62,22 +63,23 @@ class DCAELoader(io.ComfyNode):
         return model is None or models.problem(model) or True  # None: linked from a node that has not run yet
 
     @classmethod
-    def fingerprint_inputs(cls, model: str | None, **others) -> str:
+    def fingerprint_inputs(cls, model: str | None, **others: object) -> str:
         return models.fingerprint(model) if model else ""
 
     @classmethod
     def execute(cls, model: str, variant: str, dtype: str, allow_download: bool) -> io.NodeOutput:
-        device, dtype = management.vae_offload_device(), parse_dtype(dtype) or auto_dtype()
+        device, chosen = management.vae_offload_device(), parse_dtype(dtype) or auto_dtype()
         if model == taesana.NAME:
-            return io.NodeOutput(DCAEVAE(taesana.load(variant, device, dtype)))
+            return io.NodeOutput(DCAEVAE(taesana.load(variant, device, chosen)))
         path, named = models.locate(model, allow_download, download_progress())
         requested = named if variant == "auto" else variant
-        return io.NodeOutput(DCAEVAE(DCAE.from_file(path, requested, device, dtype)))
+        return io.NodeOutput(DCAEVAE(DCAE.from_file(path, requested, device, chosen)))
 
 
-def download_progress():
+def download_progress() -> Callable[[int, int], None]:
     """Return a callback that shows a download on its node, and stops it when the user cancels."""
-    bar, start, resumed_at, last = comfy.utils.ProgressBar(1), time.monotonic(), None, 0.0
+    bar, start, last = comfy.utils.ProgressBar(1), time.monotonic(), 0.0
+    resumed_at: int | None = None
 
     def progress(done: int, total: int) -> None:
         nonlocal resumed_at, last

@@ -91,6 +91,8 @@ def inspect(choice: str, requested: str | None = None) -> tuple[Variant, Checkpo
     try:
         path, _ = locate(choice, allow_download=False)
     except DownloadError:
+        if variant is None:
+            raise
         return variant, None
     checkpoint = Checkpoint(path)
     try:

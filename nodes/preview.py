@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import comfy.latent_formats
 import comfy.utils
 import latent_preview
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy.sd import VAE
 from comfy_api.v0_0_2 import io
+from torch import Tensor
 
 from ..dcae_core import TAESANA, LatentError, images, preview
 from ..dcae_core.autoencoder import ImageAutoencoder
@@ -21,6 +25,8 @@ from .vae import DCAEVAE, auto_dtype, require
 
 __all__ = ["DCAEPreview"]
 
+Callback = Callable[[int, Tensor, Tensor, int], None]  # step, x0, x, steps
+AnyPreviewer = taesana.Previewer | latent_preview.LatentPreviewer
 KEY = "dcae_preview"  # of this node's wrapper in a model
 fitted: WeakKeyDictionary[ImageAutoencoder, dict[int, preview.Preview]] = WeakKeyDictionary()
 
@@ -46,14 +52,15 @@ class DCAEPreview(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, vae) -> io.NodeOutput:
+    def execute(cls, model: ModelPatcher, vae: VAE) -> io.NodeOutput:
         """The clone differs from its model in one wrapper around sampling, which adds previews to the callback.
 
         ComfyUI's own way, the factors of the model's latent format, would reach further: the format belongs to the
         weights, which all clones share, and samplers read it before they apply a clone's patches.
         """
         vae = require(vae)
-        model_format, variant = model.get_model_object("latent_format"), vae.dcae.variant
+        model_format: Any = model.get_model_object("latent_format")
+        variant = vae.dcae.variant
         axes = getattr(model_format, "latent_dimensions", 2)
         if axes != 2 or not variant.accepts(model_format.latent_channels):
             raise LatentError(
@@ -68,12 +75,12 @@ class DCAEPreview(io.ComfyNode):
         if colours is not None:
             # A sampler's latents have the model's own scale.
             colours = colours.after(lambda z: model_format.process_out(z) * preview.scale_of(variant))
-            preview_format.latent_rgb_factors = colours.factors.tolist()
-            preview_format.latent_rgb_factors_bias = colours.bias.tolist()
+            preview_format.latent_rgb_factors = cast(Any, colours.factors.tolist())
+            preview_format.latent_rgb_factors_bias = cast(Any, colours.bias.tolist())
         preview_format.taesd_decoder_name = model_format.taesd_decoder_name
         device = model.load_device
 
-        def make_previewer() -> taesana.Previewer | latent_preview.LatentPreviewer | None:
+        def make_previewer() -> AnyPreviewer | None:
             linear = functools.partial(latent_preview.get_previewer, device, preview_format)
             if not whole or variant.latent_space != TAESANA.space:
                 return linear()
@@ -97,24 +104,33 @@ def fit(vae: DCAEVAE, channels: int) -> preview.Preview | None:
     return known[channels]
 
 
-def sample_wrapper(make_previewer: Callable[[], latent_preview.LatentPreviewer | None]) -> Callable:
+def sample_wrapper(make_previewer: Callable[[], AnyPreviewer | None]) -> Callable[..., Any]:
     """Return a wrapper of the outermost sampling function, which gets the callback for each step."""
 
-    def sample(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *others, **named):
+    def sample(
+        executor: Callable[..., Any],
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        callback: Callback | None = None,
+        *others: Any,
+        **named: Any,
+    ) -> Any:
         # Here, not before: the method of previews can change from one run to the next.
-        previewer = make_previewer() if callback is not None else None
-        if previewer is not None:
+        if callback is not None and (previewer := make_previewer()) is not None:
             callback = callback_with_preview(callback, previewer, len(sigmas) - 1)
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *others, **named)
 
     return sample
 
 
-def callback_with_preview(callback: Callable, previewer: latent_preview.LatentPreviewer, steps: int) -> Callable:
+def callback_with_preview(callback: Callback, previewer: AnyPreviewer, steps: int) -> Callback:
     """Return a callback that calls `callback` and then shows a preview, which so is what stays on the page."""
     bar = comfy.utils.ProgressBar(steps)
 
-    def with_preview(step, x0, x, total_steps):
+    def with_preview(step: int, x0: Tensor, x: Tensor, total_steps: int) -> None:
         callback(step, x0, x, total_steps)
         picture = previewer.decode_latent_to_preview_image("JPEG", x0)
         bar.update_absolute(step + 1, total_steps, picture)

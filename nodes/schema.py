@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TypedDict
 
 from comfy_api.v0_0_2 import io
 
@@ -11,7 +12,11 @@ __all__ = ["aliases"]
 KNOWN = {field.name for field in dataclasses.fields(io.Schema)}
 
 
-def aliases(*words: str) -> dict[str, list[str]]:
+class Aliases(TypedDict, total=False):
+    search_aliases: list[str]
+
+
+def aliases(*words: str) -> Aliases:
     """Return the schema's search aliases for a node, or nothing before ComfyUI 0.11, which searches in names alone: so
     the two nodes that one needs first have "Sana" in their display names."""
     common = ("dc-ae", "dcae", "deep compression", "sana vae")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management as management
 import folder_paths
@@ -27,7 +28,7 @@ METHODS = (latent_preview.LatentPreviewMethod.Auto, latent_preview.LatentPreview
 
 def files() -> dict[str, Path]:
     """Return the file of each part of TAESANA that is in models/vae_approx."""
-    found = {}
+    found: dict[str, Path | None] = {}
     for part in PARTS:
         paths = [folder_paths.get_full_path(FOLDER, name) for name in file_names(part)]
         found[part] = next((Path(path) for path in paths if path), None)
@@ -76,12 +77,14 @@ class Previewer:
     def __init__(
         self, tiny: TAESANA, to_raw: Callable[[Tensor], Tensor], instead: Callable[[], LatentPreviewer | None]
     ):
-        self.tiny, self.to_raw, self.instead = tiny, to_raw, instead
+        self.tiny: TAESANA | None = tiny
+        self.to_raw, self.instead = to_raw, instead
         self.other: LatentPreviewer | None = None
 
-    def decode_latent_to_preview_image(self, preview_format: str, x0: Tensor) -> tuple | None:
+    def decode_latent_to_preview_image(self, preview_format: str, x0: Tensor) -> tuple[Any, ...] | None:
         if self.tiny is not None:
-            budget = max(1, int(management.get_free_memory(self.tiny.device) / 2))
+            free: Any = management.get_free_memory(self.tiny.device)
+            budget = max(1, int(free / 2))
             try:
                 picture = self.tiny.decode(self.to_raw(x0[:1]), budget=budget)[0].movedim(0, -1)
                 return preview_format, latent_preview.preview_to_image(picture), latent_preview.MAX_PREVIEW_RESOLUTION

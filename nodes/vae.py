@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import comfy.model_management as management
 import comfy.model_patcher
 import comfy.sd
@@ -49,9 +52,12 @@ class DCAEVAE(comfy.sd.VAE):
         self.disable_offload = True  # weights are used whole: plain torch modules can't be streamed layer by layer
         self.size = None
         self.model_size()
-        self.memory_used_encode = lambda shape, dtype: self._best_plan("encode", *shape[-2:], shape[0]).peak_bytes
+        self.memory_used_encode = lambda shape, dtype: (
+            self._best_plan("encode", shape[-2], shape[-1], shape[0]).peak_bytes
+        )
+        ratio = dcae.spatial_ratio
         self.memory_used_decode = lambda shape, dtype: (
-            self._best_plan("decode", *(side * dcae.spatial_ratio for side in shape[-2:]), shape[0]).peak_bytes
+            self._best_plan("decode", shape[-2] * ratio, shape[-1] * ratio, shape[0]).peak_bytes
         )
 
     def encode(
@@ -78,19 +84,23 @@ class DCAEVAE(comfy.sd.VAE):
         return self._run("encode", x, x.shape[2], x.shape[3], channels, budget, strict).float()
 
     def decode(
-        self, samples_in: Tensor, vae_options: dict | None = None, *, budget: int = 0, strict: bool = True
+        self, samples_in: Tensor, vae_options: dict[str, Any] | None = None, *, budget: int = 0, strict: bool = True
     ) -> Tensor:
         """Decode raw latents to IMAGE [B, H, W, 3] in [0, 1] fp32, at whole latent pixels. `budget` as for encode."""
         self.dcae.check_latent(samples_in)
         height, width = (side * self.dcae.spatial_ratio for side in samples_in.shape[2:])
         return images.to_host(self._run("decode", samples_in, height, width, samples_in.shape[1], budget, strict))
 
-    def encode_tiled(self, pixel_samples: Tensor, tile_x: int | None = None, *tiling, **more_tiling) -> Tensor:
+    def encode_tiled(
+        self, pixel_samples: Tensor, tile_x: int | None = None, *tiling: object, **more_tiling: object
+    ) -> Tensor:
         """As encode: tiles would change the latents, since attention sees the whole picture. The budget is what
         encoding a tile of this size would take."""
         return self.encode(pixel_samples, budget=self._tile_bytes("encode", tile_x or 512), strict=False)
 
-    def decode_tiled(self, samples: Tensor, tile_x: int | None = None, *tiling, **more_tiling) -> Tensor:
+    def decode_tiled(
+        self, samples: Tensor, tile_x: int | None = None, *tiling: object, **more_tiling: object
+    ) -> Tensor:
         """As decode: tiles would change the picture, since attention sees the whole latent. The budget is what decoding
         a tile of this size would take."""
         side = (tile_x or 16) * self.dcae.spatial_ratio
@@ -110,12 +120,12 @@ class DCAEVAE(comfy.sd.VAE):
         channels: int | None = None,
     ) -> Plan:
         """Return the best plan within `limit` bytes without the weights (None: the whole device), or the smallest."""
-        if limit is None:
-            limit = management.get_total_memory(self.device) - self.model_size() - management.extra_reserved_memory()
+        whole = management.get_total_memory(self.device) - self.model_size() - management.extra_reserved_memory()
+        most = whole if limit is None else limit
         # fp16 that overflows is run again in fp32, which needs more.
         dtype = torch.float32 if self.vae_dtype == torch.float16 else self.vae_dtype
         target = Target(dtype, self.device.type)
-        return self.dcae.plan_for(target, direction, height, width, batch, max(1, limit), channels, strict=False)
+        return self.dcae.plan_for(target, direction, height, width, batch, max(1, most), channels, strict=False)
 
     def _tile_bytes(self, direction: str, side: int) -> int:
         """Return what a tile of `side` pixels by itself would take, weights included."""
@@ -125,7 +135,7 @@ class DCAEVAE(comfy.sd.VAE):
     def _free(self) -> int:
         """Return the bytes that a run may take now. ComfyUI's figure for a CPU ignores a container's limit; this
         one does not."""
-        free = management.get_free_memory(self.device)
+        free: Any = management.get_free_memory(self.device)
         if management.is_device_cpu(self.device):
             free = min(free, free_bytes(self.device) or free)
         return free - management.extra_reserved_memory()
@@ -139,7 +149,7 @@ class DCAEVAE(comfy.sd.VAE):
             self.model_size() * compute_dtype(self.vae_dtype, self.device.type).itemsize // self.vae_dtype.itemsize
         )
         requested = budget - weights if budget else None
-        if budget and requested <= 0:
+        if requested is not None and requested <= 0:
             raise BudgetError(
                 f"The budget of {budget / 2**30:.3f} GiB includes the weights, which take "
                 f"{weights / 2**30:.3f} GiB: give more, or 0 for what is free."
@@ -151,15 +161,15 @@ class DCAEVAE(comfy.sd.VAE):
         moved = self.dcae.device != self.device  # --novram loads nothing: plain modules are brought here for the run
         if moved:
             self.dcae.to(self.device)
+        limit = 0
         try:
             free = self._free()
             limit = max(1, free if requested is None else min(requested, free))
             if not (budget and strict):  # the smallest plan, if even that needs more
                 limit = self._best_plan(direction, height, width, len(x), limit, channels).peak_bytes
-            options = {"budget": limit, "progress": node_progress(), "output_device": self.output_device}
             if direction == "encode":
-                return self.dcae.encode(x, latent_channels=channels, **options)
-            return self.dcae.decode(x, **options)
+                return self.dcae.encode(x, limit, node_progress(), self.output_device, channels)
+            return self.dcae.decode(x, None, limit, node_progress(), self.output_device)
         except BudgetError as error:
             if not error.needed:
                 raise
@@ -175,7 +185,7 @@ class DCAEVAE(comfy.sd.VAE):
                 self.dcae.to(self.patcher.offload_device)
 
 
-def node_progress():
+def node_progress() -> Callable[[int, int], None]:
     """Return a callback that moves the node's progress bar, and stops the run when the user cancels."""
     bar = comfy.utils.ProgressBar(1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import comfy.model_management as management
 import torch
@@ -12,11 +13,12 @@ from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..dcae_core import TAESANA, DCAEError, Plan, Variant
+from ..dcae_core import DCAEError, Plan, Variant
 from ..dcae_core import plan as planning
 from ..dcae_core.engine.devices import compute_dtype, parse_dtype
 from ..dcae_core.errors import OptionError, counted
 from ..dcae_core.media.sizes import Fit
+from ..dcae_core.taesana import NAME as TINY_NAME
 from ..dcae_core.taesana import make_plan as make_tiny_plan
 from . import models, taesana
 from .geometry import true_area
@@ -59,7 +61,7 @@ def describe_model(choice: str) -> str:
     """Return what is behind a choice of the Loader, in one line. Raises DCAEError."""
     if choice == taesana.NAME and (tiny := taesana.files()):
         size = _gigabytes(sum(path.stat().st_size for path in tiny.values()))
-        return " · ".join([TAESANA.name, "32x", "32 channels", size, " and ".join(tiny)])
+        return " · ".join([TINY_NAME, "32x", "32 channels", size, " and ".join(tiny)])
     variant, checkpoint = models.inspect(choice)
     parts = [variant.name, f"{variant.spatial_ratio}x", f"{variant.latent_channels} channels"]
     parts.append(f"factor {variant.scaling_factor}" if variant.scaling_factor else "no published factor")
@@ -114,7 +116,7 @@ def describe_plan(query: dict[str, str]) -> str:
     direction, mode = query.get("direction", ""), query.get("size_mode") or "pad"
     fit = Fit(height, width, ratio, "pad" if mode == "forgotten" else mode)
     weights = weight_bytes(make_plan, dtype)
-    limit = int(budget * 2**30) if budget > 0 else management.get_total_memory(device)
+    limit: Any = int(budget * 2**30) if budget > 0 else management.get_total_memory(device)
     run = (direction, *fit.padded, batch, max(1, limit - weights), dtype)
     plan = make_plan(*run, device=device.type)
     if direction == "encode":
@@ -128,7 +130,7 @@ def add_routes() -> None:
     """Add GET /dcae/model and /dcae/plan, which answer {"text"} or {"problem"}."""
     routes = PromptServer.instance.routes
 
-    def answer(describe, *args) -> web.Response:
+    def answer(describe: Callable[..., str], *args: object) -> web.Response:
         try:
             return web.json_response({"text": describe(*args)})
         except DCAEError as error:

@@ -9,7 +9,7 @@
     python3 tools/run.py sdnext [--port N] [--data DIR]     the same with the SD.Next whose sources $SDNEXT_PATH names
     python3 tools/run.py cuda [PYTEST ARGS...]     what is known of the path on a GPU without one, with a torch that is
                                                    built for CUDA (5.5 GB); `test` has a device stand in for it
-    python3 tools/run.py lint                      ruff's checks and its formatting
+    python3 tools/run.py lint                      ruff's checks and its formatting, and pyright's of types
 
 Environments lie in the repository, or in --env-dir DIR (before the command) or $DCAE_ENV_DIR: `.venv` for the library
 and its tests, `.venv-cuda` for the same with CUDA, `.venv-comfyui`, `.venv-comfyui-other` and `.venv-sdnext` for the
@@ -305,8 +305,10 @@ def demo(root: Path, args: list[str]) -> int:
 
 
 def lint(root: Path, args: list[str]) -> int:
-    ruff = [core_env(root, tests=True).python, "-m", "ruff"]
-    return run([*ruff, "check", "."]) or run([*ruff, "format", "--check", "."])
+    python = core_env(root, tests=True).python
+    types = [python, "-m", "pyright", "--pythonpath", python]
+    ruff = [python, "-m", "ruff"]
+    return run([*ruff, "check", "."]) or run([*ruff, "format", "--check", "."]) or run(types)
 
 
 def test(root: Path, args: list[str]) -> int:

@@ -10,6 +10,7 @@ from ..errors import LatentError
 from ..untrusted import shorten
 from .kept import MAX_COLUMN_BYTES, MAX_VALUE_BYTES, as_files
 from .shards import is_row, row_columns
+from .sources import read_member
 from .storage import Storage
 
 __all__ = ["read"]
@@ -45,7 +46,8 @@ def _read_parquet(storage: Storage, name: str) -> Iterator[dict[str, bytes]]:
 
 
 def _read_tar(storage: Storage, name: str) -> Iterator[dict[str, bytes]]:
-    row, start = None, ""
+    row: dict[str, bytes] | None = None
+    start = ""
     with storage.open(name) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             stem, _, ending = posixpath.basename(member.name).partition(".")
@@ -54,9 +56,10 @@ def _read_tar(storage: Storage, name: str) -> Iterator[dict[str, bytes]]:
                     yield row
                 row, start = {}, stem
                 continue
-            is_beside = row is not None and stem == start and ending != "json"
-            if is_beside and member.isreg() and not member.issparse() and member.size <= MAX_VALUE_BYTES:
-                row[ending] = archive.extractfile(member).read()
+            if row is None or stem != start or ending == "json":
+                continue
+            if member.isreg() and not member.issparse() and member.size <= MAX_VALUE_BYTES:
+                row[ending] = read_member(archive, member)
     if row is not None:
         yield row
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -35,6 +36,7 @@ from .storage import Storage
 __all__ = ["DecodeOptions", "decode", "read_rows"]
 
 
+Saved = tuple[Future[int], float]  # future of the number of files, and seconds of one thread
 Work = tuple[Row, float, str, dict[str, bytes]]  # (row, its latents' factor, file, what goes beside it)
 
 
@@ -103,7 +105,8 @@ def decode(
     progress(done, total, 0)
     if not pending:
         return summary
-    pictures, waiting = None, deque()
+    pictures: _Pictures | None = None
+    waiting: deque[_Part] = deque()
 
     def report() -> None:
         progress(done + (pictures.written if pictures else 0), total, 0)
@@ -129,7 +132,7 @@ def decode(
                 paths = files.assign(part, [row.key for row, _ in rows])
                 pixels = sum(row.size[0] * row.size[1] for row, _ in rows)
                 kept = read_beside(source, name) if options.keep else [{} for _ in rows]
-                batches = pictures.submit(part, rows, paths, kept, report) if rows else []
+                batches = pictures.submit(part, rows, paths, kept, report) if rows and pictures else []
                 waiting.append(_Part(part, paths, pixels, batches))
                 while waiting and (len(waiting) > 2 or all(batch.done() for batch in waiting[0].batches)):
                     finish(waiting.popleft())
@@ -145,12 +148,12 @@ def decode(
 
 @dataclass
 class _Part:
-    """A part whose rows are being decoded. batches: futures of (future of the number of files, seconds)."""
+    """A part whose rows are being decoded."""
 
     name: str
     files: list[str]
     pixels: int
-    batches: list[Future]
+    batches: list[Future[Saved]]
 
     def result(self, parallel: int) -> PartResult:
         seconds = sum(future.result()[1] for future in self.batches) / parallel
@@ -162,7 +165,7 @@ def _count_rows(source: Storage, names: list[str]) -> int | None:
     total = 0
     for name in names:
         try:
-            record = parse_json(source.read_bytes(f"done/{name.partition('.')[0]}.json"))
+            record: Any = parse_json(source.read_bytes(f"done/{name.partition('.')[0]}.json"))
             total += int(record["images"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -227,7 +230,7 @@ class _Pictures:
         self.device.__enter__()
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         self.device.__exit__(*error)
         self.pool.shutdown(cancel_futures=True)
         if isinstance(error[1], BrokenProcessPool):
@@ -243,14 +246,13 @@ class _Pictures:
         files: list[str],
         kept: list[dict[str, bytes]],
         report: Callable[[], None],
-    ) -> list[Future]:
-        """Return futures of (future of the number of files, seconds of one thread), one for each batch. report: called
-        now and then meanwhile."""
+    ) -> list[Future[Saved]]:
+        """Return a future for each batch. report: called now and then meanwhile."""
         by_shape: dict[tuple[int, ...], list[Work]] = {}
         for (row, metadata), file, beside in zip(rows, files, kept, strict=True):
             factor = float(metadata["scaling_factor"]) if metadata["scale"] == "scaled" else 1.0
             by_shape.setdefault(tuple(row.latents.shape), []).append((row, factor, file, beside))
-        batches = []
+        batches: list[Future[Saved]] = []
         for (channels, height, width), group in by_shape.items():
             ratio = self.device.ae.spatial_ratio
             for i in range(0, len(group), self.device.batch):
@@ -260,7 +262,7 @@ class _Pictures:
                 report()
         return batches
 
-    def _decode(self, part: str, batch: list[Work], ae: DCAE) -> tuple[Future, float]:
+    def _decode(self, part: str, batch: list[Work], ae: DCAE) -> Saved:
         start = time.perf_counter()
         z = torch.stack([row.latents.float() / factor for row, factor, *_ in batch])
         try:
@@ -277,7 +279,7 @@ class _Pictures:
         saved.add_done_callback(self._count)
         return saved, seconds
 
-    def _count(self, saved: Future) -> None:
+    def _count(self, saved: Future[int]) -> None:
         self.room.release()
         if not saved.cancelled() and saved.exception() is None:
             with self.lock:

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -37,13 +37,13 @@ class Device:
         self.bound = parse_bytes(budget) or usable_bytes(ae.device)
         self.share = self.bound and self.bound // self.parallel  # bytes; None if the system does not report free memory
         self.per_thread = threading.local()
-        self.waiting: deque[Future] = deque()
+        self.waiting: deque[Future[Any]] = deque()
 
     def __enter__(self) -> Device:
         self.pool = ThreadPoolExecutor(self.parallel, initializer=self._start)
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.pool.shutdown(cancel_futures=error[0] is not None)
         torch.set_num_threads(self.threads)  # also for threads started later
 
@@ -51,7 +51,9 @@ class Device:
         torch.set_num_threads(self.threads // self.parallel)
         self.per_thread.ae = copy.copy(self.ae)
 
-    def submit(self, work: Work, size: tuple[int, int], count: int, channels: int | None = None) -> Future:
+    def submit(
+        self, work: Work[Result], size: tuple[int, int], count: int, channels: int | None = None
+    ) -> Future[tuple[Result, float]]:
         """Call `work` with the model, for `count` pictures of `size` (height, width) with padding. It returns (result,
         seconds); the future has the result, and the seconds of one thread."""
         concurrent = self._fits_concurrently(size, count, channels)
@@ -61,7 +63,8 @@ class Device:
             future = self.pool.submit(lambda: work(self.per_thread.ae))
         else:  # in this thread, with all cores and the whole budget
             result, seconds = work(self.ae)
-            (future := Future()).set_result((result, seconds * self.parallel))
+            future = Future[tuple[Result, float]]()
+            future.set_result((result, seconds * self.parallel))
         self.waiting.append(future)
         return future
 

@@ -56,7 +56,7 @@ class Options:
     destination: str
     model: str
     variant: str | None = None
-    config: Mapping | None = None
+    config: Mapping[str, object] | None = None
     fit: str = "crop"
     size: tuple[int, int] | None = (512, 512)
     kind: str = "parquet"
@@ -107,8 +107,10 @@ def open_variant(options: Options) -> Variant:
 
 def open_job(options: Options, variant: Variant) -> Job:
     """Return the job in the destination, new or continued."""
-    settings = {name: getattr(options, name) for name in ("fit", "kind", "store", "scaled", "flip", "most_pixels")}
-    settings["size"] = list(options.size) if options.fit != "pad" else None
+    settings: dict[str, object] = {
+        name: getattr(options, name) for name in ("fit", "kind", "store", "scaled", "flip", "most_pixels")
+    }
+    settings["size"] = list(options.size) if options.size and options.fit != "pad" else None
     factor = variant.factor(options.scaling_factor) if options.scaled else variant.scaling_factor
     settings |= {"variant": variant.name, "scaling_factor": factor}
     if variant.channels(options.latent_channels) != variant.latent_channels:
@@ -124,8 +126,9 @@ def geometry(options: Options, variant: Variant) -> Geometry:
     """Return how sources are resized for `variant`."""
     ratio = variant.spatial_ratio
     height, width = options.size or (ratio, ratio)
-    more = {"max_pixels": options.most_pixels, "flip": options.flip, "matte": options.matte}
-    return Geometry(options.fit, height, width, ratio, **more)
+    return Geometry(
+        options.fit, height, width, ratio, max_pixels=options.most_pixels, flip=options.flip, matte=options.matte
+    )
 
 
 class Batcher:
@@ -172,7 +175,9 @@ class Encoder:
         """Return the rows of pictures of one size, in their order."""
         start = time.perf_counter()
         latents = self._encode([image.pixels for image in ready])
-        flipped = self._encode([image.flipped for image in ready]) if self.options.flip else [None] * len(ready)
+        flipped: Iterable[torch.Tensor | None] = [None] * len(ready)
+        if self.options.flip:
+            flipped = self._encode([image.flipped for image in ready if image.flipped is not None])
         self.seconds += time.perf_counter() - start
         return [
             Row(image.key, z, mirrored, image.size, image.source_size, image.crop, image.sha256, image.index)

@@ -156,11 +156,12 @@ class Job:
             record = self._read(f"done/{name}", REPAIR_RECORD)
             try:
                 skipped = tuple(Unreadable(str(source["key"]), str(source["reason"])) for source in record["skipped"])
-                counts = [record[count] for count in ("images", "pixels", "seconds")]
+                images, pixels, seconds = (record[count] for count in ("images", "pixels", "seconds"))
+                counts = images, pixels, seconds
                 notes = {str(note): count for note, count in record.get("notes", {}).items()}  # old ones have none
                 if not all(isinstance(n, (int, float)) and 0 <= n < 1e18 for n in (*counts, *notes.values())):
                     raise ValueError(f"it counts {shorten([*counts, *notes.values()])}")
-                summary.add(PartResult(name.removesuffix(".json"), *counts, skipped, notes))
+                summary.add(PartResult(name.removesuffix(".json"), images, pixels, seconds, skipped, notes))
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise self._damaged(f"done/{name}", f"{type(error).__name__}: {error}", REPAIR_RECORD) from error
         return summary

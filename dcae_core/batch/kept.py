@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 from ..untrusted import is_file
-from .sources import IMAGES, Part, picture_columns
+from .sources import IMAGES, Part, picture_columns, read_member
 from .storage import Storage, safe_filename
 
 __all__ = ["MAX_COLUMN_BYTES", "MAX_VALUE_BYTES", "Kept", "as_files"]
@@ -110,7 +110,7 @@ class Kept:
                     size = sum(map(len, values.values())) + member.size
                     fits = size <= MAX_SAMPLE_BYTES and member.size <= MAX_VALUE_BYTES
                     if fits and len(values) < MAX_SAMPLE_MEMBERS and not member.issparse():
-                        values[ending.lower()] = archive.extractfile(member).read()
+                        values[ending.lower()] = read_member(archive, member)
                     else:
                         self.notes[TOO_LARGE] += 1
         yield from ((place, values) for place in places)

@@ -22,6 +22,9 @@ from .sources import Item, Part, Unreadable
 __all__ = ["run"]
 
 CHUNK = 4  # sources that a worker gets at a time
+Chunk = tuple[Part, list[Item | Unreadable], bool]  # a part, some of its sources, whether these are its last
+Results = list[PreparedImage | Unreadable]
+Rows = tuple[list[Row], float]  # rows, and seconds of one thread
 
 
 def run(
@@ -36,8 +39,10 @@ def run(
     each finished part."""
     shape, device = geometry(options, ae.variant), Device(ae, "encode", options.batch, options.budget)
     batcher = Batcher(device.batch)
-    encoding, skipped, notes = [], [], Counter()
-    written: deque[Future] = deque()
+    encoding: list[Future[Rows]] = []
+    skipped: list[Unreadable] = []
+    notes: Counter[str] = Counter()
+    written: deque[Future[PartResult]] = deque()
     with _Workers(workers or default_count(), shape, job.source) as pool, device, ThreadPoolExecutor(1) as writer:
         for (part, _, last), results in pool.map(_chunks(pending, job.source)):
             notes += count_notes(results)
@@ -55,7 +60,7 @@ def run(
 
 
 def _save(
-    job: Job, part: Part, encoding: list[Future], skipped: list[Unreadable], notes: Counter[str], parallel: int
+    job: Job, part: Part, encoding: list[Future[Rows]], skipped: list[Unreadable], notes: Counter[str], parallel: int
 ) -> PartResult:
     """Wait for the batches of a part, and write its rows."""
     results = [future.result() for future in encoding]
@@ -63,18 +68,17 @@ def _save(
     return save_part(job, part, rows, skipped, sum(seconds for _, seconds in results) / parallel, notes)
 
 
-def _submit(device: Device, options: Options, batch: list[PreparedImage]) -> Future:
-    """Return a future of (rows, seconds of one thread)."""
+def _submit(device: Device, options: Options, batch: list[PreparedImage]) -> Future[Rows]:
 
-    def work(ae: DCAE) -> tuple[list[Row], float]:
+    def work(ae: DCAE) -> Rows:
         encoder = Encoder(options, ae)
         return encoder(batch), encoder.seconds
 
-    return device.submit(work, batch[0].pixels.shape[1:], len(batch), options.latent_channels)
+    _, height, width = batch[0].pixels.shape
+    return device.submit(work, (height, width), len(batch), options.latent_channels)
 
 
-def _chunks(pending: list[Part], source: str) -> Iterator[tuple[Part, list[Item | Unreadable], bool]]:
-    """Yield (part, some of its sources, whether these are its last)."""
+def _chunks(pending: list[Part], source: str) -> Iterator[Chunk]:
     for part in pending:
         items = sources.items(part, source)
         chunk = list(islice(items, CHUNK))
@@ -95,16 +99,16 @@ class _Workers:
         check_start(self.pool, "decode")
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         # Wait for started work even after an error: Python 3.11 may fail at exit while the pool is still shutting down.
         self.pool.shutdown(cancel_futures=True)
 
     def _new(self, count: int | None = None) -> ProcessPoolExecutor:
         return process_pool(count or self.count, prepare_all.__module__)
 
-    def map(self, chunks: Iterable[tuple[Part, list[Item | Unreadable], bool]]):
+    def map(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Results]]:
         """Yield (chunk, results) in order, with up to two chunks in progress for each worker."""
-        waiting: deque[tuple[tuple, Future]] = deque()
+        waiting: deque[tuple[Chunk, Future[Results]]] = deque()
         chunks = iter(chunks)
         while True:
             for chunk in islice(chunks, max(0, 2 * self.count + 2 - len(waiting))):
@@ -121,11 +125,11 @@ class _Workers:
                 waiting = deque((later, self._submit(later[1])) for later, _ in waiting)
             yield chunk, results
 
-    def _submit(self, items: list[Item | Unreadable]) -> Future:
+    def _submit(self, items: list[Item | Unreadable]) -> Future[Results]:
         try:
             return self.pool.submit(prepare_all, items, *self.arguments)
         except BrokenProcessPool as error:
-            failed: Future = Future()
+            failed: Future[Results] = Future()
             failed.set_exception(error)
             return failed
 

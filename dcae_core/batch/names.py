@@ -60,9 +60,9 @@ class FileNames:
         return not RESERVED.search(name) and not any(map(self._is_taken, (name, f"{name}/", *_folders(name))))
 
     def _is_taken(self, name: str) -> bool:
-        name = _hash64(name)
-        at = int(np.searchsorted(self.packed, np.uint64(name)))
-        return name in self._recent or (at < len(self.packed) and int(self.packed[at]) == name)
+        number = _hash64(name)
+        at = int(np.searchsorted(self.packed, np.uint64(number)))
+        return number in self._recent or (at < len(self.packed) and int(self.packed[at]) == number)
 
 
 def _folded(name: str) -> str:

@@ -47,7 +47,8 @@ class Geometry:
         if self.fit == "crop":
             return self.height, self.width
         if width < height:  # the transpose of landscape, so that both get the same bucket
-            return self.target(width, height)[::-1]
+            columns, rows = self.target(width, height)
+            return rows, columns
         log_aspect = math.log(min(width / height, self.max_aspect))
         area = self.height * self.width / self.ratio**2
         rows = math.sqrt(area / math.exp(log_aspect))

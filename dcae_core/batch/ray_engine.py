@@ -6,13 +6,15 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from ..errors import OptionError
 from . import sources
 from .encode import Encoder, Options, batches, count_notes, geometry, open_job, open_model, open_variant, save_part
 from .job import Job, PartResult
-from .prepare import PreparedImage, prepare_all
+from .prepare import Geometry, PreparedImage, prepare_all
 from .sources import Part, Unreadable
 
 __all__ = ["import_ray", "run"]
@@ -51,20 +53,19 @@ def run(
         on_part(pickle.loads(row["done"]))
 
 
-def import_ray():
+def import_ray() -> ModuleType:
     """Return the module `ray`. Raises OptionError if it is not installed."""
     try:
-        import ray
-        import ray.data
+        import_module("ray.data")
     except ImportError as error:
         raise OptionError(f"The engine 'ray' needs Ray ({error}): pip install 'ray[data]'") from error
-    return ray
+    return import_module("ray")
 
 
 class _Load:
     """Read a part and decode its pictures."""
 
-    def __init__(self, source: str, shape):
+    def __init__(self, source: str, shape: Geometry):
         self.source, self.shape = source, shape
 
     def __call__(self, row: Row) -> Row:

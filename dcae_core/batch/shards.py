@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load, save
@@ -23,7 +23,7 @@ from ..media.latents import check_shape, parse_metadata
 from ..media.nonfinite import describe_nonfinite, is_finite
 from ..untrusted import MAX_HEADER_BYTES, parse_json, shorten
 from .kept import Kept
-from .sources import MAX_KEY_LENGTH
+from .sources import MAX_KEY_LENGTH, read_member
 from .storage import Storage, safe_filename
 
 __all__ = ["DTYPES", "FORMATS", "Row", "is_row", "read", "row_columns", "suffix", "write"]
@@ -88,11 +88,13 @@ def read(storage: Storage, name: str) -> Iterator[tuple[Row, dict[str, str]]]:
             ) from error
 
 
-def _validate(row: Row, common: Mapping[str, str]) -> dict[str, str]:
-    """Return the fields of `common` that all rows share. Raises ValueError for an invalid row."""
-    shared = {name: common.get(name) for name in METADATA_FIELDS}
-    if not all(isinstance(value, str) for value in shared.values()):
-        raise ValueError(f"its metadata is {shorten(shared)}, and all of these are needed")
+def _validate(row: Any, common: Mapping[str, object]) -> dict[str, str]:
+    """Return the fields of `common` that all rows share. row: a Row with what the file says, which may be anything.
+    Raises ValueError for an invalid one."""
+    shared = {name: value for name in METADATA_FIELDS if isinstance(value := common.get(name), str)}
+    if len(shared) < len(METADATA_FIELDS):
+        found = {name: common.get(name) for name in METADATA_FIELDS}
+        raise ValueError(f"its metadata is {shorten(found)}, and all of these are needed")
     if not isinstance(row.key, str) or not 0 < len(row.key) <= MAX_KEY_LENGTH:
         raise ValueError(f"the key {shorten(row.key)!r} is invalid")
     for name, numbers, count in (("size", row.size, 2), ("source_size", row.source_size, 2), ("crop", row.crop, 4)):
@@ -110,7 +112,7 @@ def _validate(row: Row, common: Mapping[str, str]) -> dict[str, str]:
     return shared
 
 
-def _schema(common: dict[str, str]):
+def _schema(common: dict[str, str]) -> Any:
     import pyarrow as pa
 
     pair, box = pa.list_(pa.int32(), 2), pa.list_(pa.float64(), 4)
@@ -145,7 +147,8 @@ def _write_parquet(path: Path, rows: list[Row], common: dict[str, str], kept: Ke
     for name, array in (kept.columns(columns) if kept else {}).items():
         table = table.append_column(name, array)
     # Latents don't compress. With a dictionary, `read` would refuse a file of equal latents as far too large.
-    pq.write_table(table, path, compression="NONE", use_dictionary=["dtype", "variant"])
+    names: Any = ["dtype", "variant"]  # whose type pyarrow gives as bool
+    pq.write_table(table, path, compression="NONE", use_dictionary=names)
 
 
 Records = Iterator[tuple[Row, dict[str, Any]]]  # (row, metadata)
@@ -165,7 +168,7 @@ def _read_parquet(storage: Storage, name: str) -> Records:
                     _tensor(record[c], record["dtype"], record["shape"]) for c in ("latents", "latents_flipped")
                 )
                 sizes = tuple(record["size"]), tuple(record["source_size"]), tuple(record["crop"])
-                yield Row(record["key"], latents, flipped, *sizes, record["sha256"]), metadata
+                yield Row(record["key"], cast(Tensor, latents), flipped, *sizes, record["sha256"]), metadata
 
 
 def _bytes(z: Tensor) -> bytes:
@@ -196,7 +199,9 @@ def _from_safetensors(data: bytes) -> tuple[Row, dict[str, Any]]:
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"its header claims {length} bytes")
-    metadata = parse_json(data[8 : 8 + length])["__metadata__"]
+    header: Any = parse_json(data[8 : 8 + length])
+    metadata = header["__metadata__"]
+    source_size, crop = (cast(Any, parse_json(metadata[name].encode())) for name in ("source_size", "crop"))
     tensors = load(data)
     flipped = tensors.get("latents_flipped")
     row = Row(
@@ -204,8 +209,8 @@ def _from_safetensors(data: bytes) -> tuple[Row, dict[str, Any]]:
         tensors["latents"][0],
         None if flipped is None else flipped[0],
         (int(metadata["height"]), int(metadata["width"])),
-        tuple(parse_json(metadata["source_size"].encode())),
-        tuple(parse_json(metadata["crop"].encode())),
+        tuple(source_size),
+        tuple(crop),
         metadata["sha256"],
     )
     return row, metadata
@@ -249,7 +254,7 @@ def _read_tar(storage: Storage, name: str) -> Records:
             if is_row(member.name):
                 if not member.isreg() or member.issparse():
                     raise ValueError(f"{shorten(member.name)!r} in it is not a regular file")
-                yield _from_safetensors(archive.extractfile(member).read())
+                yield _from_safetensors(read_member(archive, member))
 
 
 def is_row(name: str) -> bool:

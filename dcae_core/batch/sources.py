@@ -30,10 +30,13 @@ __all__ = [
     "outside",
     "parts",
     "picture_columns",
+    "read_member",
 ]
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".jfif", ".ppm")
-IMAGES += (".heic", ".heif", ".hif", ".jxl")  # opened where their packages for Pillow are installed, else skipped
+IMAGES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".jfif", ".ppm"),
+    *(".heic", ".heif", ".hif", ".jxl"),  # opened where their packages for Pillow are installed, else skipped
+)
 COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes")  # names of a column of pictures in Parquet files
 KEYS = ("key", "__key__", "id", "name")
 KINDS = ("files", "tar", "parquet")
@@ -82,7 +85,7 @@ class Item:
 
     key: str
     data: bytes | None = None
-    path: str | None = None
+    path: str = ""
     index: int = 0
 
 
@@ -233,10 +236,17 @@ def _read_tar(file: BinaryIO) -> Iterator[Item | Unreadable]:
             if member.issparse() or member.size > MAX_FILE_BYTES:  # sparse members can have any size
                 yield Unreadable(member.name, f"huge: {member.size} bytes")
             else:
-                yield Item(member.name, archive.extractfile(member).read())
+                yield Item(member.name, read_member(archive, member))
 
 
-def _read_parquet(file, group: int, name: str) -> Iterator[Item | Unreadable]:
+def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Return the bytes of a file in an archive. Raises ValueError for one without, such as a folder."""
+    if (file := archive.extractfile(member)) is None:
+        raise ValueError(f"{shorten(member.name)!r} in it is not a regular file")
+    return file.read()
+
+
+def _read_parquet(file: BinaryIO, group: int, name: str) -> Iterator[Item | Unreadable]:
     from pyarrow.parquet import ParquetFile
 
     opened = ParquetFile(file)

@@ -11,8 +11,10 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
 from ..errors import DCAEError, OptionError
@@ -29,7 +31,7 @@ class Storage:
     """A folder, by a path or an address such as s3://bucket/folder. Raises OptionError if the address can't be
     opened."""
 
-    def __init__(self, url: str | os.PathLike):
+    def __init__(self, url: str | os.PathLike[str]):
         fsspec = import_fsspec()
         self.url = str(url)
         try:
@@ -85,14 +87,14 @@ class Storage:
             raise DCAEError(f"{self.path(name)} can't be written: {error}") from error
 
     @contextlib.contextmanager
-    def _temporary_path(self, name: str) -> Iterator[Path]:
+    def _temporary_path(self, name: str) -> Generator[Path]:
         """Yield a temporary path for `name`, with the same last component, in a new folder: other processes may write
         the same name."""
-        options: dict[str, str] = {"prefix": "dcae-"}
+        prefix, ending, parent = "dcae-", None, None
         if self.local:
             Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
-            options = {"prefix": f"{machine_id()}-{os.getpid()}-", "suffix": ".part", "dir": self.root}
-        with tempfile.TemporaryDirectory(**options) as folder:
+            prefix, ending, parent = f"{machine_id()}-{os.getpid()}-", ".part", self.root
+        with tempfile.TemporaryDirectory(ending, prefix, parent) as folder:
             yield Path(folder, name.rsplit("/", 1)[-1])
 
     def tidy(self) -> None:
@@ -160,12 +162,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def import_fsspec():
+def import_fsspec() -> ModuleType:
     """Return the module `fsspec`. Raises OptionError without fsspec or pyarrow."""
     try:
-        import fsspec
-        import fsspec.core
-        import pyarrow.parquet  # noqa: F401  fail now, not after the first part is encoded
+        for name in ("fsspec.core", "pyarrow.parquet"):  # fail now, not after the first part is encoded
+            import_module(name)
     except ImportError as error:
         raise OptionError(f"Data sets need fsspec and pyarrow ({error}): pip install fsspec pyarrow") from error
-    return fsspec
+    return import_module("fsspec")

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from .. import __version__
 from ..errors import DCAEError, escape_unprintable
@@ -24,8 +24,8 @@ __all__ = ["main"]
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # file names may hold characters that can't be encoded
-            stream.reconfigure(errors="backslashreplace")
+        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
+            reconfigure(errors="backslashreplace")  # file names may hold characters that can't be encoded
     arguments = _parser().parse_args(argv)
     _share_cores()
     try:
@@ -61,9 +61,9 @@ def _share_cores() -> None:
 
 
 @contextlib.contextmanager
-def _output(quiet: bool) -> Iterator[None]:
+def _output(quiet: bool) -> Generator[None]:
     """What is printed meanwhile: no warnings of the libraries below; with `quiet` errors only."""
-    logger = logging.getLogger(__package__.partition(".")[0])
+    logger = logging.getLogger(__name__.partition(".")[0])
     level = logger.level
     with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
         for module in ("PIL", "huggingface_hub"):

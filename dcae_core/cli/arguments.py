@@ -9,17 +9,20 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DCAEError, DownloadError, OptionError, UnknownVariant, counted, escape_unprintable
 from ..untrusted import read_json
 from ..variants import DEMO
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from ..autoencoder import DCAE
 
 __all__ = [
     "DTYPES",
+    "Command",
     "add_cache_dir",
     "add_inputs",
     "add_network",
@@ -38,6 +41,8 @@ __all__ = [
 ]
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
+# (run, name, help) -> the parser of a new command.
+Command = Callable[[Callable[[argparse.Namespace], None], str, str], argparse.ArgumentParser]
 
 
 def add_inputs(parser: argparse.ArgumentParser, default: str, inputs: str | None) -> None:
@@ -81,7 +86,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="JSON with fields of an AutoencoderDC's config that it lacks")
 
 
-def read_config(arguments: argparse.Namespace) -> dict | None:
+def read_config(arguments: argparse.Namespace) -> dict[str, object] | None:
     """Return the content of --config. Raises OptionError."""
     if (path := getattr(arguments, "config", None)) is None:  # also where a command has none
         return None
@@ -98,10 +103,8 @@ def add_cache_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-dir", help="where weights are kept (default: $DCAE_HOME or ~/.cache/dcae)")
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
+def parse_size(text: str) -> tuple[int, int]:
     """Return (height, width) of "512" or "768x512" (width first). Raises OptionError."""
-    if text is None:
-        return None
     try:
         width, *height = text.lower().split("x", 1)
         size = int(height[0] if height else width), int(width)
@@ -173,7 +176,7 @@ def say(arguments: argparse.Namespace, text: str) -> None:
         print(f"dcae: {escape_unprintable(text)}", file=sys.stderr)
 
 
-def bar(arguments: argparse.Namespace, **options):
+def bar(arguments: argparse.Namespace, **options: Any) -> tqdm[Any]:
     """Return tqdm's progress bar, which is shown in a terminal only."""
     from tqdm import tqdm
 
@@ -256,9 +259,15 @@ def load(arguments: argparse.Namespace) -> DCAE:
         arguments.model = DEMO
         say(arguments, f"no --model is given: this is {DEMO}, a small one to try things out. See: dcae variants")
 
-    network = {"variant": getattr(arguments, "variant", None), "config": read_config(arguments)}
-    where = (arguments.device, arguments.dtype, arguments.cache_dir)
-    return DCAE(arguments.model, *where, **network, download=arguments.download)
+    return DCAE(
+        arguments.model,
+        arguments.device,
+        arguments.dtype,
+        arguments.cache_dir,
+        variant=getattr(arguments, "variant", None),
+        config=read_config(arguments),
+        download=arguments.download,
+    )
 
 
 def format_size(count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Protocol
 
 from ..errors import counted
 from ..variants import DEMO
@@ -12,7 +13,13 @@ from .arguments import add_network, add_run, parse_colour, parse_size, read_conf
 __all__ = ["add"]
 
 
-def add(commands) -> None:
+class Commands(Protocol):
+    """argparse's, whose class has no public name."""
+
+    def add_parser(self, name: str, *, help: str, description: str) -> argparse.ArgumentParser: ...
+
+
+def add(commands: Commands) -> None:
     """Add the commands to argparse's `commands`."""
     text = "Whole data sets: pictures to latents and back, resumable, on one machine or a Ray cluster."
     batch = commands.add_parser("batch", help=text, description=text)

@@ -9,15 +9,15 @@ from .. import variants
 from ..errors import DCAEError, ImageError, LatentError, OptionError, counted, escape_unprintable
 from ..untrusted import picture_endings
 from ..variants import DEMO
-from .arguments import add_inputs, check_outputs, each_file, load, output_paths
-from .pictures import add_bits, add_pictures, read_frames, stack_alpha, strip_bar, write_pictures
+from .arguments import Command, add_inputs, check_outputs, each_file, load, output_paths
+from .pictures import add_bits, add_pictures, durations, read_frames, stack_alpha, strip_bar, write_pictures
 
 __all__ = ["add"]
 
 LATENTS = (".safetensors", ".latent")
 
 
-def add(command) -> None:
+def add(command: Command) -> None:
     """Add the commands. command(run, name, help): makes the parser of one."""
     parser = command(encode, "encode", "Pictures to latent files.")
     add_inputs(parser, DEMO, "pictures")
@@ -51,24 +51,32 @@ def encode(arguments: argparse.Namespace) -> None:
     factor = ae.variant.factor(arguments.scaling_factor) if arguments.scaled else None
 
     def encode_one(source: Path, target: Path) -> None:
-        parts, alphas, milliseconds, fit = [], [], [], None
+        parts: list[torch.Tensor] = []
+        alphas: list[torch.Tensor | None] = []
+        milliseconds: list[int | None] = []
+        size = (0, 0)
         for frame in read_frames(source, arguments):
             x = images.from_host(frame.pixels)
-            fit = Fit(*x.shape[2:], ae.spatial_ratio, arguments.size_mode)
+            fit = Fit(x.shape[2], x.shape[3], ae.spatial_ratio, arguments.size_mode)
+            size = fit.true
             channels, progress = arguments.latent_channels, strip_bar(arguments, source)
             z = ae.encode(images.fit(x, fit), arguments.budget, progress, latent_channels=channels)
             parts.append(z.float().cpu())
             alphas.append(frame.alpha if frame.alpha is None else frame.alpha[:, fit.rows, fit.columns])
             milliseconds.append(frame.milliseconds)
         z = torch.cat(parts)
-        (height, width), options = fit.true, {"scaled": arguments.scaled, "scaling_factor": factor}
-        options |= {
-            "alpha": stack_alpha(alphas, fit.true),
-            "milliseconds": [] if None in milliseconds else milliseconds,
-        }
-        latents.write(target, z, ae.variant, fit.true, **options)
+        latents.write(
+            target,
+            z,
+            ae.variant,
+            size,
+            scaled=arguments.scaled,
+            scaling_factor=factor,
+            alpha=stack_alpha(alphas, size),
+            milliseconds=durations(milliseconds),
+        )
         several = f", {counted(len(z), 'picture')}" if len(z) > 1 else ""
-        print(f"{escape_unprintable(str(target))} ({width}x{height} -> {list(z.shape[1:])}{several})")
+        print(f"{escape_unprintable(str(target))} ({size[1]}x{size[0]} -> {list(z.shape[1:])}{several})")
 
     each_file(arguments, pairs, encode_one)
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DCAEError, OptionError, counted, escape_unprintable
 from ..files import atomic_write
-from .arguments import add_run, bar, check_outputs, parse_size
+from .arguments import Command, add_run, bar, check_outputs, parse_size
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 __all__ = ["add"]
 
 
-def add(command) -> None:
+def add(command: Command) -> None:
     """Add the command. command(run, name, help): makes its parser."""
     parser = command(compare, "compare", "Autoencoders side by side: scores, time and memory on your pictures.")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, or folders of pictures")
@@ -50,12 +55,15 @@ def compare(arguments: argparse.Namespace) -> None:
         outputs.check_output(arguments.output)
     if arguments.repeats < 1 or arguments.rows < 1 or not 0 < arguments.amplify < 1e6:
         raise OptionError("--repeats and --rows must be 1 or more, and --amplify more than 0.")
-    parse_device(arguments.device), parse_bytes(arguments.budget)  # raise here, not once for each model
+    parse_device(arguments.device)  # raises here, as the next does, not once for each model
+    parse_bytes(arguments.budget)
     names = arguments.models or codecs.local(arguments.cache_dir)
-    pictures = list(run.pictures(arguments.images, parse_size(arguments.size)))
+    size = None if arguments.size is None else parse_size(arguments.size)
+    pictures = list(run.pictures(arguments.images, size))
     options = (arguments.device, arguments.dtype, arguments.budget, arguments.cache_dir, arguments.download)
     opened = [(name, lambda name=name: codecs.load(name, *options)) for name in names]
-    metric_options, notes = {}, []
+    metric_options: dict[str, Any] = {}
+    notes: list[str] = []
     for name, make in (("perceptual", metrics.lpips), ("frechet", metrics.frechet)):
         if name == "frechet" and len(pictures) < 2:
             notes.append("rFID is over a set of pictures: give several.")
@@ -96,12 +104,12 @@ def compare(arguments: argparse.Namespace) -> None:
         raise DCAEError(" ".join(problems))
 
 
-def _write_json(path: Path, content: dict) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _progress(shown):
+def _progress(shown: tqdm[Any]) -> Callable[[str, int, int], None]:
     """Return a progress callback for `run.compare`, which moves a bar of tqdm's with the name of the current run."""
 
     def progress(what: str, done: int, total: int) -> None:

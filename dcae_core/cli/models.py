@@ -6,17 +6,18 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from .. import variants
 from ..architecture import DEFAULTS
 from ..errors import BudgetError, CheckpointError, DCAEError, ImageError, OptionError, counted, escape_unprintable
 from ..untrusted import open_image
-from .arguments import DTYPES, add_cache_dir, add_network, format_size, model_file, parse_size, read_config
+from .arguments import DTYPES, Command, add_cache_dir, add_network, format_size, model_file, parse_size, read_config
 
 __all__ = ["add"]
 
 
-def add(command) -> None:
+def add(command: Command) -> None:
     """Add the commands. command(run, name, help): makes the parser of one."""
     parser = command(info, "info", "Say what a file is: which network it holds, and how.")
     parser.add_argument("file", help="weights, by path or by the name of a variant; a picture, or latents")
@@ -55,7 +56,7 @@ def info(arguments: argparse.Namespace) -> None:
             print(f"{name.replace('_', ' '):15} {escape_unprintable(str(line))}")
 
 
-def _picture(path: str) -> dict | None:
+def _picture(path: str) -> dict[str, object] | None:
     """Return what is known of a picture file; None for another."""
     from PIL import Image
 
@@ -67,7 +68,7 @@ def _picture(path: str) -> dict | None:
         raise ImageError(f"{path} is a picture of more pixels than are read: scale it down.") from error
     except Exception:  # Pillow's errors have no common class
         return None
-    known = {"file": path, "picture": f"{file.format}, {file.width}x{file.height}"}
+    known: dict[str, object] = {"file": path, "picture": f"{file.format}, {file.width}x{file.height}"}
     try:
         known["pictures"] = frame_count(file)
     except Exception:
@@ -75,7 +76,7 @@ def _picture(path: str) -> dict | None:
     return {**known, "note": "dcae encode makes latents of it"}
 
 
-def _latents(path: str) -> dict | None:
+def _latents(path: str) -> dict[str, object] | None:
     """Return what is known of a latent file; None for another. Raises LatentError for one that can't be used."""
     from ..media import latents
 
@@ -90,7 +91,7 @@ def _latents(path: str) -> dict | None:
     return {**known, "note": "dcae decode makes pictures of it"}
 
 
-def _weights(arguments: argparse.Namespace) -> dict:
+def _weights(arguments: argparse.Namespace) -> dict[str, object]:
     from ..weights.checkpoint import Checkpoint
 
     opened = Checkpoint(model_file(arguments.file), read_config(arguments))
@@ -158,13 +159,13 @@ def plan(arguments: argparse.Namespace) -> None:
     rows = []
     for direction in planning.DIRECTIONS:
         for budget in budgets:
-            row = {"direction": direction, "budget": budget}
+            row: dict[str, Any] = {"direction": direction, "budget": budget}
             try:
                 limit = memory.parse_bytes(budget)
                 run = (variant.architecture, direction, height, width, arguments.batch, limit, dtype)
                 made = planning.make(*run, device=device.type, machine=machine)
                 row |= {"peak_bytes": made.peak_bytes, "weight_bytes": made.weight_bytes, "strips": made.strips}
-                row |= {"whole": made.whole, "seconds": made.predict(machine) if timed else None}
+                row |= {"whole": made.whole, "seconds": made.predict(machine) if machine and timed else None}
             except BudgetError as error:
                 row |= {"needed_bytes": error.needed}
             rows.append(row)
@@ -183,7 +184,7 @@ def plan(arguments: argparse.Namespace) -> None:
         print(_plan_line(row))
 
 
-def _plan_line(row: dict) -> str:
+def _plan_line(row: Mapping[str, Any]) -> str:
     from ..engine.memory import format_gib
 
     start = f"{row['direction']:7} {row['budget'] or 'none':>8}"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..media.images import Frame
 
-__all__ = ["add_bits", "add_pictures", "read_frames", "stack_alpha", "strip_bar", "write_pictures"]
+__all__ = ["add_bits", "add_pictures", "durations", "read_frames", "stack_alpha", "strip_bar", "write_pictures"]
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,12 @@ def stack_alpha(alphas: list[Tensor | None], size: tuple[int, int]) -> Tensor | 
     return torch.cat([opaque if alpha is None else alpha for alpha in alphas])
 
 
+def durations(milliseconds: Sequence[int | None]) -> list[int]:
+    """For how long each of an animation's pictures is shown; empty for pictures that are none."""
+    known = [duration for duration in milliseconds if duration is not None]
+    return known if len(known) == len(milliseconds) else []
+
+
 def write_pictures(
     arguments: argparse.Namespace,
     target: Path,
@@ -78,16 +84,16 @@ def write_pictures(
     """Write what was decoded, as one file where it moves; return and print the paths."""
     from ..media import images
 
-    size, moves = f"{pictures.shape[2]}x{pictures.shape[1]}", bool(milliseconds) and None not in milliseconds
+    size, shown_for = f"{pictures.shape[2]}x{pictures.shape[1]}", durations(milliseconds)
     if alpha is not None and not images.can_be_transparent(target):
         say(arguments, f"{target} can't be transparent: what is transparent in it is laid on white")
         share = alpha[..., None] / 255
         pictures, alpha = pictures.cpu() * share + 1 - share, None
-    if moves and images.can_animate(target) and arguments.bits == 8:
-        images.write_animation(target, pictures, milliseconds, alpha)
+    if shown_for and images.can_animate(target) and arguments.bits == 8:
+        images.write_animation(target, pictures, shown_for, alpha)
         print(f"{escape_unprintable(str(target))} ({size}, {counted(len(pictures), 'picture')})")
         return [target]
-    written = []
+    written: list[Path] = []
     for i, picture in enumerate(pictures):
         path = target if len(pictures) == 1 else target.with_stem(f"{target.stem}-{i + 1}")
         if path != target and path.exists():

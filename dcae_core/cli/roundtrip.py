@@ -8,15 +8,15 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import escape_unprintable
 from ..files import ASSETS
 from ..untrusted import picture_endings
 from ..variants import DEMO
-from .arguments import add_inputs, check_outputs, each_file, format_size, load, output_paths
+from .arguments import Command, add_inputs, check_outputs, each_file, format_size, load, output_paths
 from .pictures import add_bits, add_pictures, read_frames, stack_alpha, strip_bar, write_pictures
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ __all__ = ["add", "add_demo"]
 _runs = itertools.count()
 
 
-def add(command) -> None:
+def add(command: Command) -> None:
     """Add `dcae roundtrip`. command(run, name, help): makes its parser."""
     parser = command(roundtrip, "roundtrip", "Encode and decode pictures, and say how close they come back.")
     add_inputs(parser, DEMO, "pictures")
@@ -40,7 +40,7 @@ def add(command) -> None:
     parser.add_argument("--json", action="store_true", help="print what was measured as JSON, a line for each file")
 
 
-def add_demo(command) -> None:
+def add_demo(command: Command) -> None:
     """Add `dcae demo`, the last in the list of commands."""
     parser = command(demo, "demo", "Round trip with the bundled model and photograph; nothing to download.")
     add_inputs(parser, DEMO, None)
@@ -61,7 +61,8 @@ def roundtrip(arguments: argparse.Namespace) -> None:
         if not arguments.json:
             print(escape_unprintable(str(source)))
             _print(measured)
-        alpha = stack_alpha([frame.alpha for frame in frames], frames[0].pixels.shape[1:3])
+        height, width = frames[0].pixels.shape[1:3]
+        alpha = stack_alpha([frame.alpha for frame in frames], (height, width))
         if arguments.side_by_side:
             results, alpha = _side_by_side([frame.pixels for frame in frames], results), None
         with contextlib.redirect_stdout(None) if arguments.json else contextlib.nullcontext():
@@ -88,33 +89,38 @@ def demo(arguments: argparse.Namespace) -> None:
     print(f"  photograph left, reconstruction right: {escape_unprintable(str(target))}")
 
 
-def _roundtrip(ae: DCAE, source: Path, arguments: argparse.Namespace) -> tuple[list[Frame], Tensor, dict]:
+def _roundtrip(ae: DCAE, source: Path, arguments: argparse.Namespace) -> tuple[list[Frame], Tensor, dict[str, Any]]:
     """Return the pictures of a file, [B, H, W, 3] of what became of them, and what was measured: scores are means over
     the pictures, times of all together."""
     import torch
 
-    from ..compare.metrics import scores
+    from ..compare.metrics import Scores, scores
     from ..media import images
 
-    frames, results, scored = list(read_frames(source, arguments)), [], []
+    frames = list(read_frames(source, arguments))
+    height, width = frames[0].pixels.shape[1:3]
+    results: list[Tensor] = []
+    scored: list[Scores] = []
+    latent: list[int] = []
     encoding, decoding = 0.0, 0.0
     for frame in frames:
         x = images.from_host(frame.pixels)
         start = time.perf_counter()
         z = ae.encode(x, arguments.budget, strip_bar(arguments, source)).float().cpu()
         middle = time.perf_counter()
-        decoded = ae.decode(z, tuple(x.shape[2:]), arguments.budget, strip_bar(arguments, source))
+        decoded = ae.decode(z, (height, width), arguments.budget, strip_bar(arguments, source))
         results.append(images.to_host(decoded.cpu()))
+        latent = list(z.shape[1:])
         encoding, decoding = encoding + middle - start, decoding + time.perf_counter() - middle
         scored.append(scores(frame.pixels[0], results[-1][0]))
     ssim = [one.ssim for one in scored if one.ssim is not None]
     psnr = sum(one.psnr for one in scored) / len(scored)
     measured = {
         "model": ae.name,
-        "width": x.shape[3],
-        "height": x.shape[2],
+        "width": width,
+        "height": height,
         "pictures": len(frames),
-        "latent": list(z.shape[1:]),
+        "latent": latent,
         "psnr": psnr if math.isfinite(psnr) else None,  # JSON has no infinity
         "ssim": sum(ssim) / len(ssim) if ssim else None,
         "encode_seconds": round(encoding, 4),
@@ -126,7 +132,7 @@ def _roundtrip(ae: DCAE, source: Path, arguments: argparse.Namespace) -> tuple[l
     return frames, torch.cat(results), measured
 
 
-def _print(measured: dict) -> None:
+def _print(measured: Mapping[str, Any]) -> None:
     width, height, latent, count = (measured[name] for name in ("width", "height", "latent", "pictures"))
     several = f", {count} of them" if count > 1 else ""
     psnr, ssim = measured["psnr"], measured["ssim"]

@@ -19,6 +19,7 @@ WIDE_RANGE = 15  # largest over smallest value, from which on an axis is logarit
 NEAR = 30  # of a name to its point; without room for that, points have numbers, and the names are below the chart
 LEAST_RANGE = 0.05  # of the largest value: an axis does not make much of a difference that is none
 
+Means = dict[str, float | None]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Place = tuple[float, float, str]  # of a text: x, baseline, anchor
 
@@ -37,19 +38,19 @@ def charts(comparison: Comparison) -> list[str]:
     made = []
     for score, of_y, best in (("psnr", "PSNR, dB", "top"), ("lpips", "LPIPS", "bottom")):
         for cost, of_x in ((_seconds, "seconds, encode and decode"), (_bits, "bits per pixel, of the latent")):
-            pairs = [(name, cost(values), values[score]) for name, values in means if values[score] is not None]
-            points = [Point(*pair) for pair in pairs if math.isfinite(pair[2])]
+            scored = [(name, values, y) for name, values in means if (y := values[score]) is not None]
+            points = [Point(name, cost(values), y) for name, values, y in scored if math.isfinite(y)]
             if len(points) > 1:
                 made.append(chart(points, of_x, of_y, best))
     return made
 
 
-def _seconds(means: dict) -> float:
-    return means["encode_seconds"] + means["decode_seconds"]
+def _seconds(means: Means) -> float:
+    return (means["encode_seconds"] or 0) + (means["decode_seconds"] or 0)
 
 
-def _bits(means: dict) -> float:
-    return means["bits_per_pixel"]
+def _bits(means: Means) -> float:
+    return means["bits_per_pixel"] or 0
 
 
 def chart(points: Sequence[Point], of_x: str, of_y: str, best: str = "top") -> str:

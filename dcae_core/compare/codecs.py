@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,18 +52,19 @@ class Codec:
 
 @dataclass(frozen=True)
 class Rules:
-    """How a class is used. ratio: from its config. A distribution gives its mode, so that runs agree."""
+    """How a class is used; diffusers' have none in common. ratio: from its config. A distribution gives its mode, so
+    that runs agree."""
 
-    ratio: Callable
-    encode: Callable[[nn.Module, Tensor], Tensor]
-    decode: Callable[[nn.Module, Tensor], Tensor] = field(default=lambda vae, z: vae.decode(z).sample)
+    ratio: Callable[[Any], int]
+    encode: Callable[[Any, Tensor], Tensor]
+    decode: Callable[[Any, Tensor], Tensor] = field(default=lambda vae, z: vae.decode(z).sample)
 
 
-def _mode(vae: nn.Module, x: Tensor) -> Tensor:
+def _mode(vae: Any, x: Tensor) -> Tensor:
     return vae.encode(x).latent_dist.mode()
 
 
-def _consistency(vae: nn.Module, z: Tensor) -> Tensor:
+def _consistency(vae: Any, z: Tensor) -> Tensor:
     generator = torch.Generator(z.device).manual_seed(0)  # it starts from noise: the same in each run
     return vae.decode(z, generator=generator).sample
 
@@ -83,7 +85,7 @@ RULES = {
 }
 
 
-def local(cache_dir: str | os.PathLike | None = None) -> list[str]:
+def local(cache_dir: str | os.PathLike[str] | None = None) -> list[str]:
     """Return the names of the DC-AEs on this machine, with the bundled one."""
     return [name for name, variant in variants.VARIANTS.items() if hub.find(variant, cache_dir)]
 
@@ -92,8 +94,8 @@ def load(
     name: str,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    budget: Budget = None,
-    cache_dir: str | os.PathLike | None = None,
+    budget: Budget | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     download: bool = False,
 ) -> Codec:
     """Load the autoencoder of that name:
@@ -125,7 +127,7 @@ def load(
     return from_diffusers(_open(name, dtype, download).to(device), name)
 
 
-def from_dcae(ae: ImageAutoencoder, budget: Budget = None, name: str | None = None) -> Codec:
+def from_dcae(ae: ImageAutoencoder, budget: Budget | None = None, name: str | None = None) -> Codec:
     return Codec(
         name=name or ae.name,
         kind="DC-AE",
@@ -166,11 +168,11 @@ def _open(name: str, dtype: torch.dtype, download: bool) -> nn.Module:
     except (ImportError, RuntimeError) as error:
         cause = shorten(error.__cause__ or error, 300)
         raise DCAEError(f"{name} needs diffusers, which can't be imported ({cause}): pip install diffusers") from error
-    where = {"local_files_only": not download}
+    where: dict[str, Any] = {"local_files_only": not download}
     if Path(name).is_dir():
         where["subfolder"] = "" if Path(name, "config.json").is_file() else "vae"
     try:
-        config = opener.load_config(name, **where)
+        config: Any = opener.load_config(name, **where)
         kind = config.get("_class_name")
         if kind not in RULES:
             raise DCAEError(f"{name} is {kind or 'of no class'}: known are {', '.join(RULES)}.")
@@ -196,8 +198,8 @@ def _of_taesana(
     folder: str,
     device: torch.device,
     dtype: torch.dtype,
-    budget: Budget,
-    cache_dir: str | os.PathLike | None,
+    budget: Budget | None,
+    cache_dir: str | os.PathLike[str] | None,
 ) -> Codec:
     """TAESANA's decoder with its encoder; without that, with a sana DC-AE's instead."""
     tiny = TAESANA.from_folder(folder, device, dtype)

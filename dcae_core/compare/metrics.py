@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,7 +175,7 @@ def _weights(what: str, url: str, download: bool) -> Path:
 
 
 @contextlib.contextmanager
-def _reading(what: str, path: Path) -> Iterator[None]:
+def _reading(what: str, path: Path) -> Generator[None]:
     """Libraries that load old-style files (pickles) run no code from them. Raises OptionError for what is none."""
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"

@@ -25,7 +25,7 @@ SOFTWARE = 0x0131  # the EXIF tag in which pictures have it
 PICTURE = re.compile(r"[0-9]+(-[0-9]+(-difference)?)?\.png")  # the names in a page's folder
 
 
-def check_output(path: str | os.PathLike, *endings: str) -> None:
+def check_output(path: str | os.PathLike[str], *endings: str) -> None:
     """Raise OptionError where `path` ends in none of `endings` (none given: in any way), or where something is there
     that is not an earlier output of `dcae compare`."""
     path = Path(path)
@@ -38,7 +38,7 @@ def check_output(path: str | os.PathLike, *endings: str) -> None:
         )
 
 
-def check_page(path: str | os.PathLike) -> None:
+def check_page(path: str | os.PathLike[str]) -> None:
     """The same for a page, with what is in the folder of its pictures."""
     check_output(path, ".html", ".htm")
     folder = pictures_folder(path)
@@ -48,7 +48,7 @@ def check_page(path: str | os.PathLike) -> None:
         check_output(picture)
 
 
-def pictures_folder(page: str | os.PathLike) -> Path:
+def pictures_folder(page: str | os.PathLike[str]) -> Path:
     page = Path(page)
     return page.with_name(page.stem + "_files")
 

@@ -26,7 +26,7 @@ HELP = (
 )
 
 
-def write_page(path: str | os.PathLike, comparison: Comparison, amplify: float = 5) -> Path:
+def write_page(path: str | os.PathLike[str], comparison: Comparison, amplify: float = 5) -> Path:
     """Write `path` (.html), and the pictures that were kept into the folder `path` without its ending + "_files". Of an
     earlier page there, both are replaced.
 
@@ -34,11 +34,15 @@ def write_page(path: str | os.PathLike, comparison: Comparison, amplify: float =
     """
     path = Path(path)
     check_page(path)
-    folder, shown = pictures_folder(path), [i for i, row in enumerate(comparison.rows) if row.picture is not None]
+    folder = pictures_folder(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         pictures = _Pictures(folder)
-        figures = [_figure(comparison, index, pictures, amplify) for index in shown]
+        figures = [
+            _figure(comparison, index, row.picture, pictures, amplify)
+            for index, row in enumerate(comparison.rows)
+            if row.picture is not None
+        ]
         with atomic_write(path) as part:
             part.write_text(_html(comparison, figures, amplify), encoding="utf-8", errors="backslashreplace")
         delete_others(folder, pictures.names)
@@ -95,11 +99,11 @@ def _each(comparison: Comparison) -> str:
     return f"<details><summary>Each picture</summary>{_table(head, lines)}</details>" if lines else ""
 
 
-def _figure(comparison: Comparison, index: int, pictures: _Pictures, amplify: float) -> str:
+def _figure(comparison: Comparison, index: int, picture: Tensor, pictures: _Pictures, amplify: float) -> str:
     """One picture, as a grid: original and results in one row, differences beneath. The script shows parts of it."""
     row = comparison.rows[index]
     title = f"<h2>{escape(row.name)}, {row.width}x{row.height}</h2>"
-    original = pictures.img(f"{index}.png", row.picture, "the original")
+    original = pictures.img(f"{index}.png", picture, "the original")
     cells = [
         _cell("original first", 1, original, "original"),
         _cell("below first", 1, "", f"differences, {amplify:g} times"),
@@ -112,7 +116,7 @@ def _figure(comparison: Comparison, index: int, pictures: _Pictures, amplify: fl
             continue
         models[str(at)] = column.name
         result = pictures.img(f"{index}-{place}.png", cell.result, f"made by {column.name}")
-        off = difference(row.picture, cell.result, amplify)
+        off = difference(picture, cell.result, amplify)
         off = pictures.img(f"{index}-{place}-difference.png", off, f"the difference that {column.name} makes")
         cells.append(_cell("result", at, result, column.name, _unbroken(caption(cell))))
         cells.append(_cell("difference below", at, off))

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,10 @@ from .metrics import Frechet, Perceptual, Scores, scores
 __all__ = ["Cell", "Column", "Comparison", "Row", "compare", "pictures", "resized"]
 
 # What a network goes wrong with. Not every Exception: hosts stop a run with one of their own.
-FAILURES = (DCAEError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError)
-FAILURES += (RuntimeError, TypeError, ValueError)
+FAILURES = (
+    *(DCAEError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError),
+    *(RuntimeError, TypeError, ValueError),
+)
 LATENT_BITS = 16  # a latent's number is counted as fp16 or bf16, which is how they are kept
 
 
@@ -192,7 +195,6 @@ def measure(codec: Codec, picture: Tensor, repeats: int = 3) -> tuple[Cell, Tens
         x = prepared()
         z = codec.encode(x)
         y = codec.decode(z)
-    del y
     seconds: dict[str, list[float]] = {"encode": [], "decode": []}
     for _ in range(max(1, repeats)):
         z = _timed(codec, lambda: codec.encode(x), seconds["encode"])
@@ -215,9 +217,9 @@ def measure(codec: Codec, picture: Tensor, repeats: int = 3) -> tuple[Cell, Tens
 class _Held(LiveBytes):
     """Planning a run counts on meta tensors, which hold nothing."""
 
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        if storage.device.type != "meta":
-            super()._follow(storage)
+    def follow(self, tensor: Tensor) -> None:
+        if not tensor.is_meta:
+            super().follow(tensor)
 
 
 class _Peak:
@@ -237,7 +239,7 @@ class _Peak:
             self.live.__enter__()
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self.cuda:
             self.bytes = torch.cuda.max_memory_allocated(self.codec.device) - self.before
         else:

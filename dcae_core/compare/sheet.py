@@ -64,8 +64,19 @@ def _band(comparison: Comparison, index: int, row: Row, amplify: float, cell: in
     return band
 
 
-def _entry(band, pen, left: int, top: int, size, width: int, row: Row, column: Column, done: Cell, amplify: float):
-    if done.result is None:
+def _entry(
+    band: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    left: int,
+    top: int,
+    size: tuple[int, int],
+    width: int,
+    row: Row,
+    column: Column,
+    done: Cell,
+    amplify: float,
+) -> None:
+    if done.result is None or row.picture is None:
         pen.rectangle((left, top, left + size[0] - 1, top + size[1] - 1), outline=FAINT)
         _write(pen, left, top + size[1] + 2, [(column.name, INK)], width)
         message = _message(done.error or "not kept", width)
@@ -107,5 +118,5 @@ def _picture(picture: Tensor, size: tuple[int, int]) -> Image.Image:
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _font() -> ImageFont.ImageFont:
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(TEXT)  # Aileron, which comes with Pillow

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 from unicodedata import combining, east_asian_width
 
 from ..errors import escape_unprintable
+from .metrics import Scores
 from .outputs import GENERATOR
-from .run import Cell, Column, Comparison
+from .run import Cell, Column, Comparison, Row
 
 __all__ = ["as_json", "caption", "each", "failed", "markdown", "means", "problems", "table"]
 
@@ -35,8 +37,8 @@ def caption(cell: Cell) -> list[str]:
     close = f"{_number('{:.2f}', scores.psnr)} dB · SSIM {_number('{:.3f}', scores.ssim)}" if scores else ""
     if scores and scores.lpips is not None:
         close += f" · LPIPS {scores.lpips:.3f}"
-    shape = "x".join(map(str, cell.latent_shape))
-    return [close, f"{shape} · {cell.encode_seconds + cell.decode_seconds:.2f} s"]
+    shape = "x".join(map(str, cell.latent_shape or ()))
+    return [close, f"{shape} · {(cell.encode_seconds or 0) + (cell.decode_seconds or 0):.2f} s"]
 
 
 def table(comparison: Comparison, encoding: str = "utf-8") -> str:
@@ -138,7 +140,7 @@ def failed(comparison: Comparison) -> list[str]:
     ]
 
 
-def as_json(comparison: Comparison) -> dict:
+def as_json(comparison: Comparison) -> dict[str, object]:
     """The comparison as JSON's types, without pictures; first the mark of what `dcae compare` writes. An infinite PSNR
     (equal pictures, mse 0) is null."""
     return {
@@ -149,8 +151,8 @@ def as_json(comparison: Comparison) -> dict:
     }
 
 
-def _model(column: Column) -> dict:
-    cells = []
+def _model(column: Column) -> dict[str, object]:
+    cells: list[dict[str, object]] = []
     for cell in column.cells:
         fields = _fields(cell, "result", "scores")
         cells.append({**(_fields(cell.scores) if cell.scores else {}), **fields})
@@ -158,11 +160,11 @@ def _model(column: Column) -> dict:
     return {**_fields(column, "cells"), "means": means, "cells": cells}
 
 
-def _fields(thing, *without: str) -> dict:
+def _fields(thing: Row | Column | Cell | Scores, *without: str) -> dict[str, Any]:
     return {f.name: _finite(getattr(thing, f.name)) for f in dataclasses.fields(thing) if f.name not in without}
 
 
-def _finite(value):
+def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

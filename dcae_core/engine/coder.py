@@ -3,8 +3,9 @@ layer does is in `layers`, running in strips in `sweeps`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,26 +15,36 @@ from ..errors import OptionError
 from .layers import LAYERS, Layer
 from .layers.conv import Conv3x3Layer
 from .layers.norm_act import NormActLayer
+from .live_bytes import storage_key
 from .rewrites import REWRITES
 
-__all__ = ["InferenceAutoencoder", "InferenceCoder", "inference_coder"]
+__all__ = ["Coder", "InferenceAutoencoder", "InferenceCoder", "inference_coder"]
 
 
-class InferenceCoder(nn.Module):
-    """An encoder or a decoder: its layers in the order data flows; `latent` is the index of the one at the latent."""
-
-    def __init__(self, layers: list[Layer], latent: int):
-        super().__init__()
-        self.layers, self.latent = nn.ModuleList(layers), latent
+class Coder(nn.Module):
+    """An encoder or a decoder, as `execute` runs it whole."""
 
     @property
     def like(self) -> Tensor:
         """A weight, for its device and dtype."""
         return next(self.parameters())
 
+    def first_channels(self, channels: int) -> Coder:
+        """The same for the first `channels` of the latent."""
+        raise NotImplementedError
+
+
+class InferenceCoder(Coder):
+    """One that also runs in strips: its layers in the order data flows; `latent` is the index of the one at the
+    latent."""
+
+    def __init__(self, layers: Iterable[Layer], latent: int):
+        super().__init__()
+        self.layers, self.latent = cast("Sequence[Layer]", nn.ModuleList(layers)), latent
+
     def first_channels(self, channels: int) -> InferenceCoder:
         """The same layers with a part of the convolution at the latent, for its first `channels`."""
-        conv = self.layers[self.latent]
+        conv = cast(Conv3x3Layer, self.layers[self.latent])
         outputs, inputs = (conv.outputs, channels) if self.latent == 0 else (channels, conv.channels)
         if (outputs, inputs) == (conv.outputs, conv.channels):
             return self
@@ -77,19 +88,21 @@ def inference_coder(
     """`reference` as it runs, on `device` and in `dtype` (None: as they are). Takes `reference` apart, layer by layer,
     so that its weights and these are never both there whole. shared: for weights that somebody else holds anyway;
     those that no rewrite changes stay as and where they are, also in their memory format."""
-    kept = [t.untyped_storage() for t in (*reference.parameters(), *reference.buffers())] if shared else []
-    storages = {storage._cdata for storage in kept}
+    given = [*reference.parameters(), *reference.buffers()] if shared else []
+    storages = {storage_key(t): t.untyped_storage() for t in given}  # kept, so that none is used again
+    given.clear()
     makers, latent = list(_makers(reference, rewrites)), -1 if isinstance(reference, model.Encoder) else 0
     for name, _ in list(reference.named_children()):
         delattr(reference, name)
     makers.reverse()
-    layers = []
+    layers: list[Layer] = []
     while makers:  # popped, so that what a layer was made from is freed
         layer = makers.pop()()
         if not shared:
-            layer.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+            # torch's overloads of it lack memory_format.
+            layer.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         for p in layer.parameters() if shared else ():
-            if p.untyped_storage()._cdata not in storages:
+            if storage_key(p) not in storages:
                 form = torch.channels_last if p.ndim == 4 else torch.preserve_format
                 p.data = p.data.to(device=device, dtype=dtype, memory_format=form)
         layers.append(layer)

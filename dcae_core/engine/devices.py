@@ -37,9 +37,8 @@ def parse_device(device: str | torch.device | None) -> torch.device:
 
 def best_device() -> torch.device:
     """Return the accelerator that torch sees, else the CPU."""
-    if torch.accelerator.is_available():
-        return torch.accelerator.current_accelerator()
-    return torch.device("cpu")
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if found is None else found
 
 
 def best_dtype(device: torch.device) -> torch.dtype:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from ..media import images
 from ..media.nonfinite import Finite, NonFiniteError, explain_nonfinite, require_finite
 from ..media.sizes import Fit
 from . import memory, sweeps
-from .coder import InferenceCoder
+from .coder import Coder, InferenceCoder
 from .devices import best_dtype, compute_dtype
 from .plan import Plan
 
@@ -29,8 +30,15 @@ Progress = Callable[[int, int], None]
 TRIES = 3
 
 
+class Output(TypedDict):
+    """Of the result."""
+
+    device: torch.device | str
+    dtype: torch.dtype
+
+
 def run(
-    coder: InferenceCoder,
+    coder: Coder,
     make_plan: Callable[[], Plan],
     x: Tensor,
     progress: Progress | None = None,
@@ -72,7 +80,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _converted(coder: InferenceCoder, dtype: torch.dtype, keep_weights: bool) -> Iterator[None]:
+def _converted(coder: Coder, dtype: torch.dtype, keep_weights: bool) -> Generator[None]:
     """A context in which the coder is in `dtype`. keep_weights: as for `run`."""
     before = coder.like.dtype
     if dtype == before:
@@ -95,7 +103,7 @@ def _warn_of_fp32() -> None:
 
 
 def run_with_retries(
-    coder: InferenceCoder,
+    coder: Coder,
     plan: Plan,
     x: Tensor,
     progress: Progress | None,
@@ -103,10 +111,11 @@ def run_with_retries(
     output_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Plan]:
     """Return the result and the plan that gave it: `plan`, or where memory runs out, one for less memory."""
-    device, run_in = coder.like.device, _in_this_thread
-    for tries in range(1, TRIES + 1):
+    device, run_in, tries = coder.like.device, _in_this_thread, 0
+    while True:
+        tries += 1
         try:
-            return run_in(coder, plan, x, progress, output_device, output_dtype), plan
+            return run_in(device, partial(run_plan, coder, plan, x, progress, output_device, output_dtype)), plan
         except (RuntimeError, MemoryError) as error:
             if hasattr(error, "of_progress") or not memory.is_out_of_memory(error):
                 raise
@@ -127,7 +136,7 @@ def run_with_retries(
 
 
 def run_plan(
-    coder: InferenceCoder,
+    coder: Coder,
     plan: Plan,
     x: Tensor,
     progress: Progress | None = None,
@@ -136,7 +145,7 @@ def run_plan(
 ) -> Tensor:
     """Carry out `plan`, once. The result is on `output_device` and in `output_dtype`, by default the coder's."""
     like, done, finite = coder.like, 0, Finite()
-    output = {"device": output_device or like.device, "dtype": output_dtype or like.dtype}
+    output: Output = {"device": output_device or like.device, "dtype": output_dtype or like.dtype}
 
     def on_step() -> None:
         nonlocal done
@@ -145,73 +154,78 @@ def run_plan(
             try:
                 progress(done, plan.steps)
             except Exception as error:
-                error.of_progress = True  # whatever it is, memory has not run out in the run itself
+                vars(error)["of_progress"] = True  # whatever it is, memory has not run out in the run itself
                 raise
 
-    carry_out = _whole if plan.whole else _in_strips
-    result = carry_out(coder.first_channels(plan.channels), plan, x, output, on_step, finite)
+    coder = coder.first_channels(plan.channels)
+    if plan.whole or not isinstance(coder, InferenceCoder):
+        result = _whole(coder, plan, x, output, on_step, finite)
+    else:
+        result = _in_strips(coder, plan, x, output, on_step, finite)
     finite.require()
     return result
 
 
 def _in_strips(
-    coder: InferenceCoder, plan: Plan, x: Tensor, output: dict, on_strip: Callable[[], None], finite: Finite
+    coder: InferenceCoder, plan: Plan, x: Tensor, output: Output, on_strip: Callable[[], None], finite: Finite
 ) -> Tensor:
     """In sweeps, one picture after another."""
-    picture = (plan.height, plan.width)
-    if plan.direction == "encode":
-        size, shape = picture, (plan.channels, *plan.latent_size)
-    else:
-        size, shape = plan.latent_size, (3, *picture)
-    out = torch.empty((len(x), *shape), **output)
+    size = (plan.height, plan.width) if plan.direction == "encode" else plan.latent_size
+    out = torch.empty(_result_shape(plan, len(x)), **output)
     for i in range(len(x)):
         sweeps.run(coder, sweeps.Source(x[i : i + 1], size), out[i : i + 1], plan.rows, on_strip, finite)
     return out
 
 
-def _whole(
-    coder: InferenceCoder, plan: Plan, x: Tensor, output: dict, on_part: Callable[[], None], finite: Finite
-) -> Tensor:
+def _whole(coder: Coder, plan: Plan, x: Tensor, output: Output, on_part: Callable[[], None], finite: Finite) -> Tensor:
     """Layer by layer, as many pictures at once as the plan says."""
-    like, out = coder.like, None
-    for i, part in enumerate(x.split(plan.together)):
+    like = coder.like
+
+    def compute(part: Tensor) -> Tensor:
         if part.dtype == torch.uint8:
             part = images.from_uint8(part.to(like.device).to(like.dtype))
         part = part.to(like.device, like.dtype)
         if plan.direction == "encode":
-            part = images.fit(part, Fit(*part.shape[2:], plan.architecture.spatial_ratio))
+            part = images.fit(part, Fit(part.shape[2], part.shape[3], plan.architecture.spatial_ratio))
         y = coder(part)
-        if output["dtype"] == torch.uint8:
-            y = images.to_uint8(y, finite)
-        if plan.together >= len(x):
-            out = y.to(**output)
-        else:
-            out = torch.empty((len(x), *y.shape[1:]), **output) if out is None else out
-            out[i * plan.together : i * plan.together + len(y)].copy_(y)
-        del y, part
+        return images.to_uint8(y, finite) if output["dtype"] == torch.uint8 else y
+
+    if plan.together >= len(x):
+        out = compute(x).to(**output)
+        on_part()
+        return out
+    out = torch.empty(_result_shape(plan, len(x)), **output)
+    for part, place in zip(x.split(plan.together), out.split(plan.together), strict=True):
+        place.copy_(compute(part))
         on_part()
     return out
 
 
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+def _result_shape(plan: Plan, batch: int) -> tuple[int, int, int, int]:
+    if plan.direction == "encode":
+        return (batch, plan.channels, *plan.latent_size)
+    return batch, 3, plan.height, plan.width
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Autocast would change dtypes on the way."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
 
 
-def _in_this_thread(coder: InferenceCoder, *arguments) -> Tensor:
-    with torch.no_grad(), without_autocast(coder.like.device):
-        return run_plan(coder, *arguments)
+def _in_this_thread(device: torch.device, carry_out: Callable[[], Tensor]) -> Tensor:
+    with torch.no_grad(), without_autocast(device):
+        return carry_out()
 
 
-def _in_another_thread(*arguments) -> Tensor:
+def _in_another_thread(device: torch.device, carry_out: Callable[[], Tensor]) -> Tensor:
     """oneDNN can do no more in this one: see `memory.is_onednn_failure`."""
     mode = torch.is_inference_mode_enabled()
 
     def work() -> Tensor:
         with torch.inference_mode(mode):
-            return _in_this_thread(*arguments)
+            return _in_this_thread(device, carry_out)
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(contextvars.copy_context().run, work).result()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["LiveBytes"]
+__all__ = ["LiveBytes", "storage_key"]
 
 
 class LiveBytes(TorchDispatchMode):
@@ -19,18 +18,25 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, ignored: Iterable[Tensor] = ()):
         super().__init__()
         self.now = self.peak = 0
-        self._ignored = {(s := t.untyped_storage())._cdata: s for t in ignored}  # kept, so that none is used again
+        self._ignored = {storage_key(t): t.untyped_storage() for t in ignored}  # kept, so that none is used again
         self._live: set[int] = set()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self._follow(leaf.untyped_storage())
+            if isinstance(leaf, Tensor):
+                self.follow(leaf)
         return result
 
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
+    def follow(self, tensor: Tensor) -> None:
+        """Count the bytes of a tensor until its storage is gone."""
+        key, storage = storage_key(tensor), tensor.untyped_storage()
         if key in self._live or key in self._ignored:
             return
         size = storage.nbytes()
@@ -43,3 +49,8 @@ class LiveBytes(TorchDispatchMode):
             self.now -= size
 
         weakref.finalize(storage, gone)
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Return a number that is equal for tensors of the same storage, while that exists."""
+    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage] - torch has no public name for it

@@ -13,6 +13,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -86,8 +87,9 @@ class Machine:
             return card
         known = {field.name: field.type for field in fields(cls)}
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            machine = cls(**{name: str(v) if name in ("name", "device") else v for name, v in values.items()})
+            values: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = {name: str(v) if name in ("name", "device") else v for name, v in values.items()}
+            machine = cls(**values)
             rates = [v for name, v in asdict(machine).items() if known[name] == "float"]
             if not all(isinstance(v, (int, float)) and 0 < v < math.inf for v in rates):
                 raise ValueError("each rate and size must be a number greater than 0")
@@ -131,7 +133,7 @@ def _gpu(name: str, fp32: float, half: float, bandwidth: float, cache: float, de
     memory = 0.8e9 * bandwidth
     rates = {"fp32": 0.6e12 * fp32, "winograd": 0.6e12 * fp32, "bf16": 0.6e12 * half, "weights": memory}
     rates |= {"near": 3 * memory, "far": memory, "fresh": math.inf, "clear": math.inf}
-    return Machine(name, **rates, call=8 * 5e-6, cache=cache * 2**20, device=device)
+    return Machine(name, **rates, call=8 * 5e-6, cache=cache * 2**20, measured=False, device=device)
 
 
 # TFLOP/s in fp32 and, dense and summed in fp32, in bf16; GB/s; MiB of the last cache. Sources: NVIDIA's H100 data sheet

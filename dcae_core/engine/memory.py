@@ -27,7 +27,7 @@ __all__ = [
     "usable_bytes",
 ]
 
-Budget = str | int | float | None
+Budget = str | int | float
 # CUDA, ROCm, MPS, XPU; torch's allocator on Linux, on Windows; cuBLAS and cuDNN (..._STATUS_ALLOC_FAILED)
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 UNCOUNTED = 256 << 20  # bytes, see usable_bytes; a guess, since nothing was measured on a GPU
@@ -38,7 +38,7 @@ CGROUP_V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_fi
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
-def parse_bytes(budget: Budget) -> int | None:
+def parse_bytes(budget: Budget | None) -> int | None:
     """Return the bytes of a number or a text such as "4GiB", "800 MB" or "1.5g"; None for None. Raises OptionError."""
     if budget is None:
         return None
@@ -47,7 +47,7 @@ def parse_bytes(budget: Budget) -> int | None:
         if not match or match.group(2) not in UNITS:
             raise OptionError(f"{budget!r} is not a budget: write bytes, or for example 4GiB or 800MB.")
         budget = float(match.group(1)) * UNITS[match.group(2)]
-    if not isinstance(budget, Real) or isinstance(budget, bool):
+    if isinstance(budget, bool) or not isinstance(budget, Real):
         raise OptionError(f"{budget!r} is not a budget: write bytes, or for example '4GiB' or '800MB'.")
     if not budget < math.inf:
         raise OptionError(f"A budget of {budget} bytes can't be: give a number, or none for what is free.")

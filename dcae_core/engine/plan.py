@@ -88,9 +88,8 @@ class Plan:
 
     def within(self, budget: int) -> Plan:
         """Return a plan for the same run within `budget` bytes, or for the least memory where that is too little."""
-        size, target = (self.height, self.width, self.batch), self.target
-        options = {"channels": self.channels, "device": target.device, "name": self.name, "strict": False}
-        return make(self.architecture, self.direction, *size, budget, target.dtype, **options)
+        run = (self.architecture, self.direction, self.height, self.width, self.batch, budget, self.target.dtype)
+        return make(*run, device=self.target.device, channels=self.channels, name=self.name, strict=False)
 
     def __str__(self) -> str:
         manner = "whole" if self.whole else f"in {counted(self.strips, 'strip')}"

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import groupby, pairwise
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from ..media import images
 from ..media.nonfinite import Finite
 from .coder import InferenceCoder
 from .layers import Layer, LayerStream
-from .layers.base import empty_map
+from .layers.base import FirstPass, Receiver, TwoPassLayer, empty_map
 from .machine import Machine, Work
 from .target import Target
 
@@ -34,7 +34,7 @@ class Sweep:
     first pass sums what comes out; None in the last."""
 
     layers: tuple[Layer, ...]
-    gathers: Layer | None
+    gathers: TwoPassLayer | None
 
     @cached_property
     def unit(self) -> int:
@@ -48,7 +48,7 @@ class Sweep:
         return height, width
 
     @cached_property
-    def needs(self) -> tuple:
+    def needs(self) -> tuple[object, ...]:
         """What is the same for sweeps that take the same memory and time."""
         return [_needs(layer) for layer in self.layers], self.gathers and _needs(self.gathers)
 
@@ -96,7 +96,7 @@ class Sweep:
             found.append((layer, count, (rows, width), *layer.stream_bytes(rows, width, target)))
             rows, width = max(1, rows // layer.step) * layer.scale, width * layer.scale // layer.step
         if self.gathers is not None:
-            sums = self.gathers.first_pass(self.gathers)
+            sums = self.gathers.first_pass()
             found.append((None, 1, (rows, width), *sums.stream_bytes(rows, width, target)))
         return found
 
@@ -110,7 +110,7 @@ class Sweep:
         return found
 
 
-def _needs(layer: Layer) -> tuple:
+def _needs(layer: Layer) -> tuple[object, ...]:
     """What is the same for layers that take the same memory and time; unique for one that changes the size."""
     if layer.step != layer.scale:
         return (layer,)
@@ -122,19 +122,21 @@ def _needs(layer: Layer) -> tuple:
 def sweeps(coder: InferenceCoder) -> list[Sweep]:
     """The sweeps of an encoder or a decoder, in the order data flows."""
     parts: list[list[Layer]] = [[]]
+    following: list[TwoPassLayer | None] = []
     for layer in coder.layers:
-        if layer.first_pass is not None:
+        if isinstance(layer, TwoPassLayer):
             parts.append([])
+            following.append(layer)
         parts[-1].append(layer)
-    following = [part[0] for part in parts[1:]]
     return [Sweep(tuple(part), gathers) for part, gathers in zip(parts, [*following, None], strict=True)]
 
 
 class Sink:
     """The end of a pipeline: rows of a map that exists whole. `sums` is the first pass of the next sweep, if any."""
 
-    def __init__(self, target: Tensor, like: Tensor, finite: Finite | None, sums=None):
-        self.target, self.finite, self.sums, self.done, self.buffer = target, finite, sums, 0, None
+    def __init__(self, target: Tensor, like: Tensor, finite: Finite | None, sums: FirstPass | None = None):
+        self.target, self.finite, self.sums, self.done = target, finite, sums, 0
+        self.buffer: Tensor | None = None
         self.direct = target.device == like.device and target.dtype == like.dtype
 
     def open(self, rows: int, width: int, like: Tensor) -> tuple[int, int]:
@@ -145,11 +147,11 @@ class Sink:
         return rows, width
 
     def room(self, n: int) -> Tensor:
-        return self.target[:, :, self.done : self.done + n] if self.direct else self.buffer[:, :, :n]
+        return self.target[:, :, self.done : self.done + n] if self.buffer is None else self.buffer[:, :, :n]
 
     def push(self, n: int, last: bool) -> None:
         rows = self.target[:, :, self.done : self.done + n]
-        if not self.direct:
+        if self.buffer is not None:
             strip = self.buffer[:, :, :n]
             rows.copy_(images.to_uint8(strip, self.finite) if rows.dtype == torch.uint8 else strip)
         if self.sums:
@@ -162,7 +164,7 @@ class Source:
     edges, up to `size`, the edge is repeated."""
 
     def __init__(self, whole: Tensor, size: tuple[int, int] | None = None):
-        self.whole, self.size = whole, size or tuple(whole.shape[2:])
+        self.whole, self.size = whole, size or (whole.shape[2], whole.shape[3])
 
     def read(self, top: int, room: Tensor) -> None:
         """Fills `room` with the rows from `top` on."""
@@ -195,27 +197,36 @@ def run(
     rows[i]: rows of its source that sweep i takes at a time. `on_strip` is called after each strip; what it raises
     stops the run. finite: looks at what becomes uint8.
     """
-    left, rows = sweeps(coder), list(rows)
-    like, given, gathered = coder.like, source, None
+    left = list(zip(sweeps(coder), rows, strict=True))
+    gathered: Tensor | None = None
+    like, given = coder.like, source
     while left:
-        sweep = left.pop(0)  # dropped when done, and its buffers with it
+        sweep, strip = left.pop(0)  # dropped when done, and its buffers with it
         if sweep.gathers is not None:
-            sums = sweep.gathers.first_pass(sweep.gathers)
+            sums = sweep.gathers.first_pass()
             shape = (1, sweep.gathers.channels, *sweep.size_after(*source.size))
             # Where sizes agree a sweep writes over what it has read: its output is never ahead of its input.
             same = source is not given and source.whole.shape == shape
             target = source.whole if same else empty_map(like, *shape)
         else:
             sums, target = None, out
-        pipeline = [*(LayerStream(layer, gathered) for layer in sweep.layers), Sink(target, like, finite, sums)]
-        _feed(pipeline, source, rows.pop(0), like, on_strip)
-        source, gathered = Source(target), sums and sums.sums
-        del pipeline, sweep, sums, target
+        streams = [LayerStream(layer, gathered) for layer in sweep.layers]
+        _feed(streams, Sink(target, like, finite, sums), source, strip, like, on_strip)
+        source, gathered = Source(target), None if sums is None else sums.sums
+        del streams, sweep, sums, target
 
 
-def _feed(pipeline: list, source: Source, rows: int, like: Tensor, on_strip: Callable[[], None] | None) -> None:
+def _feed(
+    streams: list[LayerStream],
+    sink: Sink,
+    source: Source,
+    rows: int,
+    like: Tensor,
+    on_strip: Callable[[], None] | None,
+) -> None:
     """Runs all of `source` through a pipeline, `rows` rows at a time."""
-    for one, following in pairwise(pipeline):
+    pipeline: list[Receiver] = [*streams, sink]
+    for one, following in zip(streams, pipeline[1:], strict=True):
         one.next = following
     height, width = source.size
     strip = rows = min(rows, height)

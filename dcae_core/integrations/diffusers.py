@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from diffusers import AutoencoderDC
@@ -31,9 +32,16 @@ from .streaming import Streaming
 __all__ = ["StreamedAutoencoderDC", "Streaming", "stream", "unstream"]
 
 Progress = Callable[[int, int], None]
+Given = TypeVar("Given")
 
 
-def stream(vae_or_pipe, budget: Budget = None, progress: Progress | None = None, *, recompute: bool | None = None):
+def stream(
+    vae_or_pipe: Given,
+    budget: Budget | None = None,
+    progress: Progress | None = None,
+    *,
+    recompute: bool | None = None,
+) -> Given:
     """Make an AutoencoderDC, or the one of a pipeline, encode and decode in a memory budget, any size with the pixels
     of an untiled run; return what was given. It stays an AutoencoderDC: weights, config and methods are diffusers' own.
 
@@ -54,14 +62,14 @@ def stream(vae_or_pipe, budget: Budget = None, progress: Progress | None = None,
     return vae_or_pipe
 
 
-def unstream(vae_or_pipe):
+def unstream(vae_or_pipe: Given) -> Given:
     """Undo `stream`; return what was given."""
     if (streaming := _streaming(_autoencoder(vae_or_pipe))) is not None:
         streaming.remove()
     return vae_or_pipe
 
 
-def _autoencoder(vae_or_pipe) -> AutoencoderDC:
+def _autoencoder(vae_or_pipe: object) -> AutoencoderDC:
     vae = vae_or_pipe if isinstance(vae_or_pipe, nn.Module) else getattr(vae_or_pipe, "vae", None)
     vae = getattr(vae, "_orig_mod", vae)  # of torch.compile
     if not isinstance(vae, AutoencoderDC):
@@ -81,22 +89,21 @@ class StreamedAutoencoderDC(AutoencoderDC):
     """Makes an AutoencoderDC that is streamed from the start (see `stream`; with recompute), from diffusers' sources
     and ours. What it makes is of the class AutoencoderDC itself, so that pipelines and what is saved know it."""
 
-    @functools.wraps(AutoencoderDC.__init__)
-    def __init__(self, *args, **config):
+    def __init__(self, *args: Any, **config: Any):
         super().__init__(*args, **config)
         object.__setattr__(self, "__class__", AutoencoderDC)
         stream(self, recompute=True)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride] - diffusers also takes None
         cls,
-        pretrained_model_name_or_path: str | os.PathLike,
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
-        budget: Budget = None,
+        budget: Budget | None = None,
         progress: Progress | None = None,
         device: str | torch.device | None = None,
         scaling_factor: float | None = None,
-        **options,
+        **options: Any,
     ) -> AutoencoderDC:
         """From a folder or file in either key layout, or by the name of a variant or of its repository, which is
         downloaded if it is not here, to `cache_dir` (None: $DCAE_HOME or ~/.cache/dcae). A folder that diffusers wrote,
@@ -108,41 +115,43 @@ class StreamedAutoencoderDC(AutoencoderDC):
         UnknownVariant, DownloadError, CheckpointError, OptionError, and diffusers' own errors.
         """
         parse_bytes(budget)
-        model, report = pretrained_model_name_or_path, {}
+        model, name = pretrained_model_name_or_path, os.fspath(pretrained_model_name_or_path)
+        report: dict[str, Any] = {}
         subfolder, variant = options.get("subfolder"), options.get("variant")
         revision, path = options.get("revision"), hub.is_path(model)
-        repository = not path and "/" in model and (known(model) is None or subfolder or revision)
+        repository = not path and "/" in name and (known(name) is None or subfolder or revision)
         here = Path(model) / (subfolder or "") if path else None
         if repository and not (revision or options.get("force_download")):
-            here = hub.cached(model, subfolder or "")
+            here = hub.cached(name, subfolder or "")
         if (repository and here is None) or (here is not None and _is_diffusers_folder(here, variant, path)):
             found = {} if here is None else {"pretrained_model_name_or_path": here, "subfolder": None}
             vae = super().from_pretrained(**{"pretrained_model_name_or_path": model, **options, **found})
             vae, report = vae if isinstance(vae, tuple) else (vae, report)
             if scaling_factor is not None:
-                vae.register_to_config(scaling_factor=_streaming(vae).variant.factor(scaling_factor))
+                vae.register_to_config(scaling_factor=vars(vae)["streaming"].variant.factor(scaling_factor))
         else:
             download = not options.get("local_files_only")
-            path, named = (here, None) if here else hub.locate(model, options.get("cache_dir"), allow_download=download)
-            vae = cls._from_checkpoint(Checkpoint(path, None, variant), named, _dtype(options), scaling_factor)
+            file, named = (here, None) if here else hub.locate(model, options.get("cache_dir"), allow_download=download)
+            vae = cls._from_checkpoint(Checkpoint(file, None, variant), named, _dtype(options), scaling_factor)
             device = device or _one_device(options.get("device_map"))
             report = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
         stream(vae, budget, progress, recompute=True)
-        vae = vae if device is None else vae.to(parse_device(device))
-        return (vae, report) if options.get("output_loading_info") else vae
+        vae = _moved(vae, device)
+        # As in diffusers, the annotation is that of a call without output_loading_info.
+        return cast(AutoencoderDC, (vae, report)) if options.get("output_loading_info") else vae
 
     @classmethod
-    def from_single_file(
+    def from_single_file(  # pyright: ignore[reportIncompatibleMethodOverride] - its names changed between versions
         cls,
-        pretrained_model_link_or_path: str | os.PathLike,
+        pretrained_model_link_or_path: str | os.PathLike[str],
         *,
         variant: str | Variant | None = None,
-        config: Mapping | str | None = None,
-        budget: Budget = None,
+        config: Mapping[str, object] | str | None = None,
+        budget: Budget | None = None,
         progress: Progress | None = None,
         device: str | torch.device | None = None,
         scaling_factor: float | None = None,
-        **options,
+        **options: Any,
     ) -> AutoencoderDC:
         """From a file (or folder) here; `variant` and `config` as for DCAE.from_file, where the file does not tell.
         Asks no hub; of `options` torch_dtype or dtype counts. What is no path here, such as a link, is loaded by
@@ -154,11 +163,11 @@ class StreamedAutoencoderDC(AutoencoderDC):
         path = pretrained_model_link_or_path
         if not hub.is_path(path) or isinstance(config, str) or "original_config" in options:
             options |= {} if config is None else {"config": config}
-            vae = super().from_single_file(path, **options)
+            vae = super().from_single_file(os.fspath(path), **options)
         else:
             vae = cls._from_checkpoint(Checkpoint(path, config), variant, _dtype(options), scaling_factor)
         stream(vae, budget, progress, recompute=True)
-        return vae if device is None else vae.to(parse_device(device))
+        return _moved(vae, device)
 
     @classmethod
     def _from_checkpoint(
@@ -174,16 +183,26 @@ class StreamedAutoencoderDC(AutoencoderDC):
         config = chosen.diffusers_config() | {"scaling_factor": 1.0 if not certain else chosen.factor(scaling_factor)}
         with torch.device("meta"):
             vae = cls(**{name: value for name, value in config.items() if not name.startswith("_")})
+        streaming: Streaming = vars(vae)["streaming"]
         vae.load_state_dict(state, assign=True)
         nn.Module.to(vae.eval(), dtype)  # of AutoencoderDC, warns of no modules to keep in fp32
         if not certain:
-            chosen = infer_variant.infer(_streaming(vae).encode, checkpoint.fits, str(checkpoint.path))
+            chosen = infer_variant.infer(streaming.encode, checkpoint.fits, str(checkpoint.path))
             vae.register_to_config(scaling_factor=chosen.factor(scaling_factor))
-        _streaming(vae).variant = chosen
+        streaming.variant = chosen
         return vae
 
 
-def _dtype(options: Mapping) -> torch.dtype | str | None:
+# diffusers reads its signature, to find out what belongs to the config.
+functools.update_wrapper(StreamedAutoencoderDC.__init__, AutoencoderDC.__init__)
+
+
+def _moved(vae: AutoencoderDC, device: str | torch.device | None) -> AutoencoderDC:
+    move: Any = vae.to  # its decorator hides its types
+    return vae if device is None else move(parse_device(device))
+
+
+def _dtype(options: Mapping[str, Any]) -> torch.dtype | str | None:
     """Return what `torch_dtype` or `dtype` says: a dtype, "auto" or None. Raises OptionError."""
     dtype = options.get("torch_dtype")
     dtype = options.get("dtype") if dtype is None else dtype
@@ -191,7 +210,7 @@ def _dtype(options: Mapping) -> torch.dtype | str | None:
     return named if named in (None, "auto") else parse_dtype(named)
 
 
-def _one_device(device_map: object) -> object:
+def _one_device(device_map: Any) -> Any:
     """Return the device of a device_map that has one. Raises OptionError."""
     devices = set(device_map.values()) if isinstance(device_map, Mapping) else {device_map}
     if len(devices) > 1 or devices & {"auto", "balanced", "balanced_low_0", "sequential"}:

@@ -1,21 +1,34 @@
 """When a coder of an AutoencoderDC must run diffusers' own forward: what the engine would leave out or do otherwise."""
 
+# What torch has no public name for.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-__all__ = ["Offload", "configuration", "offloads", "why_hooks", "why_input", "why_modules", "why_weights"]
+__all__ = [
+    "Configuration",
+    "Offload",
+    "configuration",
+    "offloads",
+    "why_hooks",
+    "why_input",
+    "why_modules",
+    "why_weights",
+]
 
+Configuration = list[tuple[type, list[str], dict[str, object], type]]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def configuration(coder: nn.Module) -> list[tuple]:
+def configuration(coder: nn.Module) -> Configuration:
     """Return what its modules are: equal for coders that compute the same from the same weights. Made at every run."""
     return [(type(m), _weights(m), _settings(m), type(getattr(m, "processor", None))) for m in coder.modules()]
 
@@ -44,16 +57,17 @@ def _patched(kind: type[nn.Module]) -> str | None:
 
 def why_input(x: object) -> str | None:
     """Return why `x` can't go through the engine, None if it can."""
-    if type(x) not in (Tensor, nn.Parameter):
+    if not isinstance(x, Tensor) or type(x) not in (Tensor, nn.Parameter):
         return f"the input is of type {type(x).__name__}"
-    if x.is_meta or torch._C._functorch.peek_interpreter_stack() is not None:
+    interpreters: Any = torch._C
+    if x.is_meta or interpreters._functorch.peek_interpreter_stack() is not None:
         return "the input has no numbers of its own"
     if torch.autograd.forward_ad._current_level >= 0:
         return "derivatives are computed forwards"
     return None
 
 
-def why_modules(coder: nn.Module, expected: list[tuple]) -> str | None:
+def why_modules(coder: nn.Module, expected: Configuration) -> str | None:
     """Return which module is not as the config says: LoRA, quantised and compiled ones, other paddings."""
     found = configuration(coder)
     for (name, module), one, other in zip(coder.named_modules(), found, expected, strict=False):
@@ -83,7 +97,8 @@ class Offload(NamedTuple):
 
 def offloads(coder: nn.Module) -> list[Offload]:
     """Return those of accelerate's sequential offload and diffusers' group offload."""
-    found, groups = [], {}
+    found: list[Offload] = []
+    groups: dict[int, Any] = {}
     for module in coder.modules():
         hook = module.__dict__.get("_hf_hook")
         if _aligns(hook) and hook.offload:
@@ -131,11 +146,11 @@ def why_weights(coder: nn.Module) -> str | None:
     return None
 
 
-def _aligns(hook: object) -> bool:
+def _aligns(hook: object) -> TypeGuard[Any]:
     return type(hook).__name__ == "AlignDevicesHook"  # accelerate need not be here
 
 
-def _registered(module: nn.Module) -> dict:
+def _registered(module: nn.Module) -> dict[str, Any]:
     """The hooks of diffusers on `module`, by name."""
     return getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
 

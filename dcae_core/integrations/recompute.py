@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial, reduce
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +16,22 @@ from ..media.nonfinite import NonFiniteError, is_finite
 __all__ = ["Recomputed"]
 
 
+class Rerunnable(Protocol):
+    """What a `StreamedCoder` is to its gradients."""
+
+    module: nn.Module
+
+    def run(self, x: Tensor) -> Tensor: ...
+
+    def fallback(self, x: Tensor) -> Tensor: ...
+
+
 class Recomputed(torch.autograd.Function):
     """A run by the engine whose gradients are diffusers' own: its blocks run again, one at a time, going back. Takes a
     `StreamedCoder`, its input and the parameters of its module."""
 
     @staticmethod
-    def forward(ctx, coder, x: Tensor, *weights: nn.Parameter) -> Tensor:
+    def forward(ctx: Any, coder: Rerunnable, x: Tensor, *weights: nn.Parameter) -> Tensor:
         ctx.coder, ctx.weights = coder, weights
         ctx.save_for_backward(x, *weights)
         try:
@@ -30,7 +42,7 @@ class Recomputed(torch.autograd.Function):
             return coder.fallback(x.detach())  # numbers that are not finite are for a GradScaler to see
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise OptionError(
                 "Second derivatives were asked for (create_graph=True), which recompute does not have: stream(vae, "
@@ -43,7 +55,7 @@ class Recomputed(torch.autograd.Function):
             module = ctx.coder.module
             y = type(module).forward(Checkpointed(module), x)
             wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
-            found = iter(torch.autograd.grad(y, wanted, gradient.to(y.dtype), allow_unused=True))
+            found = iter(torch.autograd.grad(y, wanted, grad_outputs[0].to(y.dtype), allow_unused=True))
         return None, *(next(found) if need else None for need in needed)
 
 
@@ -53,10 +65,10 @@ class Checkpointed:
     def __init__(self, module: nn.Module):
         self._module = module
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         found = getattr(self._module, name)
         if isinstance(found, nn.ModuleList):
-            return [partial(_one_by_one, stage) for stage in found]
+            return [partial(_one_by_one, stage) for stage in cast("Iterable[nn.Sequential]", found)]
         return partial(checkpoint, found, use_reentrant=False) if isinstance(found, nn.Module) else found
 
 

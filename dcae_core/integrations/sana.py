@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from diffusers import SanaPipeline, SanaSprintImg2ImgPipeline, SanaSprintPipeline
 from diffusers.pipelines import auto_pipeline
+from torch import Tensor
 
 from ..errors import OptionError, counted
+
+if TYPE_CHECKING:
+    from diffusers.image_processor import PipelineImageInput
+    from diffusers.pipelines.sana.pipeline_output import SanaPipelineOutput
 
 __all__ = ["SanaImg2ImgPipeline", "register", "unregister"]
 
@@ -23,32 +30,51 @@ class SanaImg2ImgPipeline(SanaPipeline):
     starts from noise alone. height and width are by default the picture's, rounded down to whole latent pixels.
     """
 
-    def __call__(self, prompt=None, image=None, strength: float = 0.6, **options):
+    _start: PipelineImageInput  # these two while it is called
+    _late: StartingLate
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - its second argument is a picture
+        self,
+        prompt: str | list[str] | None = None,
+        image: PipelineImageInput | None = None,
+        strength: float = 0.6,
+        **options: Any,
+    ) -> SanaPipelineOutput | tuple[Any, ...]:
         if image is None:
             raise OptionError("There is no image: give image=, or use SanaPipeline, which needs none.")
         if not 0 <= strength <= 1:
             raise OptionError(f"strength is {strength}: needed is a number from 0 (the picture) to 1 (noise).")
         if options.get("height") is None or options.get("width") is None:
             options["height"], options["width"] = self._size(image)
-        self._start = image
-        try:
-            with StartingLate(self.scheduler, strength) as self._late:
-                return super().__call__(prompt, **options)
-        finally:
-            self._start = self._late = None
+        with StartingLate(self.scheduler, strength) as late:
+            self._start, self._late = image, late
+            try:
+                return super().__call__(cast("str | list[str]", prompt), **options)
+            finally:
+                del self._start, self._late
 
-    def _is_latent(self, image) -> bool:
+    def _is_latent(self, image: object) -> TypeGuard[Tensor]:
         channels = self.transformer.config.in_channels
         return torch.is_tensor(image) and image.ndim in (3, 4) and image.shape[-3] == channels
 
-    def _size(self, image) -> tuple[int, int]:
+    def _size(self, image: PipelineImageInput) -> tuple[int, int]:
         ratio = self.vae_scale_factor
         if self._is_latent(image):
             return image.shape[-2] * ratio, image.shape[-1] * ratio
         height, width = self.image_processor.get_default_height_width(image[0] if isinstance(image, list) else image)
         return max(ratio, height // ratio * ratio), max(ratio, width // ratio * ratio)
 
-    def prepare_latents(self, batch_size, num_channels_latents, height, width, dtype, device, generator, latents=None):
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_channels_latents: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
         """Return the picture as scaled latents, with the noise of where the schedule starts. SanaPipeline calls this
         after it has set the timesteps."""
         image = self._start
@@ -72,7 +98,8 @@ class SanaImg2ImgPipeline(SanaPipeline):
             return image
         first = first.expand(len(image))
         # SanaPipeline's own: noise, after it has looked at the generators, or what was given.
-        noise = super().prepare_latents(*image.shape[:2], height, width, dtype, device, generator, latents)
+        count, channels = image.shape[:2]
+        noise = super().prepare_latents(count, channels, height, width, dtype, device, generator, latents)
         if hasattr(self.scheduler, "scale_noise"):  # the name it has in flow-matching schedulers
             return self.scheduler.scale_noise(image, first, noise)
         return self.scheduler.add_noise(image, noise, first)
@@ -92,20 +119,21 @@ SanaImg2ImgPipeline.__call__.__signature__ = _signature()
 class StartingLate:
     """A context in which `scheduler.set_timesteps` keeps only the last `strength` of the steps it sets."""
 
-    def __init__(self, scheduler, strength: float):
-        self.scheduler, self.strength, self.all = scheduler, strength, None
+    def __init__(self, scheduler: Any, strength: float):
+        self.scheduler, self.strength = scheduler, strength
+        self.all: Tensor | None = None
 
     def __enter__(self) -> StartingLate:
         plain, scheduler = self.scheduler.set_timesteps, self.scheduler
 
         @functools.wraps(plain)
-        def set_timesteps(*args, **options) -> None:
+        def set_timesteps(*args: Any, **options: Any) -> None:
             plain(*args, **options)
-            self.all = scheduler.timesteps
+            self.all = every = scheduler.timesteps
             order = getattr(scheduler, "order", 1)
-            steps = len(self.all) // order
+            steps = len(every) // order
             first = int(steps - min(steps, steps * self.strength)) * order  # rounded as diffusers does
-            scheduler.timesteps = self.all[first:]
+            scheduler.timesteps = every[first:]
             if first and hasattr(scheduler, "set_begin_index"):
                 scheduler.set_begin_index(first)
 
@@ -121,7 +149,9 @@ class StartingLate:
         self.scheduler.timesteps = self.all
 
 
-TEXT, PICTURE = auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING, auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING
+Pipelines = MutableMapping[str, type]
+TEXT = cast(Pipelines, auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING)
+PICTURE = cast(Pipelines, auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING)
 
 
 def register(pipeline: type[SanaImg2ImgPipeline] = SanaImg2ImgPipeline) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.coder import InferenceCoder
+from ..engine.live_bytes import storage_key
 
 __all__ = ["Snapshot"]
 
@@ -27,13 +28,13 @@ class Snapshot:
     def watch(self, coder: InferenceCoder) -> None:
         """Remember sums of the weights that `coder` has not as they are: edits through `.data`, as of EMAModel, and
         under inference mode change no version."""
-        shared = {t.untyped_storage()._cdata for t in (*coder.parameters(), *coder.buffers())}
-        self.derived = [w for w in self.held if w.untyped_storage()._cdata not in shared]
-        self.sums = self.summed()
+        shared = {storage_key(t) for t in (*coder.parameters(), *coder.buffers())}
+        self.derived = [w for w in self.held if storage_key(w) not in shared]
+        self.sums = self.summed() if self.derived else None
 
-    def summed(self) -> Tensor | None:
+    def summed(self) -> Tensor:
         """Return a sum for each output channel of the weights that others are derived from."""
-        return torch.cat([_sums(w) for w in self.derived]) if self.derived else None
+        return torch.cat([_sums(w) for w in self.derived])
 
     def is_current(self) -> bool:
         now = self.now()
@@ -46,8 +47,9 @@ class Snapshot:
 
     def derived_bytes(self, coder: InferenceCoder) -> int:
         """Return the bytes of what `coder` has and these are not."""
-        shared = {w.untyped_storage()._cdata for w in self.held}
-        derived = {(s := t.untyped_storage())._cdata: s.nbytes() for t in (*coder.parameters(), *coder.buffers())}
+        shared = {storage_key(w) for w in self.held}
+        held = (*coder.parameters(), *coder.buffers())
+        derived = {storage_key(t): t.untyped_storage().nbytes() for t in held}
         return sum(size for key, size in derived.items() if key not in shared)
 
 

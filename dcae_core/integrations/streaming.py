@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from diffusers import AutoencoderDC
@@ -23,16 +24,20 @@ from ..architecture import Architecture
 from ..autoencoder import ImageAutoencoder
 from ..engine import execute, memory
 from ..engine import plan as planning
-from ..engine.coder import InferenceCoder, inference_coder
+from ..engine.coder import Coder, InferenceCoder, inference_coder
 from ..engine.memory import Budget
 from ..engine.rewrites import REWRITES
+from ..engine.target import Target
 from ..errors import ImageError, LatentError, OptionError
 from ..media import images
 from ..media.sizes import Fit
 from ..variants import VARIANTS, Variant
-from .fallback import configuration, offloads, why_hooks, why_input, why_modules, why_weights
+from .fallback import Configuration, Offload, configuration, offloads, why_hooks, why_input, why_modules, why_weights
 from .recompute import Recomputed
 from .snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Streaming", "variant_of"]
 
@@ -55,7 +60,7 @@ class Streaming(ImageAutoencoder):
     def __init__(
         self,
         vae: AutoencoderDC,
-        budget: Budget = None,
+        budget: Budget | None = None,
         progress: Callable[[int, int], None] | None = None,
         recompute: bool = False,
     ):
@@ -63,7 +68,7 @@ class Streaming(ImageAutoencoder):
         self.variant = variant_of(vae.config)
         self.coders = {"encode": StreamedCoder(self, "encode"), "decode": StreamedCoder(self, "decode")}
 
-    def limit(self) -> Budget:
+    def limit(self) -> Budget | None:
         """Return the budget of the next run."""
         return self.budget
 
@@ -82,7 +87,7 @@ class Streaming(ImageAutoencoder):
                 )
         for coder, place in zip(self.coders.values(), places, strict=True):
             coder.install(place)
-        self.vae.streaming = self
+        vars(self.vae)["streaming"] = self
         for name in METHODS:
             setattr(self.vae, name, getattr(self, f"vae_{name}"))
 
@@ -95,7 +100,7 @@ class Streaming(ImageAutoencoder):
             if getattr(vars(self.vae).get(name), "__self__", None) is self:
                 delattr(self.vae, name)
 
-    def vae_encode(self, x: Tensor, *args, **options):
+    def vae_encode(self, x: object, *args: Any, **options: Any) -> Any:
         """The vae's own, for tensors; anything else is an ImageError."""
         if not isinstance(x, Tensor):
             raise ImageError(
@@ -104,7 +109,7 @@ class Streaming(ImageAutoencoder):
             )
         return type(self.vae).encode(self.vae, x, *args, **options)
 
-    def vae_decode(self, z: Tensor, *args, **options):
+    def vae_decode(self, z: object, *args: Any, **options: Any) -> Any:
         """The vae's own, for tensors; anything else is a LatentError."""
         if not isinstance(z, Tensor):
             raise LatentError(
@@ -113,19 +118,19 @@ class Streaming(ImageAutoencoder):
             )
         return type(self.vae).decode(self.vae, z, *args, **options)
 
-    def vae_tiled_encode(self, x: Tensor, *args, **options):
+    def vae_tiled_encode(self, x: Tensor, *args: Any, **options: Any) -> Any:
         """Without tiles: the budget decides. Where diffusers' own forward has to run, with its tiles."""
         return self._untiled("encode", x, *args, **options)
 
-    def vae_tiled_decode(self, z: Tensor, *args, **options):
+    def vae_tiled_decode(self, z: Tensor, *args: Any, **options: Any) -> Any:
         """As `vae_tiled_encode`."""
         return self._untiled("decode", z, *args, **options)
 
-    def _untiled(self, direction: str, x: Tensor, *args, **options):
+    def _untiled(self, direction: str, x: Tensor, *args: Any, **options: Any) -> Any:
         vae, coder = self.vae, self.coders[direction]
         if torch.compiler.is_compiling() or coder.why_fallback(x) or coder.top_module() is not coder.module:
             return getattr(type(vae), f"tiled_{direction}")(vae, x, *args, **options)
-        with self._lock:
+        with self.lock:
             use, vae.use_tiling = vae.use_tiling, False
             try:
                 return getattr(type(vae), direction)(vae, x, *args, **options)
@@ -134,28 +139,42 @@ class Streaming(ImageAutoencoder):
 
     @property
     def scaling_factor(self) -> float:
-        return self.vae.config.scaling_factor
+        return self.vae.config["scaling_factor"]
 
-    def _coder(self, direction: str) -> InferenceCoder | StreamedCoder:
+    def _coder(self, direction: str) -> Coder:
+        return self.coders[direction].make()
+
+    def _like_for(self, direction: str) -> Tensor:
         coder = self.coders[direction]
-        return coder.engine or coder
+        return coder.like if coder.engine is None else coder.engine.like
 
     @property
     def _like(self) -> Tensor:
         return self.coders["decode"].like
 
-    def to(self, *args, **options) -> Streaming:
+    def to(self, *args: Any, **options: Any) -> Self:
         self.vae.to(*args, **options)
         return self
 
-    def plan_for(self, target, direction, height, width, batch=1, limit=None, channels=None, strict=True):
+    def plan_for(
+        self,
+        target: Target,
+        direction: str,
+        height: int,
+        width: int,
+        batch: int = 1,
+        limit: int | None = None,
+        channels: int | None = None,
+        strict: bool = True,
+    ) -> planning.Plan:
         run = (self.variant.architecture, direction, height, width, batch, limit, target.dtype)
-        options = {"channels": channels, "name": self.name, "strict": strict}
-        joining = self.coders[direction].joining * target.size
-        return planning.make(*run, device=target.device, beside=joining, **options)
+        beside = self.coders[direction].joining * target.size
+        return planning.make(
+            *run, device=target.device, channels=channels, name=self.name, strict=strict, beside=beside
+        )
 
-    def _run(self, direction: str, *args, **options) -> Tensor:
-        with self._lock, self.coders[direction].ready():
+    def _run(self, direction: str, *args: Any, **options: Any) -> Tensor:
+        with self.lock, self.coders[direction].ready():
             return super()._run(direction, *args, **options)
 
 
@@ -167,10 +186,11 @@ class StreamedCoder:
         self.streaming, self.direction = streaming, direction
         self.engine: InferenceCoder | None = None
         self.snapshot: Snapshot | None = None
-        self.active, self.warned = False, set()
+        self.active = False
+        self.warned: set[str] = set()
         self.module: nn.Module = self.top_module()
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "engine": None, "snapshot": None}  # a copy makes its own
 
     def top_module(self) -> nn.Module:
@@ -179,7 +199,9 @@ class StreamedCoder:
 
     @property
     def held_bytes(self) -> int:
-        return self.snapshot.derived_bytes(self.engine) if self.engine is not None else 0
+        if self.engine is None or self.snapshot is None:
+            return 0
+        return self.snapshot.derived_bytes(self.engine)
 
     @cached_property
     def joining(self) -> int:
@@ -189,11 +211,11 @@ class StreamedCoder:
         return max((getattr(layer, "joining_bytes", 0) // 4 for layer in layers), default=0)
 
     @cached_property
-    def expected(self) -> list[tuple]:
+    def expected(self) -> Configuration:
         """The `configuration` of a coder that is as the config says."""
         config = {k: v for k, v in self.streaming.vae.config.items() if not k.startswith("_")}
         with torch.device("meta"):
-            vae = AutoencoderDC.from_config(config)
+            vae = cast(AutoencoderDC, AutoencoderDC.from_config(config))
         return configuration(vae.encoder if self.direction == "encode" else vae.decoder)
 
     @property
@@ -221,7 +243,7 @@ class StreamedCoder:
     def install(self, place: str) -> None:
         self.active = True
         setattr(self.module, place, self.forward)
-        self.module._apply = self.moved
+        vars(self.module)["_apply"] = self.moved
 
     def remove(self) -> None:
         self.active = False  # where hooks keep `forward`, it is diffusers' own from now on
@@ -231,14 +253,15 @@ class StreamedCoder:
             if getattr(self.module.__dict__.get(place), "__self__", None) is self:
                 del self.module.__dict__[place]
                 if place == "_old_forward":
-                    self.module._old_forward = self.module.__class__.forward.__get__(self.module)
+                    vars(self.module)[place] = self.module.__class__.forward.__get__(self.module)
 
-    def moved(self, *args, **options) -> nn.Module:
+    def moved(self, *args: Any, **options: Any) -> nn.Module:
         """The module's `_apply`, which moves and converts weights: after the run of another thread, and nothing is to
         hold what they were."""
-        with self.streaming._lock:
+        with self.streaming.lock:
             self.engine = self.snapshot = None
-            return type(self.module)._apply(self.module, *args, **options)
+            # What `to`, `half` and the like of torch call.
+            return type(self.module)._apply(self.module, *args, **options)  # pyright: ignore[reportPrivateUsage]
 
     def fallback(self, x: Tensor) -> Tensor:
         return type(self.module).forward(self.module, x)
@@ -268,7 +291,7 @@ class StreamedCoder:
         padded to whole latent pixels."""
         x = x.to(self.like.dtype)
         if self.direction == "encode" and x.ndim == 4:
-            x = images.fit(x, Fit(*x.shape[2:], self.streaming.spatial_ratio))
+            x = images.fit(x, Fit(x.shape[2], x.shape[3], self.streaming.spatial_ratio))
         return x
 
     def needs_gradients(self, x: Tensor) -> bool:
@@ -284,25 +307,28 @@ class StreamedCoder:
         return why
 
     @contextlib.contextmanager
-    def ready(self) -> Iterator[None]:
+    def ready(self) -> Generator[None]:
         """A context in which `engine` has the weights as they are now."""
         with onloaded(self.module) as offloaded, execute.without_autocast(self.like.device):
-            if offloaded or self.engine is None or not self.snapshot.is_current():
+            if offloaded or self.snapshot is None or not self.snapshot.is_current():
                 self.engine = self.snapshot = None
-                self.make()
+            self.make()
             try:
                 yield
             finally:
                 if offloaded:
                     self.engine = self.snapshot = None
 
-    def make(self) -> None:
-        with torch.no_grad(), torch.inference_mode(False):
-            self.snapshot = Snapshot(self.module)
-            skeleton = self._skeleton()
-            skeleton.load_state_dict({k: t.detach() for k, t in self.module.state_dict().items()}, assign=True)
-            self.engine = self._rewritten(skeleton, self.snapshot.weights[0].dtype)
-            self.snapshot.watch(self.engine)
+    def make(self) -> InferenceCoder:
+        """Return `engine`, after it is made where there is none."""
+        if self.engine is None:
+            with torch.no_grad(), torch.inference_mode(False):
+                self.snapshot = Snapshot(self.module)
+                skeleton = self._skeleton()
+                skeleton.load_state_dict({k: t.detach() for k, t in self.module.state_dict().items()}, assign=True)
+                self.engine = self._rewritten(skeleton, self.snapshot.weights[0].dtype)
+                self.snapshot.watch(self.engine)
+        return self.engine
 
     def _skeleton(self) -> model.Encoder | model.Decoder:
         architecture = self.streaming.variant.architecture
@@ -313,7 +339,7 @@ class StreamedCoder:
                 coder = model.Decoder(architecture.decoder, architecture.latent_channels)
         return coder.requires_grad_(False).eval()
 
-    def _rewritten(self, coder: nn.Module, dtype: torch.dtype | None = None) -> InferenceCoder:
+    def _rewritten(self, coder: model.Encoder | model.Decoder, dtype: torch.dtype | None = None) -> InferenceCoder:
         return inference_coder(coder, SHARED_REWRITES, dtype=dtype, shared=True)
 
 
@@ -326,10 +352,11 @@ def is_traced() -> bool:
 
 
 @contextlib.contextmanager
-def onloaded(coder: nn.Module) -> Iterator[bool]:
+def onloaded(coder: nn.Module) -> Generator[bool]:
     """A context in which weights that hooks keep elsewhere are on the device; whether there are any. Out of memory
     while they come: what came goes back, and they come once more."""
-    elsewhere, here = offloads(coder), []
+    elsewhere = offloads(coder)
+    here: list[Offload] = []
 
     def load() -> None:
         for offload in elsewhere:
@@ -355,7 +382,7 @@ def onloaded(coder: nn.Module) -> Iterator[bool]:
         unload()
 
 
-def variant_of(config: Mapping) -> Variant:
+def variant_of(config: Mapping[str, Any]) -> Variant:
     """Return the variant of a config: a published one where it has its network and scaling factor, and no other has.
     Raises OptionError for a network that is none of ours."""
     down, up = config.get("downsample_block_type"), config.get("upsample_block_type")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from functools import cache
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from .picture_files import (
     write_animation,
 )
 from .sizes import Fit
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
 
 __all__ = [
     "Frame",
@@ -89,8 +93,8 @@ def as_pictures(given: object) -> Tensor:
         return torch.cat(pictures)
     if isinstance(given, (str, os.PathLike)):
         return from_host(read(given))
-    if hasattr(given, "getbands"):  # a Pillow image
-        return from_host(from_pil(given))
+    if hasattr(given, "getbands"):
+        return from_host(from_pil(cast("PillowImage", given)))
     x = given if isinstance(given, Tensor) else _as_uint8(given)
     channels_last = (
         x.dtype == torch.uint8 and x.shape[-1:] == (3,) and (x.ndim == 3 or (x.ndim == 4 and x.shape[1] != 3))
@@ -100,9 +104,10 @@ def as_pictures(given: object) -> Tensor:
 
 def _as_uint8(array: object) -> Tensor:
     """An array of numpy's, as a tensor."""
-    if str(getattr(array, "dtype", "")) == "uint8" and hasattr(array, "__array_interface__"):
+    dtype = str(getattr(array, "dtype", ""))
+    if dtype == "uint8" and hasattr(array, "__array_interface__"):
         return torch.from_numpy(np.array(array))  # which may be read-only, or go backwards, as BGR[..., ::-1] does
-    of = f" of {array.dtype}" if hasattr(array, "dtype") else ""
+    of = f" of {dtype}" if dtype else ""
     raise ImageError(
         f"encode was given type {type(array).__name__}{of}: needed are tensors [batch, 3, height, width], floats in "
         "[-1, 1] or uint8; the path of a picture, a Pillow image or uint8 [height, width, 3] will do."

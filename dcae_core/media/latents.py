@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -50,7 +50,7 @@ class LatentFile:
 
 
 def write(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     raw: Tensor,
     variant: Variant,
     size: tuple[int, int],
@@ -67,8 +67,10 @@ def write(
     one. The file is replaced whole. Raises LatentError if it can't be, or if `read` would refuse it: latents that are
     not finite, or not of such pictures. Raises OptionError for `scaled` without a factor.
     """
-    factor = variant.factor(scaling_factor) if scaled else variant.scaling_factor
-    path = Path(path)
+    z, factor, path = raw, variant.scaling_factor, Path(path)
+    if scaled:
+        factor = variant.factor(scaling_factor)
+        z = raw * factor
     metadata = {
         "format": "dcae-latents-1",
         "variant": variant.name,
@@ -80,7 +82,7 @@ def write(
         metadata["scaling_factor"] = str(factor)
     if milliseconds:
         metadata["milliseconds"] = ",".join(map(str, milliseconds))
-    z = (raw * factor if scaled else raw).contiguous().cpu()
+    z = z.contiguous().cpu()
     try:
         check_shape(z.shape, variant, size)
         if not is_finite(z):
@@ -94,7 +96,7 @@ def write(
     return path
 
 
-def is_latents(path: str | os.PathLike) -> bool:
+def is_latents(path: str | os.PathLike[str]) -> bool:
     """Whether this is a file that `read` is for; False also where it can't be opened."""
     try:
         with open_safetensors(path) as file:
@@ -103,7 +105,7 @@ def is_latents(path: str | os.PathLike) -> bool:
         return False
 
 
-def read(path: str | os.PathLike) -> LatentFile:
+def read(path: str | os.PathLike[str]) -> LatentFile:
     """Read a file of `write` or of ComfyUI's SaveLatent. Raises LatentError, which names the file, also for latents
     that are not finite and for metadata that does not match them."""
     if not is_file(path):
@@ -137,7 +139,7 @@ def read(path: str | os.PathLike) -> LatentFile:
     return LatentFile(raw, name, size, alpha, milliseconds)
 
 
-def _alpha(file, pictures: int, size: tuple[int, int] | None) -> Tensor:
+def _alpha(file: safe_open, pictures: int, size: tuple[int, int] | None) -> Tensor:
     """Return the opacity of so many pictures of this size. Raises ValueError for another."""
     piece = file.get_slice(ALPHA)
     found = str(piece.get_dtype()), list(piece.get_shape())
@@ -157,7 +159,7 @@ def _durations(text: str | None, pictures: int) -> tuple[int, ...]:
     return tuple(map(int, numbers))
 
 
-def _not_latents(path: str | os.PathLike, error: Exception) -> str:
+def _not_latents(path: str | os.PathLike[str], error: Exception) -> str:
     with contextlib.suppress(OSError):
         if (kind := kind_of(path)) is not None:
             return f"{path} is {kind}, not a latent file: name one that dcae encode or ComfyUI's SaveLatent wrote."
@@ -167,12 +169,13 @@ def _not_latents(path: str | os.PathLike, error: Exception) -> str:
 def parse_metadata(metadata: Mapping[str, str]) -> tuple[str | None, tuple[int, int] | None, float]:
     """Return (name of the variant, size of the pictures, divisor for raw latents) from a file's metadata. Raises
     ValueError."""
-    size, factor = None, 1.0
+    size: tuple[int, int] | None = None
+    factor = 1.0
     name = metadata.get("variant")
     if name is not None and not (name.isprintable() and 0 < len(name) <= MAX_NAME_LENGTH):
         raise ValueError(f"variant {shorten(name)!r} is no name")
     if "height" in metadata or "width" in metadata:
-        size = tuple(_whole(side, metadata.get(side)) for side in ("height", "width"))
+        size = (_whole("height", metadata.get("height")), _whole("width", metadata.get("width")))
     if (scale := metadata.get("scale", "raw")) not in ("raw", "scaled"):
         raise ValueError(f"scale {shorten(scale)!r} is neither raw nor scaled")
     if scale == "scaled":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
@@ -15,6 +16,11 @@ from torch import Tensor
 from ..errors import ImageError, escape_unprintable
 from ..files import atomic_write
 from ..untrusted import open_image, shorten
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
+    from .pictures import SRGBPicture
 
 __all__ = [
     "Frame",
@@ -45,13 +51,13 @@ class Frame:
     exif: bool
 
 
-def read(path: str | os.PathLike, matte: tuple[int, int, int] | None = None) -> Tensor:
+def read(path: str | os.PathLike[str] | BinaryIO, matte: tuple[int, int, int] | None = None) -> Tensor:
     """Read a picture file as [1, H, W, 3] in [0, 1] fp32: the first that `frames` yields."""
     return next(frames(path, matte)).pixels
 
 
 def frames(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str] | BinaryIO,
     matte: tuple[int, int, int] | None = None,
     *,
     keep_alpha: bool = False,
@@ -78,7 +84,7 @@ def frames(
                 yield _frame(file, matte, keep_alpha, animation, str(path), logged, moves)
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"{path} is a picture of more than {2 * Image.MAX_IMAGE_PIXELS} pixels: scale it down."
+            f"{path} is a picture of more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels: scale it down."
         ) from error
     except MemoryError as error:
         raise ImageError(f"out of memory: use a smaller picture than {path}, or close other programs.") from error
@@ -87,7 +93,15 @@ def frames(
         raise ImageError(f"{path} can't be read as a picture: {kind}{shorten(error, 300)}.") from error
 
 
-def _frame(file, matte, keep_alpha: bool, animation: bool, name: str, logged: set[str], moves: bool = False) -> Frame:
+def _frame(
+    file: PillowImage,
+    matte: tuple[int, int, int] | None,
+    keep_alpha: bool,
+    animation: bool,
+    name: str,
+    logged: set[str],
+    moves: bool = False,
+) -> Frame:
     from .pictures import WHITE, to_srgb
 
     converted = to_srgb(file, WHITE if matte is None else matte, keep_alpha=keep_alpha, frames=animation)
@@ -106,20 +120,20 @@ def _frame(file, matte, keep_alpha: bool, animation: bool, name: str, logged: se
     )
 
 
-def from_pil(picture, matte: tuple[int, int, int] | None = None, name: str = "The picture") -> Tensor:
+def from_pil(picture: PillowImage, matte: tuple[int, int, int] | None = None, name: str = "The picture") -> Tensor:
     """Convert a Pillow image to [H, W, 3] in [0, 1] fp32; `matte` as for `read`, `name` for what is logged. Raises
     ImageError as `pictures.to_srgb` does."""
     return _frame(picture, matte, False, False, name, set()).pixels[0]
 
 
-def _pixels(converted) -> Tensor:
+def _pixels(converted: SRGBPicture) -> Tensor:
     """[H, W, 3] in [0, 1] fp32 of what `pictures.to_srgb` returned."""
     if converted.deep is not None:
         return torch.from_numpy(converted.deep.astype("float32", copy=False))
     return torch.from_numpy(np.divide(np.asarray(converted.pixels), 255, dtype="float32"))
 
 
-def write(path: str | os.PathLike, image: Tensor, alpha: Tensor | None = None, bits: int = 8) -> None:
+def write(path: str | os.PathLike[str], image: Tensor, alpha: Tensor | None = None, bits: int = 8) -> None:
     """Write one picture [H, W, 3], floats in [0, 1] or uint8, with `alpha` (uint8 [H, W], 0 where nothing is seen), in
     the format of the file's ending; `bits` of a channel are 8, or 16 for .png and .tif by OpenCV.
 
@@ -129,29 +143,35 @@ def write(path: str | os.PathLike, image: Tensor, alpha: Tensor | None = None, b
 
 
 def write_animation(
-    path: str | os.PathLike, images: Tensor, milliseconds: Sequence[int], alpha: Tensor | None = None
+    path: str | os.PathLike[str], images: Tensor, milliseconds: Sequence[int], alpha: Tensor | None = None
 ) -> None:
     """Write pictures [B, H, W, 3], floats in [0, 1] or uint8, as one that moves (.gif, .png, .webp) for ever, each
     shown for so long; `alpha` is uint8 [B, H, W]. Raises ImageError."""
-    options = {"save_all": True, "duration": list(milliseconds), "loop": 0}
+    options: dict[str, object] = {"save_all": True, "duration": list(milliseconds), "loop": 0}
     if Path(path).suffix.lower() == ".gif":
         options["disposal"] = 2  # else what was shown before is seen where the next is transparent
-    _save(path, images, alpha, 8, options)
+    _save(path, list(images), None if alpha is None else list(alpha), 8, options)
 
 
-def can_animate(path: str | os.PathLike) -> bool:
+def can_animate(path: str | os.PathLike[str]) -> bool:
     """Whether `write_animation` can write to a path of this ending."""
     from .pictures import MOVING, writable_formats
 
     return writable_formats().get(Path(path).suffix.lower()) in MOVING
 
 
-def can_be_transparent(path: str | os.PathLike) -> bool:
+def can_be_transparent(path: str | os.PathLike[str]) -> bool:
     """Whether pictures of this ending can have alpha."""
     return Path(path).suffix.lower() in WITH_ALPHA
 
 
-def _save(path: str | os.PathLike, images: Sequence[Tensor], alphas, bits: int, options: dict | None = None) -> None:
+def _save(
+    path: str | os.PathLike[str],
+    images: Sequence[Tensor],
+    alphas: Sequence[Tensor] | None,
+    bits: int,
+    options: Mapping[str, object] | None = None,
+) -> None:
     from PIL import Image
 
     from .pictures import writable_formats
@@ -167,23 +187,24 @@ def _save(path: str | os.PathLike, images: Sequence[Tensor], alphas, bits: int, 
         raise ImageError(f"{path} can't be transparent: use {', '.join(WITH_ALPHA)}.")
     arrays = [_array(image, bits) for image in images]
     if alphas is not None:
-        arrays = [_with_alpha(*pair, path) for pair in zip(arrays, alphas, strict=True)]
+        arrays = [_with_alpha(array, alpha, path) for array, alpha in zip(arrays, alphas, strict=True)]
     try:
         with atomic_write(path) as part:
             if bits == 16:
                 part.write_bytes(_encoded(ending, arrays[0]))
             else:
                 first, *others = map(Image.fromarray, arrays)
-                options = {**options, "append_images": others} if options else {}
-                first.save(part, format=kind, **options)
+                more = {**options, "append_images": others} if options else {}
+                first.save(part, format=kind, **more)
     except Exception as error:  # encoders raise any type, as for sides a format does not allow
         raise ImageError(f"{path} can't be written: {error}.") from error
 
 
-def _array(image: Tensor, bits: int) -> np.ndarray:
+def _array(image: object, bits: int) -> np.ndarray:
     """[H, W, 3] of whole numbers. Raises ImageError."""
     if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[-1] != 3:
-        found = list(image.shape) if hasattr(image, "shape") else type(image).__name__
+        shape = getattr(image, "shape", None)
+        found = type(image).__name__ if shape is None else list(shape)
         raise ImageError(f"A picture to write is a tensor [height, width, 3], not {found}.")
     pixels = image.detach().cpu().float() / (255 if image.dtype == torch.uint8 else 1)
     if not torch.isfinite(pixels).all():

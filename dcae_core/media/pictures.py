@@ -4,13 +4,18 @@ animations, more than 8 bits. Without torch, since processes that prepare data s
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import ImageError
 from ..untrusted import picture_endings
+
+if TYPE_CHECKING:
+    from PIL._imagingcms import CmsProfile
 
 __all__ = ["MOVING", "WHITE", "SRGBPicture", "frame_count", "is_animation", "to_srgb", "writable_formats"]
 
@@ -22,7 +27,7 @@ SRGB_GAMMA = 0.45455  # in PNG's gAMA
 MOST_PROFILE = 16 << 20  # bytes; those of printers have 2 MB
 ORIENTATION, BITS, PHOTOMETRIC, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 274, 258, 262, 284, 338, 339  # tags of TIFF
 SIGNED = 2  # of its sample formats
-TURNS = {  # what makes an array [H, W, ...] upright, by its orientation
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # what makes an array [H, W, ...] upright, by its orientation
     2: np.fliplr,
     3: lambda a: np.rot90(a, 2),
     4: np.flipud,
@@ -64,7 +69,7 @@ def to_srgb(
     deep, *notes = _deep(file)
     picture = ImageOps.exif_transpose(file)
     if deep is not None:
-        deep = np.ascontiguousarray(TURNS.get(file.getexif().get(ORIENTATION), lambda a: a)(deep))
+        deep = np.ascontiguousarray(TURNS.get(file.getexif().get(ORIENTATION, 1), lambda a: a)(deep))
         rounded = np.rint(deep * 255).astype(np.uint8)
         picture = Image.fromarray(rounded[..., 0] if rounded.shape[2] == 1 else rounded)
     alpha = None
@@ -86,7 +91,7 @@ def to_srgb(
     if deep is not None:
         deep = deep[..., :3] if deep.shape[2] > 2 else np.repeat(deep[..., :1], 3, axis=2)
     if alpha is not None:
-        seen = alpha.point(lambda value: 255 * (value > 0)) if keep_alpha else alpha
+        seen = alpha.point([0] + [255] * 255) if keep_alpha else alpha
         picture, deep = _laid_on(matte, picture, deep, seen)
         colour = "white" if matte == WHITE else f"rgb{matte}"
         notes.append(None if keep_alpha else f"what is transparent in it is laid on {colour}")
@@ -133,7 +138,7 @@ def is_animation(file: Image.Image) -> bool:
 
 def _deep(file: Image.Image) -> tuple[np.ndarray | None, str | None]:
     """Return float32 [H, W, channels] in [0, 1] of a file of more than 8 bits, not upright yet, and what to say."""
-    tags = file.tag_v2 if file.format == "TIFF" else {}
+    tags, fp = _tags(file), getattr(file, "fp", None)
     if file.mode[0] in "IF":  # grey, which Pillow reads whole
         return _deep_grey(file, tags), None
     if _bits(file) <= 8:
@@ -147,16 +152,16 @@ def _deep(file: Image.Image) -> tuple[np.ndarray | None, str | None]:
         import cv2
     except ImportError:
         return None, f"{cut} (pip install opencv-python-headless keeps them)"
-    if file.fp is None or file.tell():
+    if fp is None or file.tell():
         return None, f"{cut}, since it is not a file's first picture, fresh from it"
-    position, level = file.fp.tell(), cv2.utils.logging.getLogLevel()
-    file.fp.seek(0)
+    position, level = fp.tell(), cv2.utils.logging.getLogLevel()
+    fp.seek(0)
     try:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-        array = cv2.imdecode(np.frombuffer(file.fp.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+        array = cv2.imdecode(np.frombuffer(fp.read(), np.uint8), cv2.IMREAD_UNCHANGED)
     finally:
         cv2.utils.logging.setLogLevel(level)
-        file.fp.seek(position)
+        fp.seek(position)
     if array is None or array.dtype != np.uint16 or sorted(array.shape[:2]) != sorted(file.size):
         return None, f"{cut}, since OpenCV does not read it"
     array = np.atleast_3d(array)
@@ -164,7 +169,12 @@ def _deep(file: Image.Image) -> tuple[np.ndarray | None, str | None]:
     return array[..., order] / np.float32(65535), None
 
 
-def _deep_grey(file: Image.Image, tags) -> np.ndarray:
+def _tags(file: Image.Image) -> Mapping[int, Any]:
+    """Return the tags of a TIFF; none of another file."""
+    return getattr(file, "tag_v2", {}) if file.format == "TIFF" else {}
+
+
+def _deep_grey(file: Image.Image, tags: Mapping[int, Any]) -> np.ndarray:
     """Raises ImageError for pixels of no known range."""
     if SIGNED in tags.get(SAMPLE_FORMAT, ()):
         raise ImageError("its whole numbers are signed, so that black and white are not known")
@@ -182,7 +192,7 @@ def _deep_grey(file: Image.Image, tags) -> np.ndarray:
 def _bits(file: Image.Image) -> int:
     """Return the bits of a channel of a file that is not decoded yet, where it can be told."""
     if file.format == "TIFF":
-        return max(file.tag_v2.get(BITS, (8,)))
+        return max(_tags(file).get(BITS, (8,)))
     for tile in getattr(file, "tile", ()):
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         if any("16" in one if isinstance(one, str) else isinstance(one, int) and one > 255 for one in arguments):
@@ -199,7 +209,7 @@ def _converted(picture: Image.Image, profile: bytes, space: str) -> tuple[Image.
         from PIL import ImageCms
 
         source = ImageCms.getOpenProfile(io.BytesIO(profile))
-        of = source.profile.xcolor_space.strip()
+        of = cast("CmsProfile", source.profile).xcolor_space.strip()
         if of.upper() != space and (space, of) != ("GRAY", "RGB"):
             return picture, failed.format(f"it is for {of}, and the picture is {space}")
         mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}[of]

@@ -11,6 +11,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ def pair(variant: Variant, encode: Encode, picture: Tensor) -> Pair:
     """Return what a fit needs of a picture [1, 3, H, W] in [-1, 1]: its scaled latents, and the mean colour of the f x
     f pixels under each. Cropped at the centre to whole latent pixels. Raises ImageError if none is left."""
     ratio = variant.spatial_ratio
-    picture = images.fit(picture, Fit(*picture.shape[2:], ratio, "crop"))
+    picture = images.fit(picture, Fit(picture.shape[2], picture.shape[3], ratio, "crop"))
     return encode(picture).float().cpu() * scale_of(variant), F.avg_pool2d(picture.float().cpu(), ratio)
 
 
@@ -114,10 +115,10 @@ def find(variant: str | Variant) -> Preview | None:
     entry = _table().get(variants.find(variant).latent_space)
     if entry is None:
         return None
-    like = {"dtype": torch.float32, "device": "cpu"}
-    return Preview(torch.tensor(entry["factors"], **like), torch.tensor(entry["bias"], **like))
+    factors, bias = (torch.tensor(entry[name], dtype=torch.float32, device="cpu") for name in ("factors", "bias"))
+    return Preview(factors, bias)
 
 
 @functools.cache
-def _table() -> dict[str, dict]:
+def _table() -> dict[str, dict[str, Any]]:
     return json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}

@@ -11,10 +11,11 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import TypeGuard
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -57,11 +58,13 @@ class Checkpoint:
     config.json in the same folder, else {}), `configured` (fields of all configs, with their sources), `dtypes`.
     """
 
-    def __init__(self, path: str | os.PathLike, config: Mapping | None = None, precision: str | None = None):
+    def __init__(
+        self, path: str | os.PathLike[str], config: Mapping[str, object] | None = None, precision: str | None = None
+    ):
         self.path, self.precision = Path(path), precision
         self.files = model_files(self.path, precision)
         self.metadata: dict[str, str] = {}
-        self._sources: dict[str, tuple[Path, object]] = {}
+        self._sources: dict[str, tuple[Path, safe_open]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         dtypes: dict[str, str] = {}
         allowed = MAX_HEADER_BYTES  # for all files together
@@ -111,7 +114,7 @@ class Checkpoint:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors as they are in the file, in its layout, without the prefix and what else is beside it."""
-        state = {}
+        state: dict[str, Tensor] = {}
         for key, name in self._names.items():
             file, handle = self._sources[name]
             with _reading(file):
@@ -119,7 +122,9 @@ class Checkpoint:
         return state
 
 
-def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant, layout: str = "diffusers") -> Path:
+def save(
+    path: str | os.PathLike[str], state: Mapping[str, Tensor], variant: Variant, layout: str = "diffusers"
+) -> Path:
     """Write `state` (diffusers layout) to `path` in `layout`, with metadata that names the variant and has its config.
     Return the file.
 
@@ -159,7 +164,7 @@ def save(path: str | os.PathLike, state: Mapping[str, Tensor], variant: Variant,
     return file
 
 
-def signature(path: str | os.PathLike) -> tuple[tuple[str, int, int], ...]:
+def signature(path: str | os.PathLike[str]) -> tuple[tuple[str, int, int], ...]:
     """Return the names, sizes and times of all files that loading `path` reads, which tell whether it has changed.
     Raises CheckpointError and OSError."""
     files = model_files(Path(path))
@@ -168,7 +173,7 @@ def signature(path: str | os.PathLike) -> tuple[tuple[str, int, int], ...]:
     return tuple((str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files)
 
 
-def is_dcae(path: str | os.PathLike) -> bool:
+def is_dcae(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a file or folder that holds one DC-AE. Cached until its `signature` changes."""
     try:
         return _opens(str(path), signature(path))
@@ -186,7 +191,7 @@ def _opens(path: str, stats: tuple[tuple[str, int, int], ...]) -> bool:
 
 
 @contextlib.contextmanager
-def _reading(file: Path) -> Iterator[None]:
+def _reading(file: Path) -> Generator[None]:
     """Turn the errors of opening and reading safetensors into a CheckpointError that says what the file is instead."""
     try:
         yield
@@ -207,9 +212,9 @@ def _name(file: Path) -> str:
     return folder.name.rsplit("--", 1)[-1]
 
 
-def _of(metadata: Mapping[str, str]) -> dict:
+def _of(metadata: Mapping[str, str]) -> dict[str, object]:
     """Return the config in a file's metadata, as `save` writes it, and the scaling factor beside it."""
-    factor = {name: metadata[name] for name in ("scaling_factor",) if metadata.get(name)}
+    factor: dict[str, object] = {name: metadata[name] for name in ("scaling_factor",) if metadata.get(name)}
     config: object = None
     with contextlib.suppress(ValueError):
         config = parse_json(metadata.get("config", "")[:MAX_JSON_BYTES].encode())
@@ -225,7 +230,7 @@ def _config_file(files: list[Path]) -> Path | None:
     return None
 
 
-def _config(files: list[Path]) -> dict:
+def _config(files: list[Path]) -> dict[str, object]:
     """Return the config.json of `files` if it is a DC-AE's, else {}."""
     path = _config_file(files)
     if path is None or not is_file(path):
@@ -238,5 +243,5 @@ def _config(files: list[Path]) -> dict:
     return config if _is_of_dcae(config) else {}
 
 
-def _is_of_dcae(config: object) -> bool:
+def _is_of_dcae(config: object) -> TypeGuard[dict[str, object]]:
     return isinstance(config, dict) and (config.get("_class_name") == "AutoencoderDC" or "model_name" in config)

@@ -13,9 +13,9 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..errors import counted
 
@@ -52,7 +52,7 @@ class _Transient(Exception):
         self.cause = cause
 
 
-def fetch(url: str, part: Path, total: int, headers: dict, progress: Callable[[int], None]) -> None:
+def fetch(url: str, part: Path, total: int, headers: Mapping[str, str], progress: Callable[[int], None]) -> None:
     """Append the missing bytes of a file of `total` bytes to `part`, and cut off any excess.
 
     progress(bytes in `part`) is called every PROGRESS_INTERVAL while data arrives or is waited for, except while a
@@ -70,7 +70,7 @@ def fetch(url: str, part: Path, total: int, headers: dict, progress: Callable[[i
     progress(total)
 
 
-def _fill(file: BinaryIO, url: str, total: int, headers: dict, progress: Callable[[int], None]) -> None:
+def _fill(file: BinaryIO, url: str, total: int, headers: Mapping[str, str], progress: Callable[[int], None]) -> None:
     done = furthest = file.seek(0, os.SEEK_END)
     tries, pace, last_progress = 0, _Pace(), 0.0
     while done < total:
@@ -106,7 +106,7 @@ def _fill(file: BinaryIO, url: str, total: int, headers: dict, progress: Callabl
     file.truncate(total)
 
 
-def _blocks(url: str, start: int, total: int, headers: dict) -> Iterator[tuple[int, bytes]]:
+def _blocks(url: str, start: int, total: int, headers: Mapping[str, str]) -> Generator[tuple[int, bytes]]:
     """Request everything from byte `start` on, and yield (offset, bytes) as the server sends them."""
     from huggingface_hub.utils import hf_raise_for_status
 
@@ -135,12 +135,13 @@ def _blocks(url: str, start: int, total: int, headers: dict) -> Iterator[tuple[i
 
 
 @contextlib.contextmanager
-def _response(url: str, headers: dict):
+def _response(url: str, headers: Mapping[str, str]) -> Generator[tuple[Any, Iterator[bytes]]]:
     """Yield (response, iterator over its bytes as they arrive)."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    session, timeout = get_session(), constants.HF_HUB_DOWNLOAD_TIMEOUT
+    session: Any = get_session()  # of httpx or requests
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     if callable(getattr(session, "stream", None)):  # httpx
         with session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
             yield response, response.iter_raw()
@@ -154,7 +155,7 @@ def _response(url: str, headers: dict):
 class _Pace:
     """Counts received bytes. Raises TooSlow if fewer than STALL_BYTES arrived in STALL_SECONDS."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.start, self.received = time.monotonic(), 0
 
     def add(self, count: int) -> None:

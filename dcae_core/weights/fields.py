@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 from ..architecture import MAX_STAGES, MAX_WIDTH
 
@@ -14,8 +15,10 @@ __all__ = ["HEAD_DIMS", "NOT_IN_TENSORS", "fields_of"]
 Shape = tuple[int, ...]
 HEAD_DIMS = "attention_head_dims"
 # Tensors tell the head dimension only with multi-scale branches, the shortcuts only in the original layout.
-NOT_IN_TENSORS = ("attention_head_dim", "encoder_out_shortcut", "decoder_in_shortcut")
-NOT_IN_TENSORS += ("decoder_act_fns", "decoder_conv_act_fn")
+NOT_IN_TENSORS = (
+    *("attention_head_dim", "encoder_out_shortcut", "decoder_in_shortcut"),
+    *("decoder_act_fns", "decoder_conv_act_fn"),
+)
 
 # Of the weights that matter here: diffusers' name for the original one.
 NAMES = (
@@ -33,11 +36,11 @@ NAMES = (
 )
 
 
-def fields_of(shapes: Mapping[str, Shape]) -> dict | None:
+def fields_of(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
     """Return what names and shapes tell, by the names of the fields; None where they are of no such network. Whether
     all tensors fit is not checked. Head dimensions that fit, where several do, are under HEAD_DIMS."""
     original = any(".op_list." in name for name in shapes)
-    found: dict = {}
+    found: dict[str, Any] = {}
     try:
         for side in ("encoder", "decoder"):
             inner = {n.removeprefix(f"{side}."): s for n, s in shapes.items() if n.startswith(f"{side}.")}
@@ -63,7 +66,7 @@ def _plain(name: str) -> str:
     return name
 
 
-def _side(side: str, shapes: Mapping[str, Shape]) -> dict:
+def _side(side: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """The fields of an encoder or a decoder, the widths of its attention before and after it, and the head dimensions
     that its branches have. Raises KeyError and the like for other things."""
     encodes = side == "encoder"

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError, counted
 from ..untrusted import PICKLE, is_file, kind_of, read_json, shorten
@@ -140,12 +141,8 @@ def _shards(index: Path) -> list[Path]:
         content = read_json(index)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{index} can't be read as JSON: {shorten(error)}.") from error
-    try:
-        names = sorted(set(content["weight_map"].values()))
-        valid = bool(names) and all(Path(n).name == n and n.endswith(".safetensors") for n in names)
-    except (KeyError, TypeError, AttributeError):
-        valid = False
-    if not valid:
+    names = _listed(content)
+    if not names:
         raise CheckpointError(f"{index} is not an index of shards: its weight_map must name files of the same folder.")
     if len(names) > MAX_SHARDS:
         raise CheckpointError(f"{index} lists {counted(len(names), 'file')}; the limit is {MAX_SHARDS}.")
@@ -155,6 +152,15 @@ def _shards(index: Path) -> list[Path]:
         listed = counted(len(names), "file")
         raise CheckpointError(f"{index} lists {listed}. Not there: {', '.join(missing[:3])}{more}.")
     return [index.parent / n for n in names]
+
+
+def _listed(content: Any) -> list[str]:
+    """Return the names in the content of an index; none where it is not valid."""
+    try:
+        names = sorted(set(content["weight_map"].values()))
+        return names if all(Path(n).name == n and n.endswith(".safetensors") for n in names) else []
+    except (KeyError, TypeError, AttributeError):
+        return []
 
 
 def not_safetensors(file: Path, error: Exception) -> str:

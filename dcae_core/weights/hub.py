@@ -15,7 +15,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
 from .. import variants
@@ -48,7 +49,7 @@ def _repo_file(repo: str) -> str:
     return "diffusion_pytorch_model.safetensors" if repo.endswith("-diffusers") else "model.safetensors"
 
 
-def find(variant: str | Variant, folder: str | os.PathLike | None = None) -> Path | None:
+def find(variant: str | Variant, folder: str | os.PathLike[str] | None = None) -> Path | None:
     """Return the local file or folder that holds this variant, or None. Never uses the network.
 
     For the demo it is the bundled file. For others it looks in `folder` (NAME.safetensors, NAME/, NAME-diffusers/, or
@@ -74,7 +75,7 @@ def find(variant: str | Variant, folder: str | os.PathLike | None = None) -> Pat
 
 
 def locate(
-    model: str | os.PathLike, folder: str | os.PathLike | None = None, *, allow_download: bool = False
+    model: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None, *, allow_download: bool = False
 ) -> tuple[Path, Variant | None]:
     """Return the file or folder that `model` refers to, and the variant if `model` is a name; `is_path` decides that.
 
@@ -83,7 +84,7 @@ def locate(
     Raises UnknownVariant for a string that is nothing of these, DownloadError for a variant that is not here or could
     not be downloaded.
     """
-    if is_path(model):
+    if isinstance(model, os.PathLike) or is_path(model):
         return Path(model), None
     if variants.known(model) is None and _may_be_repository(model):
         if (path := cached(model)) is not None:
@@ -105,7 +106,7 @@ def locate(
     return path or download(variant, folder), variant
 
 
-def is_path(model: str | os.PathLike) -> bool:
+def is_path(model: str | os.PathLike[str]) -> bool:
     """Whether `model` is the path of a file or folder, not the name of a variant or of a repository.
 
     A string with a separator or a file's suffix is a path if it exists or can't be a name; OWNER/NAME can. Any other
@@ -141,7 +142,7 @@ def cached(repo: str, subfolder: str = "") -> Path | None:
 
 def download(
     variant: str | Variant,
-    folder: str | os.PathLike | None = None,
+    folder: str | os.PathLike[str] | None = None,
     *,
     revision: str = "main",
     repo: str | None = None,
@@ -171,16 +172,17 @@ def download(
         raise DownloadError(
             f"HF_HUB_OFFLINE forbids downloading {variant.name}. Unset it, or put the file from {repo} at {target}."
         )
-    name, headers = _repo_file(repo), {}
+    name = _repo_file(repo)
+    headers: dict[str, str] = {}
     try:
         headers = build_hf_headers(token=token)
         announced = hf.get_hf_file_metadata(hf.hf_hub_url(repo, name, revision=revision), token=token)
-        if not announced.size or not announced.commit_hash or not re.fullmatch(r"[0-9a-f]{64}", announced.etag or ""):
+        sha256, total = announced.etag or "", announced.size
+        if not total or not announced.commit_hash or not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise DownloadError(
                 f"{hf.constants.ENDPOINT} announces no commit, size or sha256 for {repo}/{name}, so a download could "
                 "not be checked. Use another endpoint (HF_ENDPOINT), or fetch the file by hand."
             )
-        sha256, total = announced.etag, announced.size
         if not _matches(target, total, sha256):
             folder.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}.{sha256[:12]}.part")
@@ -210,13 +212,17 @@ class _ProgressError(BaseException):
 
 
 @contextlib.contextmanager
-def _reporting(progress: Progress | None, total: int, name: str) -> Iterator[Callable[[int], None]]:
+def _reporting(progress: Progress | None, total: int, name: str) -> Generator[Callable[[int], None]]:
     """Yield a callback for the number of bytes received, which calls `progress` or else moves huggingface_hub's bar."""
     from huggingface_hub.utils import tqdm
 
     if progress is None:
         with tqdm(total=total, unit="B", unit_scale=True, desc=name, disable=None) as bar:  # in a terminal only
-            yield lambda done: bar.update(done - bar.n)
+
+            def move(done: int) -> None:
+                bar.update(done - bar.n)
+
+            yield move
         return
 
     def report(done: int) -> None:
@@ -229,7 +235,7 @@ def _reporting(progress: Progress | None, total: int, name: str) -> Iterator[Cal
 
 
 @contextlib.contextmanager
-def _locked(target: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+def _locked(target: Path, on_wait: Callable[[], None]) -> Generator[None]:
     """Hold the lock on `target` among threads and processes, calling `on_wait` repeatedly until it is free."""
     from filelock import FileLock, Timeout
 
@@ -278,7 +284,7 @@ def _verify(part: Path, sha256: str, name: str) -> None:
 
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
-        if hasattr(hashlib, "file_digest"):
+        if sys.version_info >= (3, 11):
             return hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
@@ -286,7 +292,7 @@ def _sha256(path: Path) -> str:
         return digest.hexdigest()
 
 
-def _record(target: Path, source: dict) -> None:
+def _record(target: Path, source: Mapping[str, str | int]) -> None:
     record, text = target.with_name(target.name + ".json"), json.dumps(source, indent=2) + "\n"
     try:
         if not record.is_file() or record.read_text(encoding="utf-8") != text:
@@ -328,7 +334,7 @@ DISK = {
 }
 
 
-def _explain(error: Exception, repo: str, revision: str, target: Path, headers: dict) -> str:
+def _explain(error: Exception, repo: str, revision: str, target: Path, headers: Mapping[str, str]) -> str:
     from huggingface_hub import constants
 
     kinds, status = {kind.__name__ for kind in type(error).__mro__}, downloading.http_status(error)
@@ -336,7 +342,7 @@ def _explain(error: Exception, repo: str, revision: str, target: Path, headers: 
     number = error.errno if isinstance(error, OSError) and path.startswith(str(target.parent)) else None
     disk = next((reason for numbers, reason in DISK.items() if number in numbers), None)
     other = f"the server has a fault ({status}): {{again}}" if status else "{summary}"
-    reason = disk or next((REASONS[kind] for kind in REASONS if kind in kinds), STATUSES.get(status, other))
+    reason = disk or next((REASONS[kind] for kind in REASONS if kind in kinds), STATUSES.get(status or 0, other))
     wait = downloading.requested_wait(error)
     reason = reason.format(
         summary=downloading.describe(error),

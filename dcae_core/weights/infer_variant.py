@@ -45,7 +45,7 @@ class Inference:
     @property
     def conclusive(self) -> bool:
         """Whether this is certain enough to act on."""
-        distance = abs(math.log(self.factor / self.variant.scaling_factor))
+        distance = abs(math.log(self.factor / self.variant.factor()))
         return self.probability >= MIN_PROBABILITY and distance < MAX_DISTANCE
 
 
@@ -72,8 +72,8 @@ def measured_factor(encode: Callable[[Tensor], Tensor]) -> float:
 
 def most_probable(factor: float, fits: list[Variant]) -> Inference:
     """Return the variant of `fits` nearest to `factor`, for normal errors of the logarithm with deviation SPREAD."""
-    weights = [math.exp(-((math.log(factor / v.scaling_factor) / SPREAD) ** 2) / 2) for v in fits]
-    best = max(range(len(fits)), key=lambda i: (weights[i], -abs(math.log(factor / fits[i].scaling_factor))))
+    weights = [math.exp(-((math.log(factor / v.factor()) / SPREAD) ** 2) / 2) for v in fits]
+    best = max(range(len(fits)), key=lambda i: (weights[i], -abs(math.log(factor / fits[i].factor()))))
     return Inference(fits[best], factor, weights[best] / sum(weights) if sum(weights) else 0.0)
 
 

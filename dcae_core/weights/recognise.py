@@ -12,9 +12,10 @@ import contextlib
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from .. import variants
 from ..architecture import DEFAULTS, Architecture
@@ -29,7 +30,7 @@ __all__ = ["CALLER", "Candidates", "ConfigFields", "Hint", "candidates", "hints"
 log = logging.getLogger(__name__)
 
 Hint = tuple[str, Variant]  # its source, and a variant that the source names
-ConfigFields = dict[str, tuple[object, str]]  # by the names of a config's fields: the value, and its source
+ConfigFields = dict[str, tuple[Any, str]]  # by the names of a config's fields: the value, and its source
 CALLER = "the config given"
 MAX_NAME_LENGTH = 200  # characters; the time that the patterns take grows with the square of it
 # How the part of a name that tells variants of one architecture apart appears in file and folder names.
@@ -56,7 +57,7 @@ class Candidates:
     where: str
     layout: str
     fits: list[Variant]
-    inferred: Mapping[str, object]
+    inferred: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
 
     def choose(
@@ -77,7 +78,7 @@ class Candidates:
         config, hints = config or {}, list(hints)
         if requested is not None:
             return self._requested(variants.find(requested), config, name)
-        unlisted = {v.name: v for _, v in hints if v.name in UNLISTED and self._has(v.architecture)}
+        unlisted = {v.name: v for _, v in hints if v.name in UNLISTED and self.has(v.architecture)}
         fits = [v for v in (*self.fits, *unlisted.values()) if self._agrees(v, config)]
         if not fits:
             return self._custom(self.fits[0] if self.fits else None, config, name, complete)
@@ -85,11 +86,12 @@ class Candidates:
         factor = config.get("scaling_factor", (None,))[0]
         return replace(chosen, scaling_factor=factor) if chosen.scaling_factor is None and factor else chosen
 
-    def _has(self, architecture: Architecture) -> bool:
+    def has(self, architecture: Architecture) -> bool:
+        """Whether these are the tensors of a network of this shape."""
         return _required(keys.expected(architecture, self.layout)) == self.shapes
 
     def _requested(self, requested: Variant, config: ConfigFields, name: str) -> Variant:
-        if not self._has(requested.architecture):
+        if not self.has(requested.architecture):
             listed = " or ".join(v.name for v in self.fits) or "another AutoencoderDC"
             raise CheckpointError(
                 f"{self.where} holds {listed}, not {requested.name}. Leave the variant out, or name another file."
@@ -115,13 +117,13 @@ class Candidates:
         architecture = self._architecture(variant.architecture.diffusers_config(), config)
         return architecture.same_network(variant.architecture)
 
-    def _agrees_alone(self, variant: Variant, field: str, pair: tuple[object, str]) -> bool:
+    def _agrees_alone(self, variant: Variant, field: str, pair: tuple[Any, str]) -> bool:
         try:
             return self._agrees(variant, {field: pair})
         except CheckpointError:  # a field that can't be without the others
             return False
 
-    def _architecture(self, known: Mapping, config: ConfigFields) -> Architecture:
+    def _architecture(self, known: Mapping[str, object], config: ConfigFields) -> Architecture:
         """`known` with the configs over it. Raises CheckpointError for values that can't be."""
         try:
             return Architecture.from_config({**known, **{field: value for field, (value, _) in config.items()}})
@@ -152,7 +154,7 @@ class Candidates:
         if like is not None:
             known = like.architecture.diffusers_config()
         elif not complete:
-            known = self._alternative(0)
+            known = self.alternative(0)
             open_fields = [field for field in NOT_IN_TENSORS if field not in (*self.inferred, *config)]
             if missing := [field for field in open_fields if self._matters(field, known, config)]:
                 raise CheckpointError(
@@ -160,7 +162,7 @@ class Candidates:
                     f"{', '.join(missing)}: {HOW_TO_GIVE}."
                 )
         architecture = self._architecture(known, config)
-        if not self._has(architecture):
+        if not self.has(architecture):
             raise CheckpointError(self._contradiction(config, architecture))
         factor, adaptive = (config.get(field, (None,))[0] for field in ("scaling_factor", "adaptive_channels"))
         note = "another network" if like is None else f"another network with the tensors of {like.name}"
@@ -172,16 +174,19 @@ class Candidates:
         except OptionError as error:
             raise CheckpointError(f"{self.where}: {error}") from error
 
-    def _alternative(self, which: int) -> dict:
+    def alternative(self, which: int) -> dict[str, object]:
         """What the tensors determine, with the first (0) or last (-1) of the values that they allow for the rest."""
-        alternatives = {**ALTERNATIVES, "attention_head_dim": self.inferred.get(HEAD_DIMS, (1,))}
+        alternatives: dict[str, Sequence[object]] = {
+            **ALTERNATIVES,
+            "attention_head_dim": self.inferred.get(HEAD_DIMS, (1,)),
+        }
         return {**{field: values[which] for field, values in alternatives.items()}, **self.inferred}
 
-    def _matters(self, field: str, known: Mapping, config: ConfigFields) -> bool:
+    def _matters(self, field: str, known: Mapping[str, object], config: ConfigFields) -> bool:
         """Whether the network depends on the value of a field."""
         plain = self._architecture(known, config)
         try:
-            other = self._architecture({**known, field: self._alternative(-1)[field]}, config)
+            other = self._architecture({**known, field: self.alternative(-1)[field]}, config)
             return not other.same_network(plain)
         except CheckpointError:  # the other value can't be: it is the first
             return False
@@ -190,7 +195,7 @@ class Candidates:
         wanted = architecture.diffusers_config()
         try:
             others = {field: value for field, (value, _) in config.items() if field not in self.inferred}
-            there = Architecture.from_config({**self._alternative(0), **others}).diffusers_config()
+            there = Architecture.from_config({**self.alternative(0), **others}).diffusers_config()
         except OptionError:
             there = wanted
         fields = [field for field in config if field in wanted and wanted[field] != there[field]]
@@ -229,8 +234,8 @@ def candidates(shapes: Mapping[str, tuple[int, ...]], where: str) -> Candidates:
     if inferred:
         custom = Candidates(where, keys.LAYOUTS[any(".op_list." in k for k in given)], [], inferred, given)
         try:
-            architecture = Architecture.from_config(custom._alternative(0))
-            if custom._has(architecture):
+            architecture = Architecture.from_config(custom.alternative(0))
+            if custom.has(architecture):
                 return custom
             # Where more of it fits than of any published one, it is the better measure of what is wrong.
             theirs = _required(keys.expected(architecture, custom.layout))
@@ -265,7 +270,7 @@ def _required(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...
     return {k: tuple(s) for k, s in shapes.items() if not k.endswith(keys.OPTIONAL)}
 
 
-def merge_configs(*sources: tuple[str, Mapping], where: str) -> tuple[ConfigFields, bool]:
+def merge_configs(*sources: tuple[str, Mapping[str, object]], where: str) -> tuple[ConfigFields, bool]:
     """Return the fields that (name, config) sources give, the first source believed first, and whether one of them is
     an AutoencoderDC's own config, which has diffusers' defaults for what it leaves out. Fields that are null are not
     given. Raises CheckpointError for a scaling factor or adaptive channels that can't be, and for names in the caller's
@@ -286,7 +291,7 @@ def merge_configs(*sources: tuple[str, Mapping], where: str) -> tuple[ConfigFiel
     return merged, complete
 
 
-def _checked(field: str, value: object, where: str) -> object:
+def _checked(field: str, value: Any, where: str) -> Any:
     if field == "scaling_factor":
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             if not isinstance(value, bool) and SCALING_FACTOR_RANGE[0] < float(value) < SCALING_FACTOR_RANGE[1]:
@@ -302,12 +307,12 @@ def _checked(field: str, value: object, where: str) -> object:
     return value
 
 
-def hints(config: Mapping, metadata: Mapping[str, str], file: Path) -> Iterator[Hint]:
+def hints(config: Mapping[str, object], metadata: Mapping[str, str], file: Path) -> Iterator[Hint]:
     """Yield the variants named in config.json, in the file's metadata, and by the file and its folders."""
     for source, fields in (("config.json", config), ("the file's metadata", metadata)):
         for name in ("variant", "model_name", "_name_or_path"):
-            if isinstance(fields.get(name), str):
-                yield from _named_variants(source, fields[name])
+            if isinstance(text := fields.get(name), str):
+                yield from _named_variants(source, text)
     # Only the nearest name that gives a hint counts: the file's, its folder's, or in a hub cache the one of
     # models--mit-han-lab--NAME/snapshots/COMMIT/FILE.
     absolute = file.absolute()

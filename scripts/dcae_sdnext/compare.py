@@ -9,6 +9,7 @@ import os
 import gradio
 from modules import devices, sd_vae, shared
 from modules.call_queue import wrap_queued_call
+from PIL import Image
 
 from dcae_core import DEMO, DCAEError, images
 from dcae_core.compare import codecs, compare, draw
@@ -45,14 +46,14 @@ def _is_autoencoder(path: str) -> bool:
     return is_dcae(path) or os.path.isfile(os.path.join(path, "config.json"))
 
 
-def run_comparison(picture, names: list[str]):
+def run_comparison(picture: Image.Image | None, names: list[str]) -> tuple[Image.Image | None, str]:
     """Return the grid as a Pillow image and the table as HTML, for a Pillow image and names of `choices`."""
     if picture is None or not names:
         return None, "Choose a picture, and one autoencoder or more."
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     paths = {DEMO: DEMO, **sd_vae.vae_dict}
 
-    def open_codec(name: str):
+    def open_codec(name: str) -> codecs.Codec:
         if name not in paths:
             raise DCAEError(f"{name} is not in the VAE list.")
         codec = codecs.load(paths[name], devices.device, settings.dtype(), settings.budget())

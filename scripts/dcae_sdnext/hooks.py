@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from modules import devices, processing_vae, script_callbacks, sd_vae, shared
@@ -61,16 +64,16 @@ def uninstall() -> None:
     sana.unregister()
 
 
-def replace(module, function) -> None:
+def replace(module: ModuleType, function: Callable[..., Any]) -> None:
     """Replace the module's function of the same name by `function`, which gets the original as its first argument."""
     original = getattr(module, function.__name__)
     original = getattr(original, "dcae_original", original)
-    replacement = functools.wraps(original)(functools.partial(function, original))
+    replacement: Any = functools.wraps(original)(functools.partial(function, original))
     replacement.dcae_original = original
     setattr(module, function.__name__, replacement)
 
 
-def refresh_vae_list(original):
+def refresh_vae_list(original: Callable[..., Any]) -> Any:
     """Also list DC-AEs by recognisable names, and the published ones that could be downloaded."""
     result = original()
     try:
@@ -80,7 +83,9 @@ def refresh_vae_list(original):
     return result
 
 
-def load_vae(original, model_file, vae_file=None, *args, **options):
+def load_vae(
+    original: Callable[..., Any], model_file: Any, vae_file: str | None = None, *args: Any, **options: Any
+) -> Any:
     """Skip a DC-AE, which SD.Next would load as another kind of VAE. `reload_vae_weights` loads it."""
     if vae_file is not None and names.is_dcae_entry(vae_file):
         log.debug(f"DC-AE: {wrong_latent_space(Path(vae_file).name)}")  # an error once the model has loaded
@@ -88,7 +93,13 @@ def load_vae(original, model_file, vae_file=None, *args, **options):
     return original(model_file, vae_file, *args, **options)
 
 
-def reload_vae_weights(original, sd_model=None, vae_file=sd_vae.unspecified, *args, **options):
+def reload_vae_weights(
+    original: Callable[..., Any],
+    sd_model: Any = None,
+    vae_file: Any = sd_vae.unspecified,
+    *args: Any,
+    **options: Any,
+) -> Any:
     """Load a chosen DC-AE into a model that was made for one, or put the checkpoint's VAE back.
 
     Raises DCAEError on failure, so that SD.Next resets the setting or fails the request. While SD.Next restores an
@@ -117,12 +128,12 @@ def reload_hosted_vae() -> None:
         sd_vae.reload_vae_weights()
 
 
-def after_process(p) -> None:
+def after_process(p: Any) -> None:
     """Note whether SD.Next will now restore the VAE setting that this request overrode."""
     extension_state.restoring = bool(p.override_settings_restore_afterwards) and "sd_vae" in p.override_settings
 
 
-def model_loaded(pipe) -> None:
+def model_loaded(pipe: Any) -> None:
     """Put the chosen DC-AE into a model that has just loaded."""
     if pipe is not model_data.sd_model:
         return  # a refiner
@@ -135,7 +146,7 @@ def model_loaded(pipe) -> None:
         extension_state.tolerated_choice = name
 
 
-def resolve_choice(pipe, vae_file) -> tuple[str, str | None]:
+def resolve_choice(pipe: Any, vae_file: Any) -> tuple[str, str | None]:
     """Return name and path of the chosen VAE. The path is None for the checkpoint's VAE, and the name if unknown."""
     if vae_file is not sd_vae.unspecified:
         if vae_file in (None, "None"):
@@ -150,7 +161,7 @@ def resolve_choice(pipe, vae_file) -> tuple[str, str | None]:
     return name, path if path is not None or name in NO_FILE else name
 
 
-def apply_choice(pipe, name: str, path: str | None) -> bool:
+def apply_choice(pipe: Any, name: str, path: str | None) -> bool:
     """Carry out a choice. Return False if it is for SD.Next to carry out. Raises DCAEError."""
     extension_state.last_problem = None
     if name != extension_state.tolerated_choice:
@@ -167,7 +178,7 @@ def apply_choice(pipe, name: str, path: str | None) -> bool:
         hosted.restore(pipe)
     elif chose_dcae:
         if not hosted.in_use(pipe, path):
-            hosted.use(pipe, hosted.load(name, path, checkpoint_vae.config.scaling_factor))
+            hosted.use(pipe, hosted.load(name, path, checkpoint_vae.config["scaling_factor"]))
     elif not Path(path).exists():
         raise DCAEError(f"There is no VAE {name!r}: refresh the list and choose again. The VAE stays as it was.")
     else:
@@ -198,9 +209,17 @@ def report(error: DCAEError) -> None:
     log.error(f"DC-AE: {error}")
 
 
-def vae_decode(original, latents, model, output_type="np", vae_type="Full", *args, **options):
+def vae_decode(
+    original: Callable[..., Any],
+    latents: Any,
+    model: Any,
+    output_type: str = "np",
+    vae_type: str = "Full",
+    *args: Any,
+    **options: Any,
+) -> Any:
     """Decode small DC-AE latents, which SD.Next would take for pictures, and raise the error of a failed decode."""
-    pipe = model or shared.sd_model
+    pipe: Any = model or shared.sd_model
     if not hasattr(pipe, "vae") and hasattr(pipe, "pipe"):
         pipe = pipe.pipe
     vae = hosted.hosted_vae(pipe)
@@ -222,9 +241,9 @@ def vae_decode(original, latents, model, output_type="np", vae_type="Full", *arg
     return images
 
 
-def is_small_latent(latents, pipe) -> bool:
+def is_small_latent(latents: Any, pipe: Any) -> bool:
     """Whether these are latents [(B,) c, h, w] of the pipeline's DC-AE whose w <= 4 SD.Next takes for channels."""
     vae = hosted.checkpoint_vae(pipe)
     if vae is None or not torch.is_tensor(latents) or latents.ndim not in (3, 4) or latents.shape[-1] > 4:
         return False
-    return latents.shape[-3] == vae.config.latent_channels
+    return latents.shape[-3] == vae.config["latent_channels"]

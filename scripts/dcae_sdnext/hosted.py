@@ -6,8 +6,11 @@ Loads it, puts it into a pipeline and puts the checkpoint's VAE back. `hooks` de
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate.hooks import remove_hook_from_module
 from diffusers import AutoencoderDC
 from modules import devices, sd_models, sd_vae, shared
@@ -22,6 +25,9 @@ from .host import log
 
 __all__ = ["HostedSanaImg2ImgPipeline", "checkpoint_vae", "hosted_vae", "in_use", "load", "restore", "stopped", "use"]
 
+# Path, its files with sizes and times, precision of the settings.
+Fingerprint = tuple[str, tuple[tuple[str, int, int], ...], torch.dtype]
+
 
 class HostedStreaming(Streaming):
     """How a hosted VAE runs: with the budget of SD.Next's settings, stopped by its Stop button.
@@ -32,20 +38,22 @@ class HostedStreaming(Streaming):
 
     def __init__(self, vae: AutoencoderDC, listed_name: str, layout: str, path: Path):
         super().__init__(vae, progress=check_stop)
-        self.variant = vae.streaming.variant
+        self.variant = vars(vae)["streaming"].variant
         self.listed_name, self.layout, self.path = listed_name, layout, path
-        self.fingerprint = self.checkpoint_vae = self.failure = None
+        self.fingerprint: Fingerprint | None = None
+        self.checkpoint_vae: Any = None
+        self.failure: DCAEError | None = None
 
     def limit(self) -> int | None:
         return settings.budget()
 
-    def vae_encode(self, x, return_dict: bool = True):
+    def vae_encode(self, x: object, return_dict: bool = True) -> Any:
         try:
             return super().vae_encode(x, return_dict)
         except DCAEError as error:  # some are ValueErrors, which SD.Next swallows without a reason
             raise DCAEError(str(error)) from None
 
-    def vae_decode(self, z, return_dict: bool = True):
+    def vae_decode(self, z: object, return_dict: bool = True) -> Any:
         try:
             return super().vae_decode(z, return_dict)
         except DCAEError as error:
@@ -56,7 +64,7 @@ class HostedStreaming(Streaming):
 class HostedSanaImg2ImgPipeline(SanaImg2ImgPipeline):
     """A SanaImg2ImgPipeline that corrects the size of the second "hires" pass: for latents SD.Next assumes ratio 8."""
 
-    def preprocess(self, p, args: dict) -> None:
+    def preprocess(self, p: Any, args: dict[str, Any]) -> None:
         if getattr(p, "is_hr_pass", False) and self._is_latent(args.get("image")):
             ratio = self.vae_scale_factor
             requested = {"width": p.hr_upscale_to_x, "height": p.hr_upscale_to_y}
@@ -73,19 +81,19 @@ def check_stop(done: int, total: int) -> None:
         raise RuntimeError(f"stopped after strip {done} of {total}")
 
 
-def uncompiled(vae):
+def uncompiled(vae: Any) -> Any:
     """Return the module inside the wrapper of torch.compile, if there is one."""
     return getattr(vae, "_orig_mod", vae)
 
 
-def checkpoint_vae(pipe) -> AutoencoderDC | None:
+def checkpoint_vae(pipe: Any) -> AutoencoderDC | None:
     """Return the DC-AE that the pipeline's checkpoint came with; None if it came with another kind of VAE."""
     hosted = hosted_vae(pipe)
     vae = uncompiled(getattr(pipe, "vae", None) if hosted is None else hosted.checkpoint_vae)
     return vae if isinstance(vae, AutoencoderDC) else None
 
 
-def hosted_vae(pipe) -> HostedStreaming | None:
+def hosted_vae(pipe: Any) -> HostedStreaming | None:
     """Return how the DC-AE runs that `use` put into the pipeline, or None."""
     streaming = getattr(uncompiled(getattr(pipe, "vae", None)), "streaming", None)
     return streaming if isinstance(streaming, HostedStreaming) else None
@@ -108,7 +116,7 @@ def load(name: str, path: str, scaling_factor: float | None = None) -> HostedStr
         name = Path(path).name
         sd_vae.refresh_vae_list()
     checkpoint = Checkpoint(path)
-    options = {"variant": variant, "torch_dtype": settings.dtype(), "device": devices.cpu}
+    options: dict[str, Any] = {"variant": variant, "torch_dtype": settings.dtype(), "device": devices.cpu}
     if all(fit.scaling_factor is None for fit in checkpoint.fits):
         options["scaling_factor"] = checkpoint.configured.get("scaling_factor", scaling_factor)
     vae = StreamedAutoencoderDC.from_single_file(path, **options).requires_grad_(False)
@@ -118,12 +126,12 @@ def load(name: str, path: str, scaling_factor: float | None = None) -> HostedStr
     return hosted
 
 
-def fingerprint(path: str | Path) -> tuple:
+def fingerprint(path: str | Path) -> Fingerprint:
     """Return what a loaded VAE depends on: path, its files and config.json, and precision of the settings."""
     return str(path), signature(path), settings.dtype()
 
 
-def in_use(pipe, path: str) -> bool:
+def in_use(pipe: Any, path: str) -> bool:
     """Whether the pipeline's VAE was loaded from `path` as it is now, in the precision of the settings."""
     hosted = hosted_vae(pipe)
     with contextlib.suppress(DCAEError, OSError):  # it is no longer there, or something else
@@ -131,7 +139,7 @@ def in_use(pipe, path: str) -> bool:
     return False
 
 
-def download_progress():
+def download_progress() -> Callable[[int, int], None]:
     """Return a progress callback that logs every tenth of a download, and raises DownloadError after Stop."""
     logged, stale = 0, stopped()  # a request may be left from an earlier run
 
@@ -146,9 +154,10 @@ def download_progress():
     return progress
 
 
-def check(hosted: HostedStreaming, pipe) -> None:
-    """Raise DCAEError if the latent space of `hosted` is not the pipeline's. Log a warning if it may not be."""
-    variant, config, name = hosted.variant, checkpoint_vae(pipe).config, hosted.listed_name
+def check(hosted: HostedStreaming, config: Any) -> None:
+    """Raise DCAEError if the latent space of `hosted` is not that of the checkpoint's VAE, whose `config` this is. Log
+    a warning if it may not be."""
+    variant, name = hosted.variant, hosted.listed_name
     channels, ratio = config.latent_channels, 2 ** (len(config.encoder_block_out_channels) - 1)
     if (channels, ratio) != (variant.latent_channels, variant.spatial_ratio):
         raise DCAEError(
@@ -156,7 +165,7 @@ def check(hosted: HostedStreaming, pipe) -> None:
             f"{variant.latent_channels} channels at 1/{variant.spatial_ratio} of the size; the model was made for "
             f"{channels} at 1/{ratio}. The VAE stays as it was."
         )
-    factor = hosted.vae.config.scaling_factor
+    factor = hosted.scaling_factor
     if abs(config.scaling_factor - factor) > 1e-3:
         log.warning(
             f"DC-AE: {name} is {variant.name}, with the scaling factor {factor}; the model's own "
@@ -164,11 +173,12 @@ def check(hosted: HostedStreaming, pipe) -> None:
         )
 
 
-def use(pipe, hosted: HostedStreaming) -> None:
+def use(pipe: Any, hosted: HostedStreaming) -> None:
     """Make its vae the pipeline's. Raises DCAEError, and changes nothing, if it does not fit."""
-    check(hosted, pipe)
     old = hosted_vae(pipe)
-    hosted.checkpoint_vae = pipe.vae if old is None else old.checkpoint_vae
+    replaced = pipe.vae if old is None else old.checkpoint_vae
+    check(hosted, uncompiled(replaced).config)
+    hosted.checkpoint_vae = replaced
     _offload(pipe.vae)
     del old
     _assign(pipe, hosted.vae, hosted.listed_name)
@@ -176,21 +186,22 @@ def use(pipe, hosted: HostedStreaming) -> None:
     log.info(f"DC-AE: {hosted.listed_name} is the VAE ({hosted.name}, {hosted.layout} keys, {hosted.vae.dtype})")
 
 
-def restore(pipe) -> None:
+def restore(pipe: Any) -> None:
     """Put the checkpoint's VAE back in the place of the hosted one."""
-    original = hosted_vae(pipe).checkpoint_vae
+    if (hosted := hosted_vae(pipe)) is None:
+        return
     _offload(pipe.vae)
-    _assign(pipe, original, None)
+    _assign(pipe, hosted.checkpoint_vae, None)
     log.info("DC-AE: the VAE is the checkpoint's own again")
 
 
-def _offload(vae) -> None:
+def _offload(vae: Any) -> None:
     """Move a VAE to the CPU. Also remove its hooks, which would keep it alive in a cycle of references."""
     remove_hook_from_module(uncompiled(vae), recurse=True)
     uncompiled(vae).to(devices.cpu)
 
 
-def _assign(pipe, vae, name: str | None) -> None:
+def _assign(pipe: Any, vae: Any, name: str | None) -> None:
     # Infotext and log show this without its last suffix, and names contain dots.
     sd_vae.loaded_vae_file = name if name is None or name.endswith(".safetensors") else f"{name}.safetensors"
     sd_models.set_diffuser_options(pipe, vae=vae, op="vae")

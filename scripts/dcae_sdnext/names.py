@@ -47,10 +47,10 @@ def arrange(entries: dict[str, str], folder: Path, downloads: bool) -> None:
 
 
 def _unused_name(path: Path, folder: Path, entries: dict[str, str]) -> str:
-    parts = path.relative_to(folder).parts
-    if len(parts) > 1 and parts[-1].lower() == "vae":  # of a whole pipeline
-        parts = parts[:-1]
-    return parts[-1] if parts[-1] not in entries else "/".join(parts)
+    inside = path.relative_to(folder)
+    if len(inside.parts) > 1 and inside.name.lower() == "vae":  # of a whole pipeline
+        inside = inside.parent
+    return inside.name if inside.name not in entries else inside.as_posix()
 
 
 def _download_path(variant: Variant, folder: Path) -> Path:

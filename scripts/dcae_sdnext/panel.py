@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from typing import Any
 
 import gradio
 from modules import sd_vae, shared
@@ -26,7 +27,7 @@ LABELS = {
 }
 
 
-def status() -> dict:
+def status() -> dict[str, Any]:
     """Return the properties of the loaded model's VAE object, without loading anything.
 
     active: whether it is a hosted one. The rest is None where it does not apply. last_plan and last_peak_bytes: how the
@@ -59,13 +60,13 @@ def status() -> dict:
     }
 
 
-def route(demo, app) -> None:
+def route(demo: Any, app: Any) -> None:
     """Add GET /dcae/v1/vae, behind SD.Next's login where it has one."""
     add = getattr(getattr(shared, "api", None), "add_api_route", None) or app.add_api_route
     add(ROUTE, status, methods=["GET"])
 
 
-def tab():
+def tab() -> list[tuple[gradio.Blocks, str, str]]:
     """Return the tab: the status as a table, and the comparison."""
     with gradio.Blocks(analytics_enabled=False) as blocks:
         status_table = gradio.HTML(value=table, elem_id="dcae_status")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import gradio
 import torch
@@ -40,7 +41,7 @@ def _add(on_dtype_change: Callable[[], None]) -> None:
             shared.opts.add_option(name, option)
 
 
-def _value(name: str):
+def _value(name: str) -> Any:
     return getattr(shared.opts, name, shared.opts.data_labels[name].default)
 
 
@@ -53,7 +54,7 @@ def budget() -> int | None:
 def dtype() -> torch.dtype:
     """Return the chosen precision, else the one that SD.Next uses for VAEs."""
     choice = _value("dcae_dtype")
-    return devices.dtype_vae if choice in (AUTO, None, "") else parse_dtype(choice)
+    return (None if choice in (AUTO, None, "") else parse_dtype(choice)) or devices.dtype_vae
 
 
 def downloads() -> bool:

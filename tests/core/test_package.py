@@ -102,6 +102,12 @@ def test_the_package_has_what_its_users_need_and_no_more():
     assert packed == {name for name in tracked() if name.split("/")[0] in PACKED_FILES | PACKED_FOLDERS}
 
 
+def test_the_wheel_says_that_it_has_types():
+    packages = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert packages == ["dcae_core", "dcae"]
+    assert {f"{package}/py.typed" for package in packages} <= tracked()
+
+
 def test_every_pattern_of_comfyignore_matches_something():
     patterns = [line for line in read(".comfyignore").splitlines() if line and not line.startswith("#")]
     assert patterns and not [one for one in patterns if not tracked("--ignored", f"--exclude={one}")]

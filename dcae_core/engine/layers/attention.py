@@ -7,6 +7,7 @@ The first pass, `AttentionSums`, takes the attention's input as the layer before
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from ..ops.fused import add_norm, attend, conv1, mix, norm_scratch, piece_rows, 
 from ..rewrites import joined
 from ..rows import Rows
 from ..target import Target
-from .base import Layer, LayerStream, Window, empty_map, frozen
+from .base import LayerStream, TwoPassLayer, Window, empty_map, frozen
 
 __all__ = ["AttentionLayer", "AttentionSums"]
 
@@ -62,16 +63,17 @@ class AttentionSums:
         return held, most + 2 * product
 
 
-class AttentionLayer(Layer):
+class AttentionLayer(TwoPassLayer):
     """Queries, keys and values come of one product, `inner` channels of each. With multi-scale branches, the queries of
     a row wait for the `below` rows that the widest sees; the kernels of the others are padded to its size."""
 
     reference = model.LinearAttention
-    first_pass = AttentionSums
+    below: int
 
     def __init__(self, attention: model.LinearAttention, rewrites: Collection[str]):
         super().__init__()
-        self.head_dim, branches = attention.head_dim, attention.to_qkv_multiscale
+        self.head_dim = attention.head_dim
+        branches = cast("list[model.MultiscaleProjection]", list(attention.to_qkv_multiscale))
         self.projections = nn.ParameterList(
             map(frozen, (attention.to_q.weight, attention.to_k.weight, attention.to_v.weight))
         )
@@ -87,6 +89,9 @@ class AttentionLayer(Layer):
         self.to_out = frozen(attention.to_out.weight[:, :, None, None])
         self.norm = attention.norm_out
         self.heads = self.inner // self.head_dim * (1 + len(branches))
+
+    def first_pass(self) -> AttentionSums:
+        return AttentionSums(self)
 
     @property
     def qkv(self) -> Tensor:
@@ -105,7 +110,8 @@ class AttentionLayer(Layer):
         return self.heads * (self.head_dim + 1) * self.head_dim * 4
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv, attended, parts = conv1(x, self.qkv), None, 1 + len(self.depths)
+        qkv, parts = conv1(x, self.qkv), 1 + len(self.depths)
+        attended: Tensor | None = None
         for i in reversed(range(parts)):  # a branch holds most before there is a result
             q, k, v = (self.branch(i - 1, qkv, slice(None), self.below) if i else qkv).chunk(3, dim=1)
             sums = sum_up(k, v, self.head_dim)
@@ -114,7 +120,7 @@ class AttentionLayer(Layer):
             attend(q, sums, attended.chunk(parts, dim=1)[i])
             del q, k, v
         del qkv
-        y = conv1(attended, self.to_out)
+        y = conv1(cast(Tensor, attended), self.to_out)
         del attended
         return add_norm(self.norm, y, x, y)
 
@@ -187,4 +193,5 @@ def summing_bytes(channels: int, batch: int, rows: int, width: int, target: Targ
 
 def add_sums(sums: Tensor, kv: Tensor, d: int) -> None:
     """Add to `sums` those of keys and values, which `kv` holds one after the other."""
-    sums += sum_up(*kv.chunk(2, dim=1), d)
+    keys, values = kv.chunk(2, dim=1)
+    sums += sum_up(keys, values, d)

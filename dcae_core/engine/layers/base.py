@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,18 @@ from ..ops import winograd
 from ..rows import Rows
 from ..target import Target
 
-__all__ = ["LAYERS", "Layer", "LayerStream", "Weights", "Window", "empty_map", "frozen"]
+__all__ = [
+    "LAYERS",
+    "FirstPass",
+    "Layer",
+    "LayerStream",
+    "Receiver",
+    "TwoPassLayer",
+    "Weights",
+    "Window",
+    "empty_map",
+    "frozen",
+]
 
 LAYERS: dict[type[nn.Module], type[Layer]] = {}  # a class of `model` -> the layer that runs it
 
@@ -42,19 +53,17 @@ class Layer(nn.Module):
 
     A layer that reads only neighbouring rows of its input, `above` and `below` each `step` of them, sets these,
     `channels` (of its input), `run` and `scratch`. Other layers set `channels` and `below`, and override `forward`,
-    `whole_bytes`, `windows`, `take_in` and `work`. A layer that needs sums over the whole map first sets `first_pass`
-    (see `attention.AttentionSums`): it then starts a sweep, and its stream holds the sums.
+    `whole_bytes`, `windows`, `take_in` and `work`. One that needs sums over the whole map first is a `TwoPassLayer`.
     """
 
     reference: ClassVar[type[nn.Module] | None] = None
-    first_pass: ClassVar[type | None] = None
     step = scale = 1
     above = below = 0
     channels: int
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "reference" in cls.__dict__:
+        if "reference" in cls.__dict__ and cls.reference is not None:
             LAYERS[cls.reference] = cls
 
     def run(self, window: Tensor, x: Tensor, out: Tensor | None, pad: int) -> Tensor:
@@ -133,6 +142,36 @@ class Layer(nn.Module):
         return height * self.scale // self.step, width * self.scale // self.step
 
 
+class TwoPassLayer(Layer):
+    """A layer that needs sums over the whole map first: it starts a sweep, and its stream holds the sums."""
+
+    def first_pass(self) -> FirstPass:
+        """Return what gathers the sums, see `attention.AttentionSums`."""
+        raise NotImplementedError
+
+
+class FirstPass(Protocol):
+    """What gathers the `sums` of a layer while the map before it is made."""
+
+    sums: Tensor
+
+    def open(self, rows: int, width: int, like: Tensor) -> None: ...
+
+    def add(self, x: Tensor, last: bool) -> None: ...
+
+    def stream_bytes(self, rows: int, width: int, target: Target) -> tuple[int, int]: ...
+
+
+class Receiver(Protocol):
+    """What rows are pushed into: a `LayerStream`, or the end of a pipeline."""
+
+    def open(self, rows: int, width: int, like: Tensor) -> tuple[int, int]: ...
+
+    def room(self, n: int) -> Tensor: ...
+
+    def push(self, n: int, last: bool) -> None: ...
+
+
 class LayerStream:
     """The state of a layer while a map [1, C, H, W] streams through it: its buffers, as attributes, and its progress.
 
@@ -140,10 +179,16 @@ class LayerStream:
     them into the room of `next` and pushes in turn, so that nothing is computed twice and no strips are joined.
     """
 
-    x: Rows
+    next: Receiver
+    sums: Tensor  # what the layer's first pass has gathered, if it has one
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Rows: ...  # the layer's windows
 
     def __init__(self, layer: Layer, sums: Tensor | None = None):
-        self.layer, self.sums, self.next = layer, sums, None  # sums: what the layer's first pass has gathered
+        self.layer = layer
+        if sums is not None:
+            self.sums = sums
 
     def open(self, rows: int, width: int, like: Tensor) -> tuple[int, int]:
         """Make the buffers for strips of up to `rows` rows. Return the most rows, and the width, of the result."""

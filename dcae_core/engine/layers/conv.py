@@ -15,6 +15,9 @@ from .base import Layer, Weights
 
 __all__ = ["Conv3x3Layer"]
 
+Shortcut = Callable[[Tensor, int], Tensor]
+MATRICES: dict[Shortcut, Callable[[int, int], Tensor]] = {model.average: averaging, model.duplicate: duplicating}
+
 
 class Conv3x3Layer(Layer):
     """`shortcut(x, channels)`, a function of `model`, is added to the convolution; None where there is none."""
@@ -26,13 +29,13 @@ class Conv3x3Layer(Layer):
         self,
         conv: nn.Conv2d | Weights,
         rewrites: Collection[str] = (),
-        shortcut: Callable[[Tensor, int], Tensor] | None = None,
+        shortcut: Shortcut | None = None,
     ):
         super().__init__()
         weight = conv.weight
         self.outputs, self.channels = weight.shape[:2]
         if shortcut is not None and "shortcuts" in rewrites:
-            matrix = {model.average: averaging, model.duplicate: duplicating}[shortcut]
+            matrix = MATRICES[shortcut]
             weight = add_taps(
                 at_least_fp32(weight).clone(), lambda: matrix(self.outputs, self.channels)[..., None, None]
             )
@@ -41,7 +44,8 @@ class Conv3x3Layer(Layer):
 
     def first_channels(self, outputs: int, inputs: int) -> Conv3x3Layer:
         """Of the first channels of its output and its input only."""
-        return Conv3x3Layer(Weights(self.conv.weight[:outputs, :inputs], self.conv.bias[:outputs]))
+        bias = None if self.conv.bias is None else self.conv.bias[:outputs]
+        return Conv3x3Layer(Weights(self.conv.weight[:outputs, :inputs], bias))
 
     def run(self, window: Tensor, x: Tensor, out: Tensor | None, pad: int) -> Tensor:
         y = conv3(window, self.conv.weight, self.conv.bias, pad)

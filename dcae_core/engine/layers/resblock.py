@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import model
-from ..ops.fused import add_norm, conv3, conv3_scratch, norm_scratch
+from ..ops.fused import Norm, add_norm, conv3, conv3_scratch, norm_scratch, statistics
 from ..rewrites import at_least_fp32
 from ..target import Target
 from .base import Layer, LayerStream, Weights, Window
@@ -22,7 +22,8 @@ class ResBlockLayer(Layer):
 
     def __init__(self, block: model.ResBlock, rewrites: Collection[str]):
         super().__init__()
-        self.conv1, self.conv2, self.norm = Weights(block.conv1.weight, block.conv1.bias), block.conv2, block.norm
+        self.conv1, self.conv2 = Weights(block.conv1.weight, block.conv1.bias), block.conv2
+        self.norm: Norm = block.norm
         if "norms" in rewrites and isinstance(block.norm, nn.BatchNorm2d):
             self.conv2, self.norm = fold_norm(block.conv2, block.norm), nn.Identity()
         self.act, self.channels = block.act.__name__, block.conv1.in_channels
@@ -77,6 +78,7 @@ def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Weights:
     """A batch norm after a convolution scales and shifts each of its channels, so the convolution can."""
     if conv.weight.is_meta:
         return Weights(at_least_fp32(conv.weight), at_least_fp32(norm.bias))
-    scale = at_least_fp32(norm.weight) * torch.rsqrt(at_least_fp32(norm.running_var) + norm.eps)
-    bias = at_least_fp32(norm.bias) - at_least_fp32(norm.running_mean) * scale
+    mean, variance = (at_least_fp32(statistic) for statistic in statistics(norm))
+    scale = at_least_fp32(norm.weight) * torch.rsqrt(variance + norm.eps)
+    bias = at_least_fp32(norm.bias) - mean * scale
     return Weights(at_least_fp32(conv.weight) * scale[:, None, None, None], bias)

@@ -31,7 +31,7 @@ class UpBlockLayer(Layer):
         super().__init__()
         self.outputs, self.channels, self.shortcut = up.outputs, up.conv.in_channels, up.shortcut
         self.enlarge = up.interpolate and "phases" not in rewrites
-        weight, bias = up.conv.weight, up.conv.bias
+        weight, bias = up.conv.parameters()
         # Where the convolution runs at the low resolution it sees the pixel that the shortcut duplicates.
         fold = self.shortcut and "shortcuts" in rewrites and not self.enlarge
         self.shortcut = self.shortcut and not fold
@@ -47,19 +47,13 @@ class UpBlockLayer(Layer):
             weights = [weight]
         self.weights, self.bias = nn.ParameterList(map(frozen, weights)), frozen(bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        b, _, h, w = x.shape
-        return self.run(x, x, empty_map(x, b, self.outputs, 2 * h, 2 * w), 1)
-
-    def run(self, window: Tensor, x: Tensor, out: Tensor, pad: int) -> Tensor:
+    def run(self, window: Tensor, x: Tensor, out: Tensor | None, pad: int) -> Tensor:
+        if out is None:
+            out = empty_map(x, len(x), self.outputs, 2 * x.shape[2], 2 * x.shape[3])
         fine = rearrange(out, "b c (h p) (w q) -> b p q c h w", p=2, q=2)
         share, bias = self.shortcut_share(x), self.bias
         if x.is_cuda and not share:  # see ops.fused.ending
-            biases, bias = bias.view(-1, self.outputs, 1, 1), None
-
-            def share(p: int, q: int) -> Tensor:
-                return biases[(2 * p + q) % len(biases)]
-
+            share, bias = self.bias_share(), None
         if len(self.weights) == 2:
             for p, weight in enumerate(self.weights):
                 y = F.conv2d(window if pad else window[:, :, p : p + x.shape[2] + 1], weight, bias, padding=(pad, 1))
@@ -79,6 +73,11 @@ class UpBlockLayer(Layer):
             for q in range(2):
                 add_into(fine[:, p, q], y[:, p, q], share and share(p, q))
         return out
+
+    def bias_share(self) -> Callable[[int, int], Tensor]:
+        """The bias of the pixels (p, q)."""
+        biases = self.bias.view(-1, self.outputs, 1, 1)
+        return lambda p, q: biases[(2 * p + q) % len(biases)]
 
     def shortcut_share(self, x: Tensor) -> Callable[[int, int], Tensor] | None:
         """What the shortcut adds to the pixels (p, q): channel j = (c p q) of the duplicated map is x's j // times."""

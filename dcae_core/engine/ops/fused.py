@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from functools import cache
+from typing import Protocol
 
 import torch
 from einops import rearrange
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import model
+from ...errors import OptionError
 from ..target import Target
 from . import winograd
 
 __all__ = [
     "ACTIVATIONS",
+    "Norm",
     "act_norm",
     "add_norm",
     "attend",
@@ -34,6 +37,7 @@ __all__ = [
     "normalise",
     "piece_rows",
     "pieces",
+    "statistics",
     "sum_up",
 ]
 
@@ -41,6 +45,24 @@ log = logging.getLogger(__name__)
 # Elements of a map that a CPU brings to fp32 at a time, for norms and attention: 4 MiB, which stay in the cache. Whole
 # maps took five times as long (512 x 192 x 192 on AVX512-BF16).
 PIECE = 1 << 20
+Norm = model.RMSNorm | nn.BatchNorm2d | nn.Identity  # the last where a norm is folded into a convolution
+
+
+class Kernels(Protocol):
+    """The module `triton_kernels`, whose import needs triton."""
+
+    ACTS: tuple[str, ...]
+    HEAD_DIM: int
+
+    def add_bias(self, y: Tensor, bias: Tensor, x: Tensor | None, out: Tensor, act: str = "") -> Tensor: ...
+
+    def add_norm(self, norm: model.RMSNorm, y: Tensor, x: Tensor | None, out: Tensor, act: str = "") -> Tensor: ...
+
+    def depth_gate(self, conv: nn.Conv2d, window: Tensor, pad: int) -> Tensor: ...
+
+    def sum_up(self, k: Tensor, v: Tensor, d: int) -> Tensor: ...
+
+    def attend(self, q: Tensor, sums: Tensor, out: Tensor) -> Tensor: ...
 
 
 def conv3(
@@ -131,7 +153,7 @@ def conv3_scratch(weight: Tensor, rows: int, width: int, target: Target) -> int:
     return winograd.scratch(weight, rows, width) if winograd.pays(weight, rows, width, target) else 0
 
 
-def normalise(norm: nn.Module, y: Tensor) -> Tensor:
+def normalise(norm: Norm, y: Tensor) -> Tensor:
     """A norm of `model`, computed in fp32 and rounded once, as there. May work in place."""
     if isinstance(norm, nn.Identity):
         return y
@@ -141,9 +163,17 @@ def normalise(norm: nn.Module, y: Tensor) -> Tensor:
         y *= length.square_().div_(y.shape[1]).add_(model.RMS_EPS).rsqrt_()
         scale, shift = norm.weight, norm.bias
     else:
-        scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
-        shift = norm.bias.float() - norm.running_mean.float() * scale
+        mean, variance = (statistic.float() for statistic in statistics(norm))
+        scale = norm.weight.float() * torch.rsqrt(variance + norm.eps)
+        shift = norm.bias.float() - mean * scale
     return y.mul_(scale[:, None, None]).add_(shift[:, None, None]).to(dtype)
+
+
+def statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return the mean and the variance of each channel."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise OptionError("A batch norm has no statistics: needed is one with track_running_stats. Train it with them.")
+    return norm.running_mean, norm.running_var
 
 
 def pieces(x: Tensor) -> Iterator[slice]:
@@ -158,7 +188,7 @@ def piece_rows(row: int, rows: int, target: Target) -> int:
     return min(rows, max(1, PIECE // row)) if target.device in ("cpu", "meta") else rows
 
 
-def norm_scratch(norm: nn.Module, shape: tuple[int, int, int, int], target: Target) -> int:
+def norm_scratch(norm: Norm, shape: tuple[int, int, int, int], target: Target) -> int:
     """Bytes that `add_norm` and `act_norm` hold at most for a map of this shape [B, C, H, W], which is included."""
     batch, channels, rows, width = shape
     bytes_held = batch * channels * rows * width * target.size
@@ -169,7 +199,7 @@ def norm_scratch(norm: nn.Module, shape: tuple[int, int, int, int], target: Targ
     return bytes_held + piece * (8 if target.size == 4 else channels * (4 + target.size) + 8) + folded
 
 
-def add_norm(norm: nn.Module, y: Tensor, x: Tensor, out: Tensor, bias: Tensor | None = None) -> Tensor:
+def add_norm(norm: Norm, y: Tensor, x: Tensor, out: Tensor, bias: Tensor | None = None) -> Tensor:
     """out = x + norm(y), or with nn.Identity x + (y + bias); `y` may be overwritten, and be `out`."""
     if isinstance(norm, nn.Identity):
         if bias is not None:
@@ -184,7 +214,7 @@ def add_norm(norm: nn.Module, y: Tensor, x: Tensor, out: Tensor, bias: Tensor | 
     return out
 
 
-def act_norm(norm: nn.Module, act: str, x: Tensor, out: Tensor) -> Tensor:
+def act_norm(norm: model.RMSNorm, act: str, x: Tensor, out: Tensor) -> Tensor:
     """out = act(norm(x)), act one of ACTIVATIONS; `out` may be `x`."""
     if (kernels := kernels_for(x, out)) and act in kernels.ACTS:
         return kernels.add_norm(norm, x, None, out, act)
@@ -223,7 +253,7 @@ def mish_into(y: Tensor, out: Tensor) -> Tensor:
 ACTIVATIONS = {"relu": relu_into, "silu": silu_into, "gelu": gelu_into, "mish": mish_into}
 
 
-def kernels_for(*maps: Tensor, parts: bool = False):
+def kernels_for(*maps: Tensor, parts: bool = False) -> Kernels | None:
     """Return the module `triton_kernels` if all of `maps` are dense, or with `parts` channels of dense ones, on a
     device that runs it, else None."""
     dense = all(
@@ -240,7 +270,7 @@ def _is_part(x: Tensor) -> bool:
 
 
 @cache
-def load_kernels(device: torch.device, dtype: torch.dtype):
+def load_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
     """Return `triton_kernels` if a trial of each kernel on `device` gives what torch gives, else None: Triton needs a C
     compiler and a card that it supports. Out of memory is raised, since it says nothing about the kernels."""
     try:
@@ -280,7 +310,7 @@ def cudnn_relu(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
-def try_out(kernels, device: torch.device, dtype: torch.dtype) -> None:
+def try_out(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
     """Raise AssertionError if a kernel's result is not torch's."""
     generator = torch.Generator().manual_seed(0)  # not the caller's
 
@@ -292,7 +322,7 @@ def try_out(kernels, device: torch.device, dtype: torch.dtype) -> None:
 
     norm, conv = model.RMSNorm(96), nn.Conv2d(192, 192, 3, groups=192, device="meta")
     norm.weight, norm.bias = (nn.Parameter(draw(96), requires_grad=False) for _ in range(2))
-    conv.weight, conv.bias = (nn.Parameter(draw(*p.shape), requires_grad=False) for p in (conv.weight, conv.bias))
+    conv.weight, conv.bias = (nn.Parameter(draw(*p.shape), requires_grad=False) for p in conv.parameters())
     x, y, window = area(96), area(96), area(192)
     bound = {torch.float32: 1e-5, torch.float16: 4e-3}.get(dtype, 3e-2)
     expected = x + normalise(norm, y.clone())

@@ -4,6 +4,9 @@ Importing this needs triton.
 Maps are dense channels-last: P pixels of C channels each. Results are rounded where `fused` rounds them.
 """
 
+# Triton reads the annotations of kernels, and takes numbers for a constexpr.
+# pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import torch
@@ -11,17 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from ...model import ATTENTION_EPS, RMS_EPS
+from ...model import ATTENTION_EPS, RMS_EPS, RMSNorm
 
 __all__ = ["ACTS", "HEAD_DIM", "add_bias", "add_norm", "attend", "depth_gate", "sum_up"]
 
-ACTS = ("", "relu", "silu")  # that a kernel applies; "": none
+ACTS: tuple[str, ...] = ("", "relu", "silu")  # that a kernel applies; "": none
 
 # Of a map that one program holds: the most with which no NVIDIA card of benchmarks/results/kernels.txt takes more than
 # 64 registers in bf16, so that enough programs are at work to keep memory busy. On an H100, norms of large maps then
 # move 2.8 to 3.0 TB/s, and at most 1 % more with any other size.
 ELEMENTS = 2048
-HEAD_DIM = 32  # channels of a head that `sum_up` and `attend` take: those of all published networks
+HEAD_DIM: int = 32  # channels of a head that `sum_up` and `attend` take: those of all published networks
 PART = 512  # pixels whose sums one program of `_sums` makes
 SUMMED, ATTENDED = 32, 64  # pixels that a program of `_sums` and of `_attend` holds
 
@@ -173,7 +176,7 @@ def sum_warps(size: int) -> int:
     return 2 if size == 2 else 4
 
 
-def add_norm(norm, y: Tensor, x: Tensor | None, out: Tensor, act: str = "") -> Tensor:
+def add_norm(norm: RMSNorm, y: Tensor, x: Tensor | None, out: Tensor, act: str = "") -> Tensor:
     """out = x + norm(y), or act(norm(y)) with `x` None; `norm` an RMSNorm, act one of ACTS."""
     return pointwise(y, x, out, norm.weight, norm.bias, act, norm_tile(y.shape[1]), True)
 
@@ -225,8 +228,9 @@ def sum_up(k: Tensor, v: Tensor, d: int) -> Tensor:
     parts = triton.cdiv(pixels, PART)
     out = torch.empty((batch, heads, parts, d + 1, d), dtype=torch.float32, device=k.device)
     arguments = (k, v, out, pixels, k.stride(3), v.stride(3), heads)
+    options = {"PART": PART, "N": SUMMED, "D": d, "num_warps": sum_warps(k.element_size())}
     with torch.cuda.device_of(k):
-        _sums[(parts, batch * heads)](*arguments, PART=PART, N=SUMMED, D=d, num_warps=sum_warps(k.element_size()))
+        _sums[(parts, batch * heads)](*arguments, **options)
     return out.sum(2)
 
 

@@ -8,7 +8,7 @@ nine times so: rounding is less than that of a direct convolution.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -27,7 +27,7 @@ _enabled = ContextVar("dcae_core.winograd", default=True)
 
 
 @contextmanager
-def disabled() -> Iterator[None]:
+def disabled() -> Generator[None]:
     """A context in which `pays` is False."""
     token = _enabled.set(False)
     try:

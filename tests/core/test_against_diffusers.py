@@ -8,7 +8,7 @@ from diffusers import AutoencoderDC
 from dcae_core import DCAE, VARIANTS, checkpoint
 from dcae_core.weights import keys
 from dcae_core.weights.checkpoint import Checkpoint
-from tests.core.helpers import randomised, streamed
+from tests.core.helpers import diffusers_vae, streamed
 
 PUBLISHED = [name for name, v in VARIANTS.items() if any(repo.endswith("-diffusers") for repo in v.repos)]
 SIDES = {  # height, width: 64 to 384 pixels, none square
@@ -34,8 +34,7 @@ def names(request) -> list[str]:
 
 @pytest.fixture(scope="module")
 def oracle(names) -> AutoencoderDC:
-    config = {k: v for k, v in VARIANTS[names[0]].diffusers_config().items() if not k.startswith("_")}
-    return randomised(lambda: AutoencoderDC(**config))
+    return diffusers_vae(VARIANTS[names[0]].diffusers_config())
 
 
 @pytest.fixture(scope="module")

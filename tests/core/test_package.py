@@ -149,6 +149,15 @@ def test_a_package_has_one_floor_in_one_place():
     assert all(re.fullmatch(r">=[\d.]+", str(one.specifier)) for one in DECLARED if one.name != PROJECT["name"])
 
 
+def test_the_oldest_versions_are_the_floors():
+    tried = listed("tests/oldest.txt")
+    for one in DECLARED:
+        if one.name in ("ray", PROJECT["name"]):  # Ray is not tried at its floor
+            continue
+        (exact,), (floor,) = tried[canonicalize_name(one.name)], one.specifier
+        assert exact.operator == "==" and f"{exact.version}.".startswith(f"{floor.version}."), one.name
+
+
 def test_the_tests_try_a_version_of_each_that_is_promised():
     tried = listed("requirements-test.txt")
     for one in DECLARED:

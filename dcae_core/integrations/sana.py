@@ -5,19 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 
-import diffusers
 import torch
-from diffusers import SanaPipeline
+from diffusers import SanaPipeline, SanaSprintImg2ImgPipeline, SanaSprintPipeline
 from diffusers.pipelines import auto_pipeline
 
 from ..errors import OptionError, counted
-
-try:
-    from diffusers import SanaSprintImg2ImgPipeline, SanaSprintPipeline
-except ImportError as error:
-    raise ImportError(
-        f"Sana from pictures needs diffusers 0.34, not {diffusers.__version__}: pip install --upgrade diffusers"
-    ) from error
 
 __all__ = ["SanaImg2ImgPipeline", "register", "unregister"]
 

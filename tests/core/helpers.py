@@ -1,6 +1,5 @@
 """What several tests of the core share: random weights, the smallest plan, what is counted, photographs."""
 
-import inspect
 from pathlib import Path
 
 import numpy as np
@@ -37,20 +36,12 @@ def randomised(make, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-# Fields of AutoencoderDC that diffusers 0.32 does not have, and what it does.
-LATER_FIELDS = {"encoder_out_shortcut": True, "decoder_in_shortcut": True, "decoder_conv_act_fn": "relu"}
-
-
 def diffusers_vae(config: dict, seed: int = 0) -> torch.nn.Module:
-    """diffusers' AutoencoderDC of a config, with random weights. Skips the test where it is too old for that."""
-    import diffusers  # which most tests do without
+    """diffusers' AutoencoderDC of a config, with random weights."""
+    from diffusers import AutoencoderDC  # which most tests do without
 
-    known = inspect.signature(diffusers.AutoencoderDC.__init__).parameters
     config = {name: value for name, value in config.items() if not name.startswith("_")}
-    for name in config.keys() - known.keys():
-        if config.pop(name) != LATER_FIELDS[name]:
-            pytest.skip(f"diffusers {diffusers.__version__} has no {name}")
-    return randomised(lambda: diffusers.AutoencoderDC(**config), seed)
+    return randomised(lambda: AutoencoderDC(**config), seed)
 
 
 def coder_of(ae: DCAE, direction: str) -> InferenceCoder:

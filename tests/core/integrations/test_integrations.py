@@ -4,7 +4,6 @@ import inspect
 import json
 
 import accelerate
-import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -13,6 +12,7 @@ from diffusers import (
     AutoPipelineForText2Image,
     FlowMatchEulerDiscreteScheduler,
     SanaPipeline,
+    SanaSprintPipeline,
 )
 from diffusers.pipelines import auto_pipeline
 from PIL import Image
@@ -20,14 +20,9 @@ from safetensors.torch import load_file
 
 from dcae_core import DEMO, VARIANTS, BudgetError, DownloadError, LatentError, UnknownVariant, checkpoint, hub
 from dcae_core.errors import OptionError
+from dcae_core.integrations import sana as from_picture
 from dcae_core.integrations.diffusers import StreamedAutoencoderDC
 from tests import tiny_models
-
-from_picture = pytest.importorskip(
-    "dcae_core.integrations.sana",
-    reason=f"diffusers {diffusers.__version__} has not all that Sana from pictures needs",
-    exc_type=ImportError,
-)
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +294,7 @@ def test_register_and_unregister():
     from_picture.register()
     mapping = auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING
     assert mapping["sana"] is from_picture.SanaImg2ImgPipeline
-    assert auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING["sana-sprint"] is diffusers.SanaSprintPipeline
+    assert auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING["sana-sprint"] is SanaSprintPipeline
     from_picture.unregister()
     assert "sana" not in mapping or mapping["sana"] is before.get("sana")
     assert auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING["sana"] is SanaPipeline

@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.autoencoders.autoencoder_dc import ResBlock
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -17,10 +18,8 @@ from tests import tiny_models
 from tests.core.helpers import diffusers_vae
 from tests.core.integrations.streamed import BOUND, plans
 
-hooks = pytest.importorskip("diffusers.hooks", reason="this diffusers has no hooks, which most tests here set")
 
-
-class Doubling(hooks.ModelHook):
+class Doubling(ModelHook):
     def post_forward(self, module, output):
         return 2 * output
 
@@ -34,7 +33,7 @@ def pre_hook_inside(vae):
 
 
 def diffusers_hook_inside(vae):
-    hooks.HookRegistry.check_if_exists_or_initialize(vae.decoder.conv_in).register_hook(Doubling(), "doubling")
+    HookRegistry.check_if_exists_or_initialize(vae.decoder.conv_in).register_hook(Doubling(), "doubling")
 
 
 def circular(vae):
@@ -126,7 +125,7 @@ def hook_on_the_decoder(vae):
 
 
 def diffusers_hook_on_the_decoder(vae):
-    hooks.HookRegistry.check_if_exists_or_initialize(vae.decoder).register_hook(Doubling(), "doubling")
+    HookRegistry.check_if_exists_or_initialize(vae.decoder).register_hook(Doubling(), "doubling")
 
 
 @pytest.mark.parametrize("change", [hook_on_the_decoder])

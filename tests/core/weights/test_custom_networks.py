@@ -145,7 +145,7 @@ def test_converting_keeps_the_network(tmp_path, config, capsys):
     again = AutoencoderDC.from_pretrained(tmp_path / "e")
     assert all(torch.equal(again.state_dict()[k], t) for k, t in vae.state_dict().items())
     for field in ("scaling_factor", "attention_head_dim", "decoder_conv_act_fn", "encoder_out_shortcut"):
-        assert again.config.get(field) == vae.config.get(field)  # old ones lack some
+        assert again.config[field] == vae.config[field]
 
 
 def test_what_nothing_tells_is_asked_for_by_field(tmp_path, capsys):

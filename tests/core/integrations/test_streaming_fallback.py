@@ -200,6 +200,12 @@ class Call(nn.Module):
         return getattr(self.vae, self.direction)(given, return_dict=False)[0]
 
 
+no_torch_2_6 = pytest.mark.skipif(
+    torch.__version__.startswith("2.6."), reason="torch 2.6 can't trace a forward that an instance has of its own"
+)
+
+
+@no_torch_2_6
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 def test_export(vae, stock, x, z, direction):
     given, call = x if direction == "encode" else z, Call(vae, direction)
@@ -220,6 +226,7 @@ def test_onnx(vae, stock, x, z, direction, tmp_path):
     torch.testing.assert_close(torch.from_numpy(found), Call(stock, direction)(given).detach(), **BOUND)
 
 
+@no_torch_2_6
 def test_compile(vae, stock, x, z):
     """`backend="eager"` captures the graph as the others do, without a compiler."""
     for direction, given in (("encode", x), ("decode", z)):

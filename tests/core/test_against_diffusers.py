@@ -47,6 +47,7 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
+@pytest.mark.slow
 def test_encodes_and_decodes_alike(names, oracle):
     ratio = VARIANTS[names[0]].spatial_ratio
     for i, (height, width) in enumerate(SIDES.get(ratio, [(2 * ratio, 3 * ratio)])):

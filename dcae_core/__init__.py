@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from .engine.plan import Plan
     from .media import images, latents, preview
     from .taesana import TAESANA
+    from .version import __version__
     from .weights import checkpoint, hub
 
-__version__ = "0.1.0"
 __all__ = [
     "DCAE",
     "DEMO",
@@ -53,6 +53,7 @@ _LAZY = {
     ".engine.plan": ("Plan",),
     ".media": ("images", "latents", "preview"),
     ".taesana": ("TAESANA",),
+    ".version": ("__version__",),
     ".weights": ("checkpoint", "hub"),
 }
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import requests
 
 PACK = Path(__file__).resolve().parent.parent
+# What a host loads: this checkout, or the package that tools/release.py made.
+LOADED = Path(os.environ.get("DCAE_PACK") or PACK)
 
 
 class HostServer:

@@ -9,6 +9,9 @@
     python3 tools/run.py sdnext [--port N] [--data DIR]     the same with the SD.Next whose sources $SDNEXT_PATH names
     python3 tools/run.py cuda [PYTEST ARGS...]     what is known of the path on a GPU without one, with a torch that is
                                                    built for CUDA (5.5 GB); `test` has a device stand in for it
+    python3.10 tools/run.py oldest [PYTEST ARGS]   tests of the core with the oldest versions promised in
+                                                   tests/oldest.txt; by itself those that meet libraries most
+    python3 tools/run.py release [FOLDER]          tools/release.py with what it needs, then its pack in a real ComfyUI
     python3 tools/run.py lint                      ruff's checks and its formatting, and pyright's of types
 
 Environments lie in the repository, or in --env-dir DIR (before the command) or $DCAE_ENV_DIR: `.venv` for the library
@@ -88,6 +91,13 @@ class Finder:
 
 sys.meta_path.insert(0, Finder())
 """
+
+
+# Where a library's age shows: opening and writing files, pictures, diffusers, data sets, the public face.
+OLDEST = ("tests/core/weights", "tests/core/media", "tests/core/batch/test_batch_keys.py", "tests/core/test_package.py")
+OLDEST += ("tests/core/integrations/test_streaming.py", "tests/core/test_autoencoder.py", "tests/core/test_imports.py")
+DOWNLOADS = ("tests/core/weights/test_download.py", "tests/core/weights/test_hub.py")
+RELEASE = ("build==1.6.1", "comfy-cli==1.23.0")
 
 
 class Env:
@@ -326,6 +336,32 @@ def cuda(root: Path, args: list[str]) -> int:
     return run([cuda_env(root).python, "-m", "pytest", "tests/gpu", *args], DCAE_GPU_PATH="1")
 
 
+def oldest(root: Path, args: list[str]) -> int:
+    env = Env(root / ".venv-oldest")
+    install(env, "oldest", REPO / "tests" / "oldest.txt", "torch")
+    lines = (REPO / "requirements.txt").read_text().splitlines()
+    (hub,) = (line.replace(">=", "==") for line in lines if line.startswith("huggingface_hub"))
+    if not env.done("hub", [hub]):  # beside the newer one that diffusers needs
+        shutil.rmtree(env.path / "hub", ignore_errors=True)
+        env.pip(hub, "install", "--no-deps", "--target", str(env.path / "hub"), hub)
+        env.finish("hub", [hub])
+    pytest = [env.python, "-m", "pytest", "-rs"]
+    chosen = args or [*OLDEST, *(f"--ignore={name}" for name in DOWNLOADS)]
+    return run([*pytest, *chosen]) or run([*pytest, *DOWNLOADS], PYTHONPATH=env.path / "hub")
+
+
+def release(root: Path, args: list[str]) -> int:
+    env = Env(root / ".venv-release")
+    if not env.done("release", RELEASE):
+        env.create()
+        env.pip(", ".join(RELEASE), "install", *RELEASE)
+        env.finish("release", RELEASE)
+    folder, tests = Path(args[0] if args else "release").resolve(), core_env(root, tests=True)
+    pytest = [tests.python, "-m", "pytest", "tests/comfyui/test_server.py", "tests/comfyui/test_workflows.py"]
+    hosts = {"DCAE_COMFYUI_ENV": comfyui_env(root).path, "DCAE_PACK": folder / "node"}
+    return run([env.python, "tools/release.py", folder, "--torch", TORCH, *args[1:]]) or run(pytest, **hosts)
+
+
 def comfyui(root: Path, args: list[str]) -> int:
     env = comfyui_env(root)
     return run([env.python, "-m", "tests.comfyui.server", *args], DCAE_COMFYUI_ENV=env.path)
@@ -339,7 +375,7 @@ def sdnext(root: Path, args: list[str]) -> int:
 def main() -> int:
     """The command line; returns the exit status."""
     need_python(10, "this needs")
-    commands = {function.__name__: function for function in (demo, test, cuda, comfyui, sdnext, lint)}
+    commands = {function.__name__: function for function in (demo, test, cuda, oldest, release, comfyui, sdnext, lint)}
     parser = argparse.ArgumentParser(
         prog="tools/run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

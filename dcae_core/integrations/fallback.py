@@ -25,6 +25,13 @@ __all__ = [
 ]
 
 Configuration = list[tuple[type, list[str], dict[str, object], type]]
+# torch 2.6 has no function that asks these.
+GLOBAL_HOOKS = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -112,7 +119,7 @@ def offloads(coder: nn.Module) -> list[Offload]:
 
 def why_hooks(coder: nn.Module) -> str | None:
     """Return which hook inside would not run. Those of `coder` itself do, and offloading is carried out."""
-    if torch_module._has_any_global_hook():
+    if any(getattr(torch_module, name) for name in GLOBAL_HOOKS):
         return "there are global module hooks"
     for name, module in coder.named_modules():
         registered = _registered(module)

@@ -154,13 +154,14 @@ def _deep(file: Image.Image) -> tuple[np.ndarray | None, str | None]:
         return None, f"{cut} (pip install opencv-python-headless keeps them)"
     if fp is None or file.tell():
         return None, f"{cut}, since it is not a file's first picture, fresh from it"
-    position, level = fp.tell(), cv2.utils.logging.getLogLevel()
+    logs = getattr(cv2.utils, "logging", cv2)  # OpenCV 4.8 has it in the latter
+    position, level = fp.tell(), logs.getLogLevel()
     fp.seek(0)
     try:
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        logs.setLogLevel(0)  # silent
         array = cv2.imdecode(np.frombuffer(fp.read(), np.uint8), cv2.IMREAD_UNCHANGED)
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        logs.setLogLevel(level)
         fp.seek(position)
     if array is None or array.dtype != np.uint16 or sorted(array.shape[:2]) != sorted(file.size):
         return None, f"{cut}, since OpenCV does not read it"

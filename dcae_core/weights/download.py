@@ -1,8 +1,12 @@
 """Fetch one file over HTTP, through huggingface_hub's session. Received data is written at once, a cut connection is
 resumed, and a stalled server is given up in bounded time. Where to fetch from and what to verify is left to `hub`.
 
-huggingface_hub's `http_get` writes 10 MB at a time, so that a slow transfer can't be cancelled and a cut loses up to
-10 MB, and it waits as long as a server requests.
+Not `hf_hub_download`, through which promises do not hold (tried in the place of `fetch`, with the tests of
+downloads). In huggingface_hub 2.4 each call has a temporary file of its own and deletes it when it fails or is
+cancelled, so that nothing is resumed by the next. 10 MB are taken at a time: what a cut leaves of them is lost, so
+that a server that cuts after less is never finished with, and a slow transfer can't be cancelled meanwhile. In 0.24
+progress can't be watched, so that nothing cancels it. No version compares the sha256 of what arrived, and the file
+that is there goes before the new one has come.
 """
 
 from __future__ import annotations

@@ -319,6 +319,7 @@ REASONS = {  # by class name, since huggingface_hub has moved these classes; sub
     "ConnectError": "no connection to {endpoint} ({summary}): check the network, the proxy and HF_ENDPOINT",
     "ConnectionError": "no connection to {endpoint} ({summary}): check the network, the proxy and HF_ENDPOINT",
     "TransportError": "the connection failed ({summary}): try again",
+    "ProtocolError": "the connection failed ({summary}): try again",  # urllib3's, below requests
 }
 STATUSES = {
     401: "the token was not accepted: check HF_TOKEN, or unset it",

@@ -23,7 +23,7 @@ from typing import Any
 import requests
 from PIL import Image
 
-from tests.servers import PACK, HostServer, python_of
+from tests.servers import LOADED, PACK, HostServer, python_of
 
 # Tests expect the numbers of fp32, which "auto" is on most CPUs, but not on those with instructions for bf16.
 FP32 = ("--fp32-vae",)
@@ -91,7 +91,7 @@ class Server(HostServer):
         *,
         env: Path | None = None,
         base: Path | None = None,
-        pack: Path | None = PACK,
+        pack: Path | None = LOADED,
         pack_name: str = "My-DCAE_pack",
         others: Sequence[Path] = (),
         port: int = 0,

@@ -36,6 +36,14 @@ def randomised(make, seed: int = 0) -> torch.nn.Module:
     return model
 
 
+def diffusers_vae(config: dict, seed: int = 0) -> torch.nn.Module:
+    """diffusers' AutoencoderDC of a config, with random weights."""
+    from diffusers import AutoencoderDC  # which most tests do without
+
+    config = {name: value for name, value in config.items() if not name.startswith("_")}
+    return randomised(lambda: AutoencoderDC(**config), seed)
+
+
 def coder_of(ae: DCAE, direction: str) -> InferenceCoder:
     return ae.model.encoder if direction == "encode" else ae.model.decoder
 

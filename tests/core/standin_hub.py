@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from huggingface_hub import constants, file_download
+
 COMMIT = "c0ffee" + "0" * 34
 
 
@@ -59,6 +61,13 @@ class StandinHub:
     def __exit__(self, *error) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+    def asked_by(self, monkeypatch) -> None:
+        """Have huggingface_hub, in this process, ask this one."""
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        for module in (constants, file_download):  # older versions use the one in file_download
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
     def gets(self) -> list[dict[str, str]]:
         """The headers of the requests for bodies."""

@@ -16,7 +16,7 @@ from dcae_core.errors import OptionError
 from dcae_core.integrations import diffusers as for_diffusers
 from dcae_core.integrations.diffusers import StreamedAutoencoderDC
 from dcae_core.weights import keys, recognise
-from tests.core.helpers import randomised, relative_error, streamed
+from tests.core.helpers import diffusers_vae, relative_error, streamed
 
 ADAPTIVE = {name: variant for name, variant in VARIANTS.items() if variant.adaptive}
 UNSCALED = VARIANTS["dc-ae-f32c128-1.5"]
@@ -33,8 +33,7 @@ def cut(half: torch.nn.Module, conv: str, weight: torch.Tensor, bias: torch.Tens
 def pair(request) -> tuple[AutoencoderDC, DCAE]:
     """diffusers' and ours at full width, with the same random weights, in the layout that is published."""
     variant = VARIANTS[request.param]
-    config = {k: v for k, v in variant.diffusers_config().items() if not k.startswith("_")}
-    oracle = randomised(lambda: AutoencoderDC(**config))
+    oracle = diffusers_vae(variant.diffusers_config())
     ae = DCAE.from_state_dict(keys.to_original(oracle.state_dict(), variant.architecture), device="cpu", dtype="fp32")
     assert (ae.variant, ae.layout) == (variant, "original")  # nothing but the keys said so
     return oracle, ae

@@ -15,7 +15,7 @@ from dcae_core.errors import OptionError
 from dcae_core.weights import keys
 from dcae_core.weights.fields import NOT_IN_TENSORS, fields_of
 from tests.core.architectures import configs
-from tests.core.helpers import check_same, counted, least, randomised
+from tests.core.helpers import check_same, counted, diffusers_vae, least
 
 SETTINGS = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 
@@ -32,7 +32,7 @@ def one_thread():
 @settings(max_examples=200, **SETTINGS)
 @given(configs(), st.sampled_from([REWRITES, ()]), st.integers(0, 2**16))
 def test_it_does_what_diffusers_does(config, rewrites, seed):
-    oracle = randomised(lambda: AutoencoderDC(**config), seed)
+    oracle = diffusers_vae(config, seed)
     ae = DCAE.from_state_dict(oracle.state_dict(), None, "cpu", "fp32", rewrites, config)
     check_same(ae, oracle)
 

@@ -1,21 +1,11 @@
 """`from dcae import DCAE`, as notebooks write it that were made for vladmandic/dcae."""
 
-from pathlib import Path
-
 import pytest
-import tomllib
 import torch
 
 import dcae_core
 from dcae import DCAE
 from dcae_core import DEMO, DownloadError, hub
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def test_it_is_installed():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == {"dcae", "dcae_core"}
 
 
 def test_the_arguments_of_its_readme():

@@ -18,7 +18,7 @@ from dcae_core.errors import OptionError
 from dcae_core.variants import Variant
 from dcae_core.weights import keys
 from dcae_core.weights.checkpoint import Checkpoint
-from tests.core.helpers import counted, least, randomised, relative_error, streamed
+from tests.core.helpers import counted, diffusers_vae, least, relative_error, streamed
 
 CPU = ["--device", "cpu", "--dtype", "fp32"]
 
@@ -58,8 +58,7 @@ def variant(request, monkeypatch) -> Variant:
 
 @pytest.fixture
 def oracle(variant) -> AutoencoderDC:
-    config = {k: v for k, v in variant.diffusers_config().items() if not k.startswith("_")}
-    return randomised(lambda: AutoencoderDC(**config))
+    return diffusers_vae(variant.diffusers_config())
 
 
 @pytest.fixture

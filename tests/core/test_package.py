@@ -1,20 +1,26 @@
 """What a registry or a package index is told of the pack agrees with what is in it."""
 
 import ast
+import itertools
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import tomllib
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from PIL import Image
 
 import dcae_core
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -25,6 +31,17 @@ PACKED_FOLDERS = {"dcae_core", "docs", "example_workflows", "locales", "nodes", 
 SYSTEMS = {"OS Independent", "Microsoft :: Windows", "POSIX :: Linux", "MacOS"}
 ACCELERATORS = {"GPU :: NVIDIA CUDA", "GPU :: AMD ROCm", "GPU :: Intel Arc", "GPU :: Apple Metal"}
 ACCELERATORS |= {"NPU :: Huawei Ascend"}
+OPTIONAL = itertools.chain(*PROJECT["optional-dependencies"].values())
+DECLARED = [Requirement(one) for one in (*PROJECT["dependencies"], *OPTIONAL)]
+# Modules that are called otherwise than their packages.
+MODULES = {"pillow": "PIL", "opencv-python-headless": "cv2", "pillow-jxl-plugin": "pillow_jxl"}
+# What each folder may take for granted beside the standard library: its host's modules, and what comes with torch.
+GIVEN = {
+    "dcae": set(),
+    "dcae_core": {"triton"},
+    "nodes": {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes", "server", "aiohttp"},
+    "scripts": {"modules", "gradio", "accelerate"},
+}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "web" / "docs").rglob("*.md"))]
 
 
@@ -46,9 +63,19 @@ def bounds(requirements: list[str]) -> dict[str, SpecifierSet]:
     return {canonicalize_name(one.name): one.specifier for one in map(Requirement, requirements)}
 
 
+def listed(name: str) -> dict[str, SpecifierSet]:
+    """What a file of requirements names."""
+    lines = (line.split("#")[0].strip() for line in read(name).splitlines())
+    return bounds([line for line in lines if line])
+
+
 def test_the_name_is_one_the_registry_takes():
     assert re.fullmatch(r"[a-z]+([._-]?[a-z0-9]+)*", PROJECT["name"]) and len(PROJECT["name"]) < 100
     assert "comfy" not in PROJECT["name"]
+
+
+def test_both_import_names_are_installed():
+    assert set(PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == {"dcae", "dcae_core"}
 
 
 def test_versions_agree():
@@ -90,10 +117,55 @@ def test_the_pages_comfyui_is_the_one_required():
 
 
 def test_requirements_are_the_dependencies_without_torch():
-    lines = (line.split("#")[0].strip() for line in read("requirements.txt").splitlines())
     declared = bounds(PROJECT["dependencies"])
     assert declared.pop("torch")
-    assert bounds([line for line in lines if line]) == declared
+    assert listed("requirements.txt") == declared
+
+
+def imported(folder: str) -> set[str]:
+    """Top-level modules that the sources of a folder import, ours and the standard library's left out."""
+    found = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.split(".")[0])
+    return found - sys.stdlib_module_names - {"dcae_core", "dcae_sdnext"}
+
+
+def test_all_that_is_imported_is_declared_and_the_reverse():
+    modules = {MODULES.get(one.name, one.name.replace("-", "_")) for one in DECLARED}
+    used = {folder: imported(folder) for folder in GIVEN}
+    for folder, names in used.items():
+        assert names - modules == GIVEN[folder], folder
+    plugins = {"pillow_heif", "pillow_jxl"}  # imported by name
+    assert modules - set().union(*used.values()) == {*plugins, PROJECT["name"]}
+    assert all(name in read("dcae_core/picture_plugins.py") for name in plugins)
+
+
+def test_a_package_has_one_floor_in_one_place():
+    names = [canonicalize_name(one.name) for one in DECLARED if one.name != PROJECT["name"]]
+    assert len(names) == len(set(names))
+    assert all(re.fullmatch(r">=[\d.]+", str(one.specifier)) for one in DECLARED if one.name != PROJECT["name"])
+
+
+def test_the_oldest_versions_are_the_floors():
+    tried = listed("tests/oldest.txt")
+    for one in DECLARED:
+        if one.name in ("ray", "huggingface_hub", PROJECT["name"]):  # Ray is not tried at its floor, the hub elsewhere
+            continue
+        (exact,), (floor,) = tried[canonicalize_name(one.name)], one.specifier
+        assert exact.operator == "==" and f"{exact.version}.".startswith(f"{floor.version}."), one.name
+
+
+def test_the_tests_try_a_version_of_each_that_is_promised():
+    tried = listed("requirements-test.txt")
+    for one in DECLARED:
+        if one.name in ("torch", "torchvision", "torch-fidelity", PROJECT["name"]):  # installed otherwise
+            continue
+        (exact,) = tried[canonicalize_name(one.name)]
+        assert exact.operator == "==" and exact.version in one.specifier, one.name
 
 
 def test_the_package_has_what_its_users_need_and_no_more():

@@ -107,7 +107,10 @@ def test_an_index_with_names_that_no_disk_takes(tmp_path):
 def test_weights_that_are_no_floats(tmp_path, demo_shapes, dtype):
     name = next(iter(demo_shapes))
     path = empty_file(tmp_path / "x.safetensors", {**demo_shapes, name: (dtype, demo_shapes[name][1])})
-    refused(CheckpointError, f"x.safetensors holds {name} as {dtype}", Checkpoint, path)
+    message = f"holds {name} as {dtype}"
+    if dtype == "C64":  # older safetensors do not know it
+        message = f"({message}|is not a readable safetensors file)"
+    refused(CheckpointError, f"x.safetensors {message}", Checkpoint, path)
 
 
 def test_counters_of_any_shape_and_name_are_left_out(tmp_path, small_state):

@@ -3,10 +3,8 @@
 import copy
 import types
 
-import onnxruntime
 import pytest
 import torch
-from diffusers import AutoencoderDC
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.autoencoders.autoencoder_dc import ResBlock
 from torch import nn
@@ -17,7 +15,7 @@ from dcae_core import DEMO, VARIANTS
 from dcae_core.errors import OptionError
 from dcae_core.integrations.diffusers import stream
 from tests import tiny_models
-from tests.core.helpers import randomised
+from tests.core.helpers import diffusers_vae
 from tests.core.integrations.streamed import BOUND, plans
 
 
@@ -175,8 +173,7 @@ def test_mixed_precision_is_said(vae, z, caplog):
 
 def test_batch_norms_in_training(caplog):
     config = {**VARIANTS[DEMO].diffusers_config(), "decoder_norm_types": "batch_norm"}
-    config = {name: value for name, value in config.items() if not name.startswith("_")}
-    vae = randomised(lambda: AutoencoderDC(**config)).eval().requires_grad_(False)
+    vae = diffusers_vae(config).eval().requires_grad_(False)
     other = copy.deepcopy(vae)
     stream(vae)
     z = torch.randn(2, 32, 2, 2)
@@ -203,6 +200,12 @@ class Call(nn.Module):
         return getattr(self.vae, self.direction)(given, return_dict=False)[0]
 
 
+no_torch_2_6 = pytest.mark.skipif(
+    torch.__version__.startswith("2.6."), reason="torch 2.6 can't trace a forward that an instance has of its own"
+)
+
+
+@no_torch_2_6
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 def test_export(vae, stock, x, z, direction):
     given, call = x if direction == "encode" else z, Call(vae, direction)
@@ -216,12 +219,14 @@ def test_export(vae, stock, x, z, direction):
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 def test_onnx(vae, stock, x, z, direction, tmp_path):
     given, path = x if direction == "encode" else z.detach(), tmp_path / "coder.onnx"
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: no export was run")
     torch.onnx.export(Call(vae, direction), (given,), path, dynamo=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: given.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), Call(stock, direction)(given).detach(), **BOUND)
 
 
+@no_torch_2_6
 def test_compile(vae, stock, x, z):
     """`backend="eager"` captures the graph as the others do, without a compiler."""
     for direction, given in (("encode", x), ("decode", z)):

@@ -61,6 +61,11 @@ def test_group_offload(stock, x, z, to_disk, tmp_path):
     options = {"offload_type": "leaf_level"}
     if to_disk:
         options["offload_to_disk_path"] = str(tmp_path)
-    apply_group_offloading(vae, onload_device=torch.device("cpu"), **options)
+    try:
+        apply_group_offloading(vae, onload_device=torch.device("cpu"), **options)
+    except RuntimeError as error:
+        if "Cannot access accelerator device" not in str(error):
+            raise
+        pytest.skip(f"this torch and diffusers offload groups with an accelerator only: {error}")
     same(vae, stock, x, z)
     assert vae.streaming.last_plan is not None and vae.streaming.held_bytes == 0

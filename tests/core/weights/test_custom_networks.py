@@ -26,7 +26,7 @@ from dcae_core.errors import OptionError
 from dcae_core.integrations.diffusers import StreamedAutoencoderDC
 from dcae_core.weights import keys, recognise
 from dcae_core.weights.checkpoint import Checkpoint
-from tests.core.helpers import check_same, photograph, randomised
+from tests.core.helpers import check_same, diffusers_vae, photograph
 
 SMALL = {  # nothing of it is published
     "latent_channels": 6,
@@ -56,7 +56,7 @@ CHANGES = [
 
 def saved(folder, config: dict) -> AutoencoderDC:
     """Random weights of such a network, in a folder as diffusers writes it."""
-    vae = randomised(lambda: AutoencoderDC(**{k: v for k, v in config.items() if k != "_class_name"}))
+    vae = diffusers_vae(config)
     vae.save_pretrained(folder)
     return vae
 

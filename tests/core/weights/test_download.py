@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants, file_download
+from huggingface_hub import constants
 
 from dcae_core import DCAE, VARIANTS, CheckpointError, DownloadError, hub
 from dcae_core.weights import download as transfer
@@ -39,10 +39,7 @@ def download(tmp_path, monkeypatch):
     """`hub.download` from a stand-in hub."""
 
     def run(server: StandinHub, folder: Path = tmp_path, **options) -> Path:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for module in (constants, file_download):  # older versions use the one in file_download
-            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        server.asked_by(monkeypatch)
         options.setdefault("progress", lambda done, total: None)
         return hub.download(NAME, folder, **options)
 

@@ -16,7 +16,6 @@ NAME = "dc-ae-f32c32-sana-1.0"
 REPO = VARIANTS[NAME].repos[0]
 FILE = f"{REPO}/diffusion_pytorch_model.safetensors"
 BODY = os.urandom(3 << 20)
-TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
 
 
 @pytest.fixture
@@ -82,11 +81,8 @@ def test_a_download_that_was_cut_off_goes_on_from_there(tmp_path, monkeypatch):
         assert total == len(BODY)
         raise Stop
 
-    from huggingface_hub import constants
-
     with StandinHub({FILE: BODY}) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + TEMPLATE)
+        server.asked_by(monkeypatch)
         with pytest.raises(Stop):
             hub.download(NAME, tmp_path, progress=stop)
         (part,) = tmp_path.iterdir()

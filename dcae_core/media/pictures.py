@@ -154,7 +154,7 @@ def _deep(file: Image.Image) -> tuple[np.ndarray | None, str | None]:
         return None, f"{cut} (pip install opencv-python-headless keeps them)"
     if fp is None or file.tell():
         return None, f"{cut}, since it is not a file's first picture, fresh from it"
-    logs = getattr(cv2.utils, "logging", cv2)  # OpenCV 4.8 has it in the latter
+    logs: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4.8 has it in the latter
     position, level = fp.tell(), logs.getLogLevel()
     fp.seek(0)
     try:

@@ -9,7 +9,7 @@
     seams       tiles against strips at 4096x2752; its table goes to benchmarks/results/seams.txt
 
 Without a name it makes all, in about ten minutes on two cores. The numbers in them are those of bf16 if the CPU has
-instructions for it. Runs where the tests run: with the ComfyUI that `python3 tools/run.py test` makes, Playwright and
+instructions for it. Runs where the tests run: with the ComfyUI that `nox -s tests` makes, Playwright and
 Chromium. What the pictures are of: web/docs/images/SOURCES.md.
 """
 

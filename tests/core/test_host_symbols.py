@@ -273,4 +273,4 @@ def test_the_scheduled_check_runs_the_tool_on_the_newest_of_each_host():
 def test_pushes_are_tested_as_by_hand():
     workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
     assert "push" in workflow[True]
-    assert workflow["jobs"]["test"]["steps"][-1] == {"run": "python3 tools/run.py test"}
+    assert workflow["jobs"]["test"]["steps"][-1] == {"run": "nox"}

@@ -7,6 +7,7 @@
                 place (its cards are square; a badge covers their top left)
     round_trip  photograph and reconstruction, from `dcae demo`
     seams       tiles against strips at 4096x2752; its table goes to benchmarks/results/seams.txt
+    terminal    what a new user sees in a terminal, then in the browser
 
 Without a name it makes all, in about ten minutes on two cores. The numbers in them are those of bf16 if the CPU has
 instructions for it. Runs where the tests run: with the ComfyUI that `nox -s tests` makes, Playwright and
@@ -19,12 +20,15 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import cached_property
+from html import escape
 from pathlib import Path
 
 import requests
@@ -57,6 +61,14 @@ TEMPLATE_OF = {
 }
 NODE_WIDTH, MARGIN = 334, 8
 CARD, PICTURE = 560, 464  # a card is square: a picture so high, and a sentence
+DEMO_MODEL = "--model dc-ae-f32c32-demo"
+TERMINAL = (  # commands that one picture shows
+    [f"dcae roundtrip photo.jpg {DEMO_MODEL}", f"dcae encode photo.jpg logo.png -o latents/ --keep-alpha {DEMO_MODEL}"],
+    ["dcae info latents/photo.safetensors", "dcae decode latents/"],
+    ["dcae plan --variant dc-ae-f32c32-sana-1.1 --size 8192 --machine 'RTX 3060'"],
+    ["dcae compare photo.jpg --models dc-ae-f32c32-demo --html report.html"],
+)
+STYLE = "background:#1c1c1e;color:#eee;font:15px/1.4 monospace;padding:16px;white-space:pre-wrap"
 INK, FAINT, PAPER, ACCENT = "#ffffff", "#a8a8b0", "#1c1c1e", "#6b8cff"
 
 
@@ -82,16 +94,18 @@ class Studio:
         return server
 
     @cached_property
-    def page(self):
+    def browser(self):
         from playwright.sync_api import sync_playwright
 
-        chromium = shutil.which("chromium")
-        if chromium is None:
-            sys.exit("There is no Chromium (on Debian: apt install chromium).")
+        chromium = shutil.which("chromium") or sys.exit("There is no Chromium (on Debian: apt install chromium).")
         play = self._open.enter_context(sync_playwright())
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         self._open.callback(browser.close)
-        page = browser.new_page(viewport=VIEW, device_scale_factor=2)
+        return browser
+
+    @cached_property
+    def page(self):
+        page = self.browser.new_page(viewport=VIEW, device_scale_factor=2)
         page.goto(self.server.url)
         page.wait_for_function("window.app?.extensions?.some(e => e.name === 'dcae')", timeout=120_000)
         page.wait_for_function("window.app.graph && document.querySelector('canvas')")
@@ -412,8 +426,40 @@ def seams(studio: Studio) -> None:
     save(benchmark.figure(runs), DOCS / "seams.jpg", 350_000)
 
 
+def terminal(studio: Studio) -> None:
+    page, pictures = studio.browser.new_page(viewport={"width": 1120, "height": 500}), []
+
+    def shoot() -> None:
+        pictures.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(EXAMPLE, Path(folder, "photo.jpg"))
+        logo = Image.new("RGBA", (256, 128), (255, 255, 255, 0))
+        logo.paste((107, 140, 255, 255), (32, 32, 224, 96))
+        logo.save(Path(folder, "logo.png"))
+        for commands in TERMINAL:
+            page.set_content(f'<body style="{STYLE}">{escape("".join(shown(line, folder) for line in commands))}')
+            shoot()
+        page.goto(Path(folder, "report.html").as_uri())
+        shoot()
+        page.locator("figure").first.scroll_into_view_if_needed()
+        page.wait_for_timeout(500)
+        shoot()
+    target = DOCS / "terminal.webp"
+    pictures[0].save(target, save_all=True, append_images=pictures[1:], duration=4000, loop=0, quality=80, method=6)
+    print(f"{target.relative_to(ROOT)}  {len(pictures)} pictures  {target.stat().st_size:,} bytes", flush=True)
+
+
+def shown(line: str, folder: str) -> str:
+    """Run a command; return it and what it prints, as a terminal shows them."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "TORCH_HOME": "models"}  # whose path is printed
+    command = line.replace("dcae ", f"{sys.executable} -m dcae_core ", 1)
+    ran = subprocess.run(command, shell=True, cwd=folder, env=environ, capture_output=True, text=True, check=True)
+    return f"$ {line}\n{ran.stderr}{ran.stdout}\n"
+
+
 PICTURES: dict[str, Callable[[Studio], None]] = {
-    one.__name__: one for one in (workflow, nodes, compare, thumbnails, round_trip, seams)
+    one.__name__: one for one in (workflow, nodes, compare, thumbnails, round_trip, seams, terminal)
 }
 
 

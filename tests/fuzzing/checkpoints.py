@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import io
 import pickle
 from pathlib import Path
 from random import Random
 
 import torch
-from safetensors.torch import load_file
 
 from dcae_core import DCAE, DEMO, VARIANTS, hub
 from dcae_core.architecture import Architecture
@@ -19,41 +17,29 @@ from dcae_core.cli import main
 from dcae_core.weights import keys
 from dcae_core.weights.checkpoint import Checkpoint, is_dcae
 
-from .examine import Broken, Target, attempt, ran
+from .examine import Target, attempt, expect, ran
 from .mutate import bent, json_bytes, odd, odd_text, pack, scrambled, special, write_sparse
 
 __all__ = ["CHECKPOINT", "cli"]
 
-NAMES = (
-    "x.safetensors",
-    "model.safetensors",
-    "diffusion_pytorch_model.safetensors",
-    "dc-ae-f32c32-mix-1.0.safetensors",
-)
+NAMES = ("x", "model", "diffusion_pytorch_model", "dc-ae-f32c32-mix-1.0")
 SHARD = "diffusion_pytorch_model-{:05}-of-{:05}.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
+WRONG = (b"\x00\x00\xc0\x7f", b"\x00\x7c\x00\x7c", b"\x80\x7f\x80\xff", b"\xff\xff\xff\xff")  # NaN, infinities
 SMALL = 64 << 20  # bytes of a file that is loaded, not only looked at
 
-CUSTOM = {  # nothing of it is published
-    "latent_channels": 4,
-    "attention_head_dim": 8,
-    "encoder_block_types": ["ResBlock", "EfficientViTBlock"],
-    "decoder_block_types": ["EfficientViTBlock", "ResBlock"],
-    "encoder_block_out_channels": [8, 16],
-    "decoder_block_out_channels": [8, 16],
-    "encoder_layers_per_block": [0, 1],
-    "decoder_layers_per_block": [1, 1],
-    "encoder_qkv_multiscales": [[], [3]],
-    "decoder_qkv_multiscales": [[5], []],
-    "decoder_norm_types": ["rms_norm", "batch_norm"],
-    "decoder_act_fns": ["silu", "relu"],
-    "scaling_factor": 0.5,
-}
+# Nothing of it is published.
+CUSTOM = {"latent_channels": 4, "attention_head_dim": 8, "scaling_factor": 0.5}
+CUSTOM |= {f"{side}_block_out_channels": [8, 16] for side in ("encoder", "decoder")}
+CUSTOM |= {"encoder_block_types": ["ResBlock", "EfficientViTBlock"], "encoder_layers_per_block": [0, 1]}
+CUSTOM |= {"decoder_block_types": ["EfficientViTBlock", "ResBlock"], "decoder_layers_per_block": [1, 1]}
+CUSTOM |= {"encoder_qkv_multiscales": [[], [3]], "decoder_qkv_multiscales": [[5], []]}
+CUSTOM |= {"decoder_norm_types": ["rms_norm", "batch_norm"], "decoder_act_fns": ["silu", "relu"]}
 
 
 def make(chance: Random, folder: Path) -> Path:
     kind = chance.randrange(10)
-    path = folder / chance.choice(NAMES)
+    path = folder / f"{chance.choice(NAMES)}.safetensors"
     if kind == 0:
         special(chance, path)
     elif kind == 1:
@@ -86,9 +72,7 @@ def write(chance: Random, path: Path, mutations: int, part: tuple[int, int] = (0
     if chance.random() < 0.3 and 0 < size < SMALL:  # some weights that are not finite
         with path.open("r+b") as file:
             file.seek(len(front) + chance.randrange(size) // 4 * 4)
-            file.write(
-                chance.choice((b"\x00\x00\xc0\x7f", b"\x00\x7c\x00\x7c", b"\x80\x7f\x80\xff", b"\xff\xff\xff\xff"))
-            )
+            file.write(chance.choice(WRONG))
 
 
 def repository(chance: Random, folder: Path) -> Path:
@@ -107,10 +91,8 @@ def repository(chance: Random, folder: Path) -> Path:
     places = dict.fromkeys([f"encoder.{i}" for i in range(10)], names[0]) | dict(enumerate(names))
     index = {"metadata": {"total_size": 1}, "weight_map": {str(k): v for k, v in places.items()}}
     if chance.random() < 0.5:
-        lure = chance.choice(
-            ("../secret.safetensors", str(folder.parent / "secret.safetensors"), "/etc/passwd", ".", "")
-        )
-        index["weight_map"][chance.choice(("encoder.0", "lure"))] = chance.choice((lure, odd_text(chance)))
+        lures = ("../secret.safetensors", str(folder.parent / "secret.safetensors"), "/etc/passwd", ".", "")
+        index["weight_map"][chance.choice(("encoder.0", "lure"))] = chance.choice((*lures, odd_text(chance)))
     if chance.random() < 0.5:
         index = bent(chance, index)
     (inside / INDEX).write_bytes(json_bytes(chance, index))
@@ -140,31 +122,24 @@ def pickled(chance: Random) -> bytes:
     return pickle.dumps(Bomb(), chance.randrange(pickle.HIGHEST_PROTOCOL + 1))
 
 
-@functools.cache
-def weights() -> dict[str, torch.Tensor]:
-    return load_file(hub.bundled())
-
-
 def open_all(path: Path, chance: Random) -> None:
     is_dcae(path)
     cli(path, "info", str(path))
     found = attempt(path, Checkpoint, path)
     if found is None:
         return
-    if found.layout not in keys.LAYOUTS or found.bytes < 0:
-        raise Broken(f"{found.layout}, {found.bytes}")
+    expect(found.layout in keys.LAYOUTS and found.bytes >= 0, f"{found.layout}, {found.bytes}")
     chosen = attempt(path, found.choose) or next(iter(found.fits), None)
     if chosen is None or found.bytes > SMALL:
         return
     ae = attempt(path, DCAE.from_file, path, chosen, "cpu", chance.choice(("fp32", "bf16")))
     if ae is not None:
-        if not all(t.isfinite().all() for t in ae.model.state_dict().values()):
-            raise Broken("weights that are not finite were loaded")
+        finite = all(t.isfinite().all() for t in ae.model.state_dict().values())
+        expect(finite, "weights that are not finite were loaded")
         target = path.with_name("converted") if path.is_file() else path / "converted"
         which = ("--variant", chosen.name) if chosen.name in VARIANTS else ()
         cli(path, "convert", str(path), str(target), "--to", chance.choice(keys.LAYOUTS), *which)
-        if not attempt(target, Checkpoint, target):
-            raise Broken("what was converted is refused")
+        expect(attempt(target, Checkpoint, target), "what was converted is refused")
 
 
 def cli(path: Path, *arguments: str) -> int:
@@ -172,11 +147,9 @@ def cli(path: Path, *arguments: str) -> int:
     stderr = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(stderr):
         code = main(list(arguments))
-    if code == 0:
-        return code
     last = stderr.getvalue().removesuffix("\n").split("dcae: ")
-    if code != 1 or len(last) != 2 or not last[1].isprintable():
-        raise Broken(f"{arguments[0]} ended with {code} and printed {stderr.getvalue()[:500]!r}")
+    proper = code == 0 or (code == 1 and len(last) == 2 and last[1].isprintable())
+    expect(proper, f"{arguments[0]} ended with {code} and printed {stderr.getvalue()[:500]!r}")
     return code
 
 

@@ -20,7 +20,7 @@ from dcae_core.batch.shards import Row
 from dcae_core.batch.sources import Unreadable
 from dcae_core.batch.storage import Storage
 
-from .examine import Broken, Target, attempt
+from .examine import Target, attempt, expect
 from .latents import METADATA, ODD_FACTORS, ODD_SIZES, good
 from .mutate import odd, odd_text, pack, scrambled, special
 from .pictures import seed
@@ -63,11 +63,8 @@ def make_shards(chance: Random, folder: Path) -> Path:
         write_tar(chance, path, [(f"k{i}.safetensors", member(chance)) for i in range(chance.choice((0, 1, 3)))])
     else:
         path.mkdir()
-        for i in range(chance.choice((0, 1, 2))):
-            if chance.random() < 0.2:
-                special(chance, path / f"k{i}.safetensors")
-            else:
-                (path / f"k{i}.safetensors").write_bytes(member(chance))
+        for file in (path / f"k{i}.safetensors" for i in range(chance.choice((0, 1, 2)))):
+            special(chance, file) if chance.random() < 0.2 else file.write_bytes(member(chance))
     if path.is_file() and chance.random() < 0.4:
         path.write_bytes(scrambled(chance, path.read_bytes()))
     return folder
@@ -130,8 +127,8 @@ def open_shards(path: Path, chance: Random) -> None:
         good(row.latents[None].float() / factor, row.size, variants.known(common["variant"]))
     if chance.randrange(20) == 17 and len(result or []) < 10:
         attempt(path, decode, DecodeOptions(str(path), str(path / "back"), DEMO, device="cpu"))
-        if extra := {entry.name for entry in path.iterdir()} - {name, "done", "back"}:
-            raise Broken(f"{extra} was written")
+        written = {entry.name for entry in path.iterdir()} - {name, "done", "back"}
+        expect(not written, f"{written} was written")
 
 
 def make_sources(chance: Random, folder: Path) -> Path:
@@ -161,10 +158,9 @@ def open_sources(path: Path, chance: Random) -> None:
     for part in attempt(path, lambda: list(sources.parts(str(path), 2))) or []:
         for item in islice(sources.items(part, str(path)), 10):
             (result,) = prepare_all([item], shape, str(path))
-            if isinstance(result, Unreadable) and not result.reason:
-                raise Broken("without a reason")
-            if not isinstance(result, (PreparedImage, Unreadable)):
-                raise Broken(f"{result!r}")
+            expect(
+                isinstance(result, PreparedImage) or (isinstance(result, Unreadable) and result.reason), f"{result!r}"
+            )
 
 
 SHARDS = Target(make_shards, open_shards, megabytes=400.0)

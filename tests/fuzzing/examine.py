@@ -16,7 +16,12 @@ from random import Random
 
 from dcae_core import DCAEError
 
-__all__ = ["Broken", "Finding", "Target", "attempt", "examine", "peak", "ran", "reset_peak"]
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+__all__ = ["Broken", "Finding", "Target", "attempt", "examine", "expect", "peak", "ran", "reset_peak"]
 
 MOST_WORDS = 4000  # characters of a message
 CLOSE = 50.0  # MB that a peak may be above what is had now, to be one that was just set
@@ -49,6 +54,12 @@ class Finding:
     details: str
 
 
+def expect(kept: object, found: object) -> None:
+    """Raises Broken, with what was found, where a promise is not kept."""
+    if not kept:
+        raise Broken(str(found)[:1000])
+
+
 def attempt(path: Path, work: Callable, *args):
     """What `work` returns, or None where it refuses `path` with an error that is proper. Raises Broken if it is not."""
     try:
@@ -56,10 +67,8 @@ def attempt(path: Path, work: Callable, *args):
     except DCAEError as error:
         text = str(error)
         names = {path.name, *(one.name for one in path.parent.rglob("*"))}
-        if not any(name in text for name in names):
-            raise Broken(f"names no file: {text[:500]!r}") from error
-        if len(text) > MOST_WORDS or not text.isprintable():
-            raise Broken(f"is no line that can be shown ({len(text)} characters): {text[:300]!r}") from error
+        expect(any(name in text for name in names), f"names no file: {text[:500]!r}")
+        expect(len(text) <= MOST_WORDS and text.isprintable(), f"no line to show ({len(text)}): {text[:300]!r}")
         return None
 
 
@@ -75,7 +84,10 @@ def examine(target: Target, chance: Random, base: Path, patience: float = 6.0) -
     """Makes a case in the folder `case` of `base` and opens it; what was wrong, or None. The case stays there until the
     next. patience: seconds it may take in all, for each that it may work, since the machine may be busy."""
     case = base / "case"
-    clear(case)
+    for path in case.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o600)  # some are forbidden
+    shutil.rmtree(case, ignore_errors=True)
     case.mkdir(parents=True)
     path = target.make(chance, case)
     _ran.clear()
@@ -83,44 +95,28 @@ def examine(target: Target, chance: Random, base: Path, patience: float = 6.0) -
     try:
         with _watched(base, case) as outside, _bounded(), _limited(target.seconds, patience):
             target.open(path, chance)
-    except Slow:
-        return Finding("slow", f"more than {target.seconds:.0f} s\n{traceback.format_exc()}")
-    except Broken as broken:
-        return Finding("broken", f"{broken}\n{traceback.format_exc()}")
     except KeyboardInterrupt:
         raise
-    except BaseException:  # Rust's panics are no Exception
-        return Finding("raised", traceback.format_exc())
+    except BaseException as error:  # Rust's panics are no Exception
+        kind = "slow" if isinstance(error, Slow) else "broken" if isinstance(error, Broken) else "raised"
+        return Finding(kind, traceback.format_exc())
     if _ran:
         return Finding("ran code", ", ".join(_ran))
     if outside:
         return Finding("outside", ", ".join(outside))
     used = peak() - before if before else 0.0
-    if used > target.megabytes:
-        return Finding("memory", f"{used:.0f} MB more than before")
-    return None
-
-
-def clear(folder: Path) -> None:
-    """Removes a folder, with what is forbidden in it."""
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            path.chmod(0o600)
-    shutil.rmtree(folder, ignore_errors=True)
+    return Finding("memory", f"{used:.0f} MB more than before") if used > target.megabytes else None
 
 
 @contextlib.contextmanager
 def _bounded() -> Iterator[None]:
     """What asks for all memory fails here, and takes none from others."""
-    try:
-        import resource
-    except ImportError:
+    now = int(_status("VmSize") * 2**20)
+    if resource is None or not now:
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_AS)
-    now = _status("VmSize")
-    if now:
-        resource.setrlimit(resource.RLIMIT_AS, (int(now * 2**20) + MOST_ADDRESSES, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (now + MOST_ADDRESSES, before[1]))
     try:
         yield
     finally:
@@ -136,7 +132,7 @@ def _limited(seconds: float, patience: float) -> Iterator[None]:
         return
 
     def stop(*_) -> None:
-        raise Slow
+        raise Slow(f"more than {seconds:.0f} s")
 
     timers = ((signal.SIGPROF, signal.ITIMER_PROF, seconds), (signal.SIGALRM, signal.ITIMER_REAL, patience * seconds))
     before = [signal.signal(kind, stop) for kind, _, _ in timers]
@@ -185,12 +181,11 @@ sys.addaudithook(_hook)
 def reset_peak() -> float:
     """Sets the peak of this process's memory to what it has now, which is returned in MB; 0 where that can't be done.
     There are systems that take the request and do nothing."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return 0.0
-    now = peak()
-    return now if now - _status("VmRSS") < CLOSE else 0.0
+        now = peak()
+        return now if now - _status("VmRSS") < CLOSE else 0.0
+    return 0.0
 
 
 def peak() -> float:
@@ -200,8 +195,6 @@ def peak() -> float:
 
 def _status(name: str) -> float:
     """MB of this process; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            return next((int(line.split()[1]) / 1024 for line in file if line.startswith(name)), 0.0)
-    except OSError:
-        return 0.0
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
+        return next((int(line.split()[1]) / 1024 for line in file if line.startswith(name)), 0.0)
+    return 0.0

@@ -17,7 +17,7 @@ from dcae_core.batch.job import Job
 from dcae_core.batch.sources import Unreadable
 
 from .datasets import rows
-from .examine import Broken, Target, attempt
+from .examine import Target, attempt, expect
 from .mutate import bent, json_bytes, scrambled, special
 
 __all__ = ["JOBS"]
@@ -27,9 +27,8 @@ Image.new("RGB", (2, 2)).save(PNG, "PNG")
 
 
 def options(folder: Path) -> Options:
-    return Options(
-        str(folder / "in"), str(folder / "out"), DEMO, size=(64, 64), kind="safetensors", store="fp16", part_size=2
-    )
+    source, target = str(folder / "in"), str(folder / "out")
+    return Options(source, target, DEMO, size=(64, 64), kind="safetensors", store="fp16", part_size=2)
 
 
 def make(chance: Random, folder: Path) -> Path:
@@ -40,8 +39,7 @@ def make(chance: Random, folder: Path) -> Path:
     for part in job.parts()[: chance.choice((0, 2, 3))]:
         save_part(job, part, rows(2), [Unreadable("x", "y")], 0.5)
     files = [path for path in (folder / "out").rglob("*.json*") if path.is_file()]
-    for _ in range(chance.choice((0, 1, 1, 2))):
-        path = files.pop(chance.randrange(len(files)))
+    for path in chance.sample(files, chance.choice((0, 1, 1, 2))):
         mutation = chance.randrange(6)
         if mutation == 0:
             path.write_bytes(scrambled(chance, path.read_bytes()))
@@ -50,8 +48,7 @@ def make(chance: Random, folder: Path) -> Path:
             if chance.random() < 0.7:
                 special(chance, path)
         elif path.suffix == ".jsonl":
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            lines = bent(chance, lines)
+            lines = bent(chance, [json.loads(line) for line in path.read_text().splitlines()])
             text = b"\n".join(json_bytes(chance, line) for line in lines) if isinstance(lines, list) else b"1"
             path.write_bytes(text + (b"\n" if chance.random() < 0.7 else b""))
         else:
@@ -65,25 +62,19 @@ def check_job(path: Path, chance: Random) -> None:
     if job is not None:
         attempt(path, work, job)
     attempt(path, lambda: list(read_rows(str(path / "out"))))
-    after = snapshot(path)
-    if lost := [name for name, data in before.items() if after.get(name) != data]:
-        raise Broken(f"{lost} changed")
+    lost = before.items() - snapshot(path).items()
+    expect(not lost, f"{[name for name, _ in lost]} changed")
 
 
 def work(job: Job) -> None:
     """Do what a run does without encoding, and check its assumptions."""
-    parts, finished = job.parts(), job.finished()
-    names = [part.name for part in parts]
-    if len(set(names)) != len(names):
-        raise Broken(f"parts with equal names: {names}")
-    if not set(finished) <= set(names):
-        raise Broken(f"{set(finished) - set(names)} is done but not listed")
-    listed = [path for part in parts for path in part.paths]
-    if len(listed) != len(set(listed)) or not set(listed) >= {f"{job.source}/{i}.png" for i in range(6)}:
-        raise Broken(f"sources {listed}")
-    summary = job.summary()
-    if summary.images < 0 or summary.pixels < 0 or not summary.device_seconds >= 0:
-        raise Broken(f"{summary}")
+    parts, summary = job.parts(), job.summary()
+    names, listed = [part.name for part in parts], [path for part in parts for path in part.paths]
+    expect(len(set(names)) == len(names), f"parts with equal names: {names}")
+    expect(set(job.finished()) <= set(names), f"{job.finished()} are done, {names} are listed")
+    complete = set(listed) >= {f"{job.source}/{i}.png" for i in range(6)}
+    expect(complete and len(listed) == len(set(listed)), f"sources {listed}")
+    expect(summary.images >= 0 and summary.pixels >= 0 and summary.device_seconds >= 0, summary)
     for part in parts:
         list(sources.items(part, job.source))
 

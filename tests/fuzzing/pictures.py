@@ -17,30 +17,15 @@ from dcae_core import images
 from dcae_core.batch.prepare import FITS, Geometry, PreparedImage, prepare
 from dcae_core.batch.sources import Item, Unreadable
 
-from .examine import Broken, Target, attempt
+from .examine import Target, attempt, expect
 from .mutate import scrambled, special
 
 __all__ = ["IMAGES"]
 
-KINDS = {
-    "png": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I"),
-    "jpg": ("L", "RGB", "CMYK"),
-    "webp": ("RGB", "RGBA"),
-    "bmp": ("1", "L", "P", "RGB", "RGBA"),
-    "gif": ("L", "P", "RGB"),
-    "tif": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"),
-    "ppm": ("1", "L", "RGB", "I"),
-    "jp2": ("L", "RGB", "RGBA"),
-    "avif": ("RGB", "RGBA"),
-    "tga": ("L", "P", "RGB", "RGBA"),
-    "ico": ("RGBA",),
-    "dds": ("RGB", "RGBA"),
-    "pcx": ("L", "P", "RGB"),
-    "sgi": ("L", "RGB", "RGBA"),
-    "eps": ("RGB",),
-    "xbm": ("1",),
-    "msp": ("1",),
-}
+MODES = """png:1 L LA P RGB RGBA I;16 I, jpg:L RGB CMYK, webp:RGB RGBA, bmp:1 L P RGB RGBA, gif:L P RGB,
+tif:1 L LA P RGB RGBA CMYK YCbCr LAB I;16 I F, ppm:1 L RGB I, jp2:L RGB RGBA, avif:RGB RGBA, tga:L P RGB RGBA, ico:RGBA,
+dds:RGB RGBA, pcx:L P RGB, sgi:L RGB RGBA, eps:RGB, xbm:1, msp:1"""
+KINDS = {ending.strip(): modes.split() for ending, modes in (kind.split(":") for kind in MODES.split(","))}
 COMPRESSIONS = (None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group4")
 
 
@@ -129,21 +114,15 @@ def open_picture(path: Path, chance: Random) -> None:
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     if picture is not None:
-        if picture.ndim != 4 or picture.shape[0] != 1 or picture.shape[3] != 3 or not picture.numel():
-            raise Broken(f"a picture of shape {list(picture.shape)}")
-        if not (picture.isfinite().all() and picture.min() >= 0 and picture.max() <= 1):
-            raise Broken(f"a picture from {picture.min()} to {picture.max()}")
+        shape = list(picture.shape)
+        expect(len(shape) == 4 and shape[0] == 1 and shape[3] == 3 and picture.numel(), f"a picture of shape {shape}")
+        range_ = picture.min(), picture.max()
+        expect(picture.isfinite().all() and range_[0] >= 0 and range_[1] <= 1, f"a picture from, to: {range_}")
     if isinstance(result, Unreadable):
-        if not result.reason or len(result.reason) > 500:
-            raise Broken(f"the reason {result.reason[:600]!r}")
-    elif (
-        not isinstance(result, PreparedImage)
-        or result.pixels.dtype != np.uint8
-        or any(n % 32 for n in result.pixels.shape[1:])
-    ):
-        raise Broken(f"prepared: {result!r}"[:500])
-    elif not result.pixels.size or min(result.size) < 1:
-        raise Broken(f"no pixels: {result.size}")
+        return expect(0 < len(result.reason) <= 500, f"the reason {result.reason!r}")
+    expect(isinstance(result, PreparedImage) and result.pixels.dtype == np.uint8, f"prepared: {result!r}")
+    expect(result.pixels.size and min(result.size) >= 1, f"no pixels: {result.size}")
+    expect(not any(n % 32 for n in result.pixels.shape[1:]), f"prepared: {result.pixels.shape}")
 
 
 IMAGES = Target(make, open_picture, megabytes=300.0)

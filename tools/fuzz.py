@@ -9,6 +9,7 @@ from the seed, its target and its number alone: `--seed 7 --target images --firs
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import shutil
 import subprocess
@@ -58,15 +59,14 @@ def turn(options: argparse.Namespace, target: str, first: int, seconds: float) -
         command = [sys.executable, __file__, "--work", folder, "--target", target, "--seed", options.seed]
         command += ["--first", first, "--cases", options.first + options.cases - first, "--seconds", seconds]
         command += ["--findings", options.findings.resolve()]
-        errors, number = Path(folder, "errors"), Path(folder, "number")
+        number = Path(folder, "number")
         number.write_text(str(first))
-        with errors.open("wb") as file:
-            status = subprocess.run([str(part) for part in command], stderr=file).returncode
+        done = subprocess.run([str(part) for part in command], stderr=subprocess.PIPE, text=True, errors="replace")
         case = int(number.read_text())
-        if status in (0, FOUND):
-            return case, status
-        keep(options, target, case, f"died or hung ({status})", errors.read_text(errors="replace")[-20_000:])
-        return case + 1, status
+        if done.returncode in (0, FOUND):
+            return case, done.returncode
+        keep(options, target, case, f"died or hung ({done.returncode})", done.stderr[-20_000:])
+        return case + 1, done.returncode
 
 
 def work(options: argparse.Namespace) -> int:
@@ -104,13 +104,8 @@ def keep(options, target: str, case: int, kind: str, details: str, files: Path |
     (folder / "finding.txt").write_text(f"{kind}\n{again}\n\n{details}\n", errors="backslashreplace")
     if files is not None and sum(f.stat().st_size for f in files.rglob("*") if f.is_file()) < 64 << 20:
         shutil.rmtree(folder / "case", ignore_errors=True)
-        shutil.copytree(files, folder / "case", symlinks=True, ignore=_irregular)
-
-
-def _irregular(folder: str, names: list[str]) -> list[str]:
-    """FIFOs: they can't be copied."""
-    paths = (Path(folder, name) for name in names)
-    return [path.name for path in paths if not path.is_symlink() and not path.is_dir() and not path.is_file()]
+        with contextlib.suppress(shutil.Error):  # FIFOs and what is forbidden can't be copied
+            shutil.copytree(files, folder / "case", symlinks=True)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,8 @@
 holds what happens to what SECURITY.md promises.
 """
 
-from .checkpoints import CHECKPOINT
-from .datasets import SHARDS, SOURCES
-from .jobs import JOBS
-from .latents import LATENTS, decoder
-from .pictures import IMAGES
+from .datasets import IMAGES, JOBS, SHARDS, SOURCES
+from .weights import CHECKPOINT, LATENTS, decoder
 
 __all__ = ["TARGETS", "decoder"]
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 from dcae_core import DCAEError
 
@@ -48,8 +49,7 @@ class Target:
     megabytes: float = 300.0
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     kind: str  # "raised", "slow", "memory", "outside", "ran code", "broken"
     details: str
 
@@ -93,7 +93,7 @@ def examine(target: Target, chance: Random, base: Path, patience: float = 6.0) -
     _ran.clear()
     before = reset_peak()
     try:
-        with _watched(base, case) as outside, _bounded(), _limited(target.seconds, patience):
+        with _watched(base, case) as outside, _limited(target.seconds, patience):
             target.open(path, chance)
     except KeyboardInterrupt:
         raise
@@ -109,41 +109,26 @@ def examine(target: Target, chance: Random, base: Path, patience: float = 6.0) -
 
 
 @contextlib.contextmanager
-def _bounded() -> Iterator[None]:
-    """What asks for all memory fails here, and takes none from others."""
-    now = int(_status("VmSize") * 2**20)
-    if resource is None or not now:
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (now + MOST_ADDRESSES, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-@contextlib.contextmanager
 def _limited(seconds: float, patience: float) -> Iterator[None]:
     """Raises Slow in the main thread after so long at work, or `patience` times that in all. (A loop in C ends only
-    with its own process: see tools/fuzz.py.)"""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
+    with its own process: see tools/fuzz.py.) What asks for all memory fails, and takes none from others."""
 
     def stop(*_) -> None:
         raise Slow(f"more than {seconds:.0f} s")
 
-    timers = ((signal.SIGPROF, signal.ITIMER_PROF, seconds), (signal.SIGALRM, signal.ITIMER_REAL, patience * seconds))
-    before = [signal.signal(kind, stop) for kind, _, _ in timers]
-    try:
-        for _, timer, limit in timers:
-            signal.setitimer(timer, limit)
+    with contextlib.ExitStack() as undo:
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
+            timers = {"PROF": (signal.SIGPROF, seconds), "REAL": (signal.SIGALRM, patience * seconds)}
+            for name, (kind, limit) in timers.items():
+                timer = getattr(signal, f"ITIMER_{name}")
+                undo.callback(signal.signal, kind, signal.signal(kind, stop))
+                undo.callback(signal.setitimer, timer, 0)
+                signal.setitimer(timer, limit)
+        if resource is not None and (now := _status("VmSize")):
+            before = resource.getrlimit(resource.RLIMIT_AS)
+            undo.callback(resource.setrlimit, resource.RLIMIT_AS, before)
+            resource.setrlimit(resource.RLIMIT_AS, (int(now * 2**20) + MOST_ADDRESSES, before[1]))
         yield
-    finally:
-        for (kind, timer, _), handler in zip(timers, before, strict=True):
-            signal.setitimer(timer, 0)
-            signal.signal(kind, handler)
 
 
 LOOKS = ("open", "os.listdir", "os.scandir")
@@ -167,10 +152,9 @@ def _hook(event: str, args: tuple) -> None:
 def _watched(base: Path, case: Path) -> Iterator[list[str]]:
     """The paths that are opened in `base` but outside of `case`, and programs that are started, meanwhile."""
     global _watching
-    found: list[str] = []
-    _watching = (os.path.abspath(base), os.path.abspath(case), found)
+    _watching = (os.path.abspath(base), os.path.abspath(case), [])
     try:
-        yield found
+        yield _watching[2]
     finally:
         _watching = None
 

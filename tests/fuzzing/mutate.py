@@ -22,6 +22,7 @@ TEXTS += ("\u0661\u0662", "9" * 5000, "x" * 300 + ".safetensors", "x" * 100_000,
 TEXTS += (*WORDS.split(), "f32c32-" + "mi" * 20_000)
 OTHERS = (None, True, False, [], {}, [[]], [None], {"a": 1}, ["x"] * 1000, [0] * 1000, {"": {"": {}}})
 NO_JSON = (b"", b"null", b"[" * 100_000, b'{"a":' * 50_000, b"9" * 10_000, b"NaN", b"\xff\xfe", b"{}{}")
+WRONG = (b"\x00\x00\xc0\x7f", b"\x00\x7c\x00\x7c", b"\x80\x7f\x80\xff", b"\xff\xff\xff\xff")  # NaN, infinities
 SIZES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I8": 1, "U8": 1, "BOOL": 1, "C64": 8, "U16": 2}
 DTYPES = (*SIZES, "F8_E4M3", "F8_E5M2", "F4", "F8_E8M0", "X", "")
 
@@ -121,13 +122,10 @@ def pack(
         other, at = chance.choice(DTYPES), chance.randrange(len(shape) + 1)
         what = chance.randrange(14)
         if what == 0:
-            tensors[name] = (other, shape)
-        elif what == 1:
             tensors = {name: (other, shape) for name, (_, shape) in tensors.items()}
-        elif what == 2:
-            tensors[name] = (dtype, [*shape[:at], chance.choice((0, 1, 1, 2, 3)), *shape[at:]])
-        elif what == 3:
-            tensors[name] = (dtype, shape[:-1])
+        elif what <= 3:
+            longer = [*shape[:at], chance.choice((0, 1, 1, 2, 3)), *shape[at:]]
+            tensors[name] = ((other, shape), (dtype, longer), (dtype, shape[:-1]))[what - 1]
         elif what == 4:
             tensors.pop(name, None)
         elif what == 5:
@@ -169,11 +167,14 @@ def many(count: int) -> bytes:
     return b"".join(b',"encoder.%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(count))
 
 
-def write_sparse(path: Path, front: bytes, size: int) -> None:
-    """`front`, then `size` zeros that take no room on most disks."""
+def write_sparse(chance: Random, path: Path, front: bytes, size: int) -> None:
+    """`front`, then `size` zeros that take no room on most disks; some of few are no finite numbers."""
     with path.open("wb") as file:
         file.write(front)
         file.truncate(len(front) + min(size, 1 << 33))
+        if chance.random() < 0.3 and 4 <= size < 64 << 20:
+            file.seek(len(front) + chance.randrange(size - 3) // 4 * 4)
+            file.write(chance.choice(WRONG))
 
 
 LINKS = {"dangling": "nowhere.safetensors", "loop": None, "zero": "/dev/zero", "link to fifo": "pipe"}

@@ -3,7 +3,7 @@
 memory   2048x2048 with less and less memory to be had: on Linux's CPUs by RLIMIT_DATA, with --device cuda on a GPU that
          is filled but for so much
 reload   a hundred times: load, encode, decode, drop
-comfyui  a hundred changes of the model in one ComfyUI (as tools/run.py test makes it), then a hundred /free, then
+comfyui  a hundred changes of the model in one ComfyUI (as nox makes it), then a hundred /free, then
          memory as above
 """
 

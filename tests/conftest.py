@@ -5,6 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.signals import end_once
+
+
+def pytest_configure() -> None:
+    end_once()
+
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator:

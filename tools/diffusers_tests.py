@@ -12,95 +12,74 @@ from __future__ import annotations
 
 import collections
 import functools
-import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = ("theirs", "stream", "class")
 FILES = (
-    "tests/models/autoencoders/test_models_autoencoder_dc.py",
-    "tests/pipelines/sana/test_sana.py",
-    "tests/pipelines/sana/test_sana_sprint.py",
-    "tests/pipelines/sana/test_sana_sprint_img2img.py",
-    "tests/pipelines/sana/test_sana_controlnet.py",
-    "tests/pipelines/pag/test_pag_sana.py",
-    "tests/pipelines/prx/test_pipeline_prx.py",
-    "tests/lora/test_lora_layers_sana.py",
+    *("models/autoencoders/test_models_autoencoder_dc", "pipelines/sana/test_sana", "pipelines/sana/test_sana_sprint"),
+    *("pipelines/sana/test_sana_sprint_img2img", "pipelines/sana/test_sana_controlnet", "pipelines/pag/test_pag_sana"),
+    *("pipelines/prx/test_pipeline_prx", "lora/test_lora_layers_sana"),
 )
-EXCEPTIONS: dict[str, str] = {}  # the end of a test's id: why it can't pass
+EXCEPTIONS: dict[str, str] = {}  # the end of a test's name: why it can't pass
 
 
 def main(arguments: list[str]) -> int:
-    checkout = os.environ.get("DCAE_DIFFUSERS_PATH")
-    if not checkout or not (Path(checkout) / FILES[0]).is_file():
-        print(f"Set DCAE_DIFFUSERS_PATH to a checkout of diffusers that has {FILES[0]}: it is {checkout!r}.")
-        return 2
+    checkout = Path(os.environ.get("DCAE_DIFFUSERS_PATH") or "")
+    files = [f"tests/{file}.py" for file in FILES]
+    if not (checkout / files[0]).is_file():
+        sys.exit(f"Set DCAE_DIFFUSERS_PATH to a checkout of diffusers that has {files[0]}: it is {str(checkout)!r}.")
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    ways, more = arguments[:cut] or list(WAYS), arguments[cut + 1 :]
+    ways = arguments[:cut] or list(WAYS)
     if unknown := set(ways) - set(WAYS):
-        print(f"There is no way {', '.join(sorted(unknown))}: choose of {', '.join(WAYS)}.")
-        return 2
-    results = {way: run(way, Path(checkout), more) for way in ways}
-    for file in FILES:
-        counts = []
-        for way, result in results.items():
-            found = collections.Counter(outcome for name, outcome in result.items() if name.startswith(file))
-            counts.append(f"{way} {found['passed']} passed, {found['failed']} failed, {found['skipped']} skipped")
-        print(f"{Path(file).name}: {'; '.join(counts)}")
-    missing = 0
+        sys.exit(f"There is no way {', '.join(sorted(unknown))}: choose of {', '.join(WAYS)}.")
+    results = {way: run(way, checkout, [*files, *arguments[cut + 1 :]]) for way in ways}
+    failing = not all(results.values())
     for way, result in results.items():
+        for file in FILES:
+            names = [name for name in result if re.match(rf"tests\.{file.replace('/', '.')}\W", name)]
+            print(f"{file}, {way}: {dict(collections.Counter(result[name] for name in names))}")
         for name, outcome in result.items():
             if outcome == "failed" and results.get("theirs", {}).get(name, "passed") == "passed":
                 reason = next((why for end, why in EXCEPTIONS.items() if name.endswith(end)), None)
-                missing += reason is None
+                failing |= reason is None
                 print(f"{way}: {name} fails{'' if reason is None else f' ({reason})'}")
-    return int(missing > 0 or not all(results.values()))
+    return int(failing)
 
 
-def run(way: str, checkout: Path, more: list[str]) -> dict[str, str]:
+def run(way: str, checkout: Path, arguments: list[str]) -> dict[str, str]:
     """Return the outcome of each test."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "outcomes.json"
+        report = Path(folder) / "report.xml"
         paths = os.pathsep.join([str(ROOT / "tools"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-        ours = {"DCAE_WAY": way, "DCAE_OUTCOMES": str(out), "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "diffusers_tests",
-            *FILES,
-            *more,
-        ]
+        ours = {"DCAE_WAY": way, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "diffusers_tests"]
+        command += [f"--junitxml={report}", *arguments]
         subprocess.run(command, cwd=checkout, env={**os.environ, **ours}, check=False)
-        return json.loads(out.read_text()) if out.exists() else {}
+        if not report.exists():
+            return {}
+        outcomes = {"failure": "failed", "error": "failed", "skipped": "skipped"}
+        return {
+            f"{case.get('classname')}::{case.get('name')}": next(
+                (outcomes[child.tag] for child in case if child.tag in outcomes), "passed"
+            )
+            for case in ElementTree.parse(report).iter("testcase")
+        }
 
 
 # The plugin, in pytest's process.
-
-OUTCOMES: dict[str, str] = {}
 
 
 def pytest_configure(config) -> None:
     stand_in()
     if os.environ["DCAE_WAY"] != "theirs":
         put_ours(os.environ["DCAE_WAY"])
-
-
-def pytest_runtest_logreport(report) -> None:
-    if report.when == "call" or report.outcome != "passed":
-        OUTCOMES[report.nodeid] = report.outcome
-
-
-def pytest_sessionfinish() -> None:
-    Path(os.environ["DCAE_OUTCOMES"]).write_text(json.dumps(OUTCOMES))
 
 
 def stand_in() -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from torch.nn import functional as F
 
 from dcae_core import DCAE, DCAEError, images, preview
 from dcae_core.compare.metrics import psnr
+from dcae_core.files import atomic_write
 from dcae_core.media.preview import RIDGE, TABLE, Pair, Preview
 
 SIDE = 32  # latent pixels along a photograph's longer side, at most
@@ -40,23 +40,20 @@ def main() -> None:
     args = arguments()
     try:
         ae = DCAE(args.model, args.device, args.dtype, variant=args.variant, download=args.download)
-        fitted, held_out = photographs(args.photos, args.hold_out)
-        pairs = {path.stem: pair(ae, path) for path in [*fitted, *held_out]}
-        kept, others = ([pairs[path.stem] for path in paths] for paths in (fitted, held_out))
-        linear_map = rounded(preview.fit(kept, args.ridge))
-        entry = {
-            "variant": ae.variant.name,
-            "fitted_to": [path.stem for path in fitted],
-            "latent_pixels": sum(z[0, 0].numel() for z, _ in kept),
-            "ridge": args.ridge,
-            "psnr": score(linear_map, kept),
-        }
-        if others:
-            entry["held_out"] = [path.stem for path in held_out]
-            entry["psnr_held_out"] = score(linear_map, others)
-            entry["psnr_held_out_of_one_colour"] = round(mean(decibels(flat(y), y) for _, y in others), 2)
-        report(linear_map, entry, [(path.stem, pairs[path.stem]) for path in held_out])
-        entry |= {"factors": values(linear_map.factors), "bias": values(linear_map.bias)}
+        kept, held_out = (
+            {path.stem: pair(ae, path) for path in paths} for paths in photographs(args.photos, args.hold_out)
+        )
+        linear_map = preview.fit([*kept.values()], args.ridge)
+        table = {name: values(getattr(linear_map, name)) for name in ("factors", "bias")}
+        linear_map = Preview(*(linear_map.bias.new_tensor(x) for x in table.values()))  # as rounded
+        count = sum(z[0, 0].numel() for z, _ in kept.values())
+        entry = {"variant": ae.variant.name, "fitted_to": [*kept], "latent_pixels": count, "ridge": args.ridge}
+        entry["psnr"] = score(f"{ae.variant.name}, {count} latent pixels", kept, linear_map)[0]
+        if held_out:
+            entry["held_out"] = [*held_out]
+            scores = score("held out", held_out, linear_map)
+            entry["psnr_held_out"], entry["psnr_held_out_of_one_colour"] = scores
+        entry |= table
         record(args.table, ae.variant.latent_space, entry)
         print(f"{args.table}: {ae.variant.latent_space}")
     except DCAEError as error:
@@ -103,32 +100,19 @@ def values(x: Tensor) -> list:
     return [values(row) if row.ndim else round(row.item(), DIGITS) for row in x]
 
 
-def rounded(linear_map: Preview) -> Preview:
-    """Return the preview rounded as in the table."""
-    return Preview(*(x.new_tensor(values(x)) for x in (linear_map.factors, linear_map.bias)))
+def score(title: str, pairs: Mapping[str, Pair], linear_map: Preview) -> list[float]:
+    """Print and return the mean PSNR in dB of previews, and of a single colour in their place."""
 
+    def decibels(x: Tensor, y: Tensor) -> float:
+        return psnr(images.to_host(x)[0], images.to_host(y)[0])
 
-def decibels(x: Tensor, y: Tensor) -> float:
-    return psnr(images.to_host(x)[0], images.to_host(y)[0])
-
-
-def flat(y: Tensor) -> Tensor:
-    return y.mean((2, 3), keepdim=True).expand_as(y)
-
-
-def score(linear_map: Preview, pairs: list[Pair]) -> float:
-    """Return the mean PSNR in dB."""
-    return round(mean(decibels(linear_map(z), y) for z, y in pairs), 2)
-
-
-def report(linear_map: Preview, entry: Mapping, held_out: list[tuple[str, Pair]]) -> None:
-    print(f"{entry['variant']}: {entry['latent_pixels']} latent pixels of {len(entry['fitted_to'])} photographs")
-    print(f"{'fitted to, mean':24} {entry['psnr']:6.2f} dB")
-    for name, (z, y) in held_out:
-        print(f"{name:24} {decibels(linear_map(z), y):6.2f} dB   one colour {decibels(flat(y), y):6.2f} dB")
-    if held_out:
-        one = entry["psnr_held_out_of_one_colour"]
-        print(f"{'held out, mean':24} {entry['psnr_held_out']:6.2f} dB   one colour {one:6.2f} dB")
+    scores = {
+        n: (decibels(linear_map(z), y), decibels(y.mean((2, 3), True).expand_as(y), y)) for n, (z, y) in pairs.items()
+    }
+    means = [round(mean(column), 2) for column in zip(*scores.values(), strict=True)]
+    for name, (ours, one_colour) in [*scores.items(), (f"{title}: mean of {len(scores)}", means)]:
+        print(f"{name:44} {ours:6.2f} dB   one colour {one_colour:6.2f} dB")
+    return means
 
 
 def record(path: Path, key: str, entry: Mapping) -> None:
@@ -137,9 +121,8 @@ def record(path: Path, key: str, entry: Mapping) -> None:
     text = json.dumps(dict(sorted((table | {key: entry}).items())), indent=1)
     # A row of factors, a bias or a list of names in one line.
     text = re.sub(r"\[([^\[\]]*)\]", lambda match: "[" + re.sub(r"\s*\n\s*", " ", match[1]).strip() + "]", text)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with atomic_write(path) as part:
+        Path(part).write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@
                 place (its cards are square; a badge covers their top left)
     round_trip  photograph and reconstruction, from `dcae demo`
     seams       tiles against strips at 4096x2752; its table goes to benchmarks/results/seams.txt
+    terminal    what a new user sees in a terminal, then in the browser
 
 Without a name it makes all, in about ten minutes on two cores. The numbers in them are those of bf16 if the CPU has
-instructions for it. Runs where the tests run: with the ComfyUI that `python3 tools/run.py test` makes, Playwright and
+instructions for it. Runs where the tests run: with the ComfyUI that `nox -s tests` makes, Playwright and
 Chromium. What the pictures are of: web/docs/images/SOURCES.md.
 """
 
@@ -19,12 +20,14 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from functools import cached_property
+from html import escape
 from pathlib import Path
 
 import requests
@@ -39,59 +42,56 @@ from tests.comfyui.server import Server, default_env
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, TEMPLATES = ROOT / "web" / "docs" / "images", ROOT / "example_workflows"
 EXAMPLE = hub.bundled().with_name("example.jpg")
-SETTINGS = {
-    "Comfy.TutorialCompleted": True,
-    "Comfy.VueNodes.Enabled": True,
-    "Comfy.Minimap.Visible": False,
-    "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
-    "Comfy.NodeBadge.NodeIdBadgeMode": "None",
-    "Comfy.NodeBadge.NodeLifeCycleBadgeMode": "None",
-}
+SETTINGS = {"TutorialCompleted": True, "VueNodes.Enabled": True, "Minimap.Visible": False}
+SETTINGS |= {f"NodeBadge.Node{kind}BadgeMode": "None" for kind in ("Source", "Id", "LifeCycle")}
 VIEW = {"width": 1800, "height": 1200}
 CORNER = 130, 130  # where the page's own bars end
-TEMPLATE_OF = {
-    "Loader": "Round trip",
-    "Encode": "4K in half a GiB",
-    "Decode": "4K in half a GiB",
-    "Compare": "Compare autoencoders",
-}
+TEMPLATE_OF = {"Loader": "Round trip", "Compare": "Compare autoencoders"}
+TEMPLATE_OF |= dict.fromkeys(("Encode", "Decode"), "4K in half a GiB")
 NODE_WIDTH, MARGIN = 334, 8
 CARD, PICTURE = 560, 464  # a card is square: a picture so high, and a sentence
-INK, FAINT, PAPER, ACCENT = "#ffffff", "#a8a8b0", "#1c1c1e", "#6b8cff"
+DEMO_MODEL = "--model dc-ae-f32c32-demo"
+TERMINAL = (  # commands that one picture shows
+    [f"dcae roundtrip photo.jpg {DEMO_MODEL}", f"dcae encode photo.jpg logo.png -o latents/ --keep-alpha {DEMO_MODEL}"],
+    ["dcae info latents/photo.safetensors", "dcae decode latents/"],
+    ["dcae plan --variant dc-ae-f32c32-sana-1.1 --size 8192 --machine 'RTX 3060'"],
+    ["dcae compare photo.jpg --models dc-ae-f32c32-demo --html report.html"],
+)
+STYLE = "background:#1c1c1e;color:#eee;font:15px/1.4 monospace;padding:16px;white-space:pre-wrap"
+INK, PAPER, ACCENT = "#ffffff", "#1c1c1e", "#6b8cff"
 
 
-class Studio:
+class Studio(contextlib.ExitStack):
     """A ComfyUI with this pack and its page, started when they are first needed."""
 
     def __init__(self):
-        self._open, self._ran, self.lines = contextlib.ExitStack(), {}, {}
-
-    def __enter__(self) -> Studio:
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._open.close()
+        super().__init__()
+        self._ran, self.lines = {}, {}
 
     @cached_property
     def server(self) -> Server:
         server = Server(args=["--front-end-root", str(default_env() / "frontend")], pack_name="DC-AE")
-        self._open.enter_context(server)
+        self.enter_context(server)
         for name, value in SETTINGS.items():
-            requests.post(f"{server.url}/settings/{name}", json=value, timeout=30).raise_for_status()
-        write_example_latent(server.base / "input" / "budgie.safetensors")
+            requests.post(f"{server.url}/settings/Comfy.{name}", json=value, timeout=30).raise_for_status()
+        ae, x = DCAE(DEMO, "cpu"), images.from_host(images.read(EXAMPLE))
+        file = server.base / "input" / "budgie.safetensors"
+        latents.write(file, ae.encode(x).float(), ae.variant, tuple(x.shape[2:]))
         return server
 
     @cached_property
-    def page(self):
+    def browser(self):
         from playwright.sync_api import sync_playwright
 
-        chromium = shutil.which("chromium")
-        if chromium is None:
-            sys.exit("There is no Chromium (on Debian: apt install chromium).")
-        play = self._open.enter_context(sync_playwright())
+        chromium = shutil.which("chromium") or sys.exit("There is no Chromium (on Debian: apt install chromium).")
+        play = self.enter_context(sync_playwright())
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        self._open.callback(browser.close)
-        page = browser.new_page(viewport=VIEW, device_scale_factor=2)
+        self.callback(browser.close)
+        return browser
+
+    @cached_property
+    def page(self):
+        page = self.browser.new_page(viewport=VIEW, device_scale_factor=2)
         page.goto(self.server.url)
         page.wait_for_function("window.app?.extensions?.some(e => e.name === 'dcae')", timeout=120_000)
         page.wait_for_function("window.app.graph && document.querySelector('canvas')")
@@ -124,12 +124,8 @@ class Studio:
 
     def saved(self, name: str) -> list[Image.Image]:
         """Return the pictures that a template's Save Image node saved."""
-        pictures = []
-        for shown in self.outputs(name).values():
-            for file in shown.get("images", []):
-                if file["type"] == "output":
-                    pictures.append(self.file(file["filename"], "output", file["subfolder"]))
-        return pictures
+        files = [file for shown in self.outputs(name).values() for file in shown.get("images", [])]
+        return [self.file(f["filename"], "output", f["subfolder"]) for f in files if f["type"] == "output"]
 
     def file(self, filename: str, kind: str, subfolder: str = "") -> Image.Image:
         return Image.open(self.server.base / kind / subfolder / filename).convert("RGB")
@@ -164,13 +160,6 @@ class Studio:
         return Image.open(io.BytesIO(self.page.screenshot(clip=clip))).convert("RGB")
 
 
-def write_example_latent(path: Path) -> None:
-    """Write the latent of the example picture."""
-    ae, x = DCAE(DEMO, "cpu"), images.from_host(images.read(EXAMPLE))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    latents.write(path, ae.encode(x).float(), ae.variant, tuple(x.shape[2:]))
-
-
 def save(picture: Image.Image, path: Path, limit: int, width: int | None = None) -> None:
     """Write a JPG of at most `limit` bytes, scaled down to `width` pixels if it is wider."""
     if width and picture.width > width:
@@ -181,10 +170,7 @@ def save(picture: Image.Image, path: Path, limit: int, width: int | None = None)
         if file.tell() <= limit:
             break
     path.write_bytes(file.getvalue())
-    print(
-        f"{path.relative_to(ROOT)}  {picture.width}x{picture.height}  {file.tell():,} bytes  quality {quality}",
-        flush=True,
-    )
+    print(f"{path.relative_to(ROOT)}  {picture.size}  {file.tell():,} bytes  quality {quality}", flush=True)
 
 
 def workflow(studio: Studio) -> None:
@@ -220,14 +206,9 @@ def nodes(studio: Studio) -> None:
 
 
 def thumbnails(studio: Studio) -> None:
-    cards = {
-        "Round trip": card_round_trip,
-        "4K in half a GiB": card_4k,
-        "Several pictures at once": card_batch,
-        "Encode for inpainting": card_inpaint,
-        "Compare autoencoders": card_compare,
-        "Sana text to image": card_sana,
-    }
+    cards = {"Round trip": card_round_trip, "4K in half a GiB": card_4k, "Several pictures at once": card_batch}
+    cards |= {"Encode for inpainting": card_inpaint, "Compare autoencoders": card_compare}
+    cards["Sana text to image"] = card_sana
     missing = {path.stem for path in TEMPLATES.glob("*.json")} ^ cards.keys()
     if missing:
         sys.exit(f"Templates without a card here, or cards without a template: {', '.join(sorted(missing))}.")
@@ -297,21 +278,14 @@ def card_round_trip(studio: Studio) -> Image.Image:
 def card_4k(studio: Studio) -> Image.Image:
     """Return the result with lines where the decoder's strips meet, and the node's size, strips and peak."""
     (result,) = studio.saved("4K in half a GiB")
-    size, strips, peak = decoded(studio)
+    size, strips, peak = studio.lines["4K in half a GiB"]["DCAE_Decode"].split(" · ")[:3]
     card = part_of(result, 0.4)
-    pen = ImageDraw.Draw(card, "RGBA")
-    for number in range(1, int(strips.split()[0])):
-        y = round(PICTURE * number / int(strips.split()[0]))
+    pen, count = ImageDraw.Draw(card, "RGBA"), int(strips.split()[0])
+    for y in (round(PICTURE * number / count) for number in range(1, count)):
         pen.line((0, y, CARD, y), (255, 255, 255, 190), 2)
     label(card, size, (CARD // 2, PICTURE - 88), "mm", 44)
     label(card, f"{strips} · {peak}", (CARD // 2, PICTURE - 34), "mm", 28)
     return card
-
-
-def decoded(studio: Studio) -> list[str]:
-    """Return size, strips and peak from the line on DC-AE Decode in the 4K template."""
-    studio.outputs("4K in half a GiB")
-    return studio.lines["4K in half a GiB"]["DCAE_Decode"].split(" · ")[:3]
 
 
 def card_batch(studio: Studio) -> Image.Image:
@@ -375,25 +349,8 @@ def card_compare(studio: Studio) -> Image.Image:
 
 
 def card_sana(studio: Studio) -> Image.Image:
-    """Return a drawing: Sana is not run here."""
-    card = Image.new("RGB", (CARD, PICTURE), PAPER)
-    pen, middle = ImageDraw.Draw(card), CARD // 2
-    steps = [
-        (60, "“a red brick house”", FAINT, PAPER),
-        (156, "Sana", "#35353c", "#35353c"),
-        (252, "DC-AE", ACCENT, "#2f4580"),
-    ]
-    for top, text, outline, fill in steps:
-        pen.rounded_rectangle((middle - 165, top, middle + 165, top + 62), 18, outline=outline, fill=fill, width=3)
-        pen.text((middle, top + 31), text, fill=INK, font=ImageFont.load_default(30), anchor="mm")
-        pen.line((middle, top + 64, middle, top + 84), FAINT, 4)
-        pen.polygon([(middle - 9, top + 82), (middle + 9, top + 82), (middle, top + 94)], fill=FAINT)
-    left, top, right, bottom = middle - 75, 350, middle + 75, 452
-    pen.rounded_rectangle((left, top, right, bottom), 12, outline=FAINT, width=4)
-    pen.ellipse((left + 20, top + 16, left + 46, top + 42), fill=FAINT)
-    hills = [(left + 14, bottom - 14), (left + 55, top + 50), (left + 82, bottom - 38), (left + 102, top + 62)]
-    pen.polygon([*hills, (right - 14, bottom - 14)], fill=FAINT)
-    return card
+    """Return the drawing of the card that is there: Sana is not run here."""
+    return Image.open(TEMPLATES / "Sana text to image.jpg").crop((0, 0, CARD, PICTURE))
 
 
 def round_trip(studio: Studio) -> None:
@@ -405,16 +362,45 @@ def round_trip(studio: Studio) -> None:
 
 
 def seams(studio: Studio) -> None:
-    runs = benchmark.decoded()
-    text = benchmark.table(runs)
+    text = benchmark.table(runs := benchmark.decoded())
     print(text, end="")
     (ROOT / "benchmarks" / "results" / "seams.txt").write_text(text, encoding="utf-8")
     save(benchmark.figure(runs), DOCS / "seams.jpg", 350_000)
 
 
-PICTURES: dict[str, Callable[[Studio], None]] = {
-    one.__name__: one for one in (workflow, nodes, compare, thumbnails, round_trip, seams)
-}
+def terminal(studio: Studio) -> None:
+    page, pictures = studio.browser.new_page(viewport={"width": 1120, "height": 500}), []
+
+    def shoot() -> None:
+        pictures.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(EXAMPLE, Path(folder, "photo.jpg"))
+        logo = Image.new("RGBA", (256, 128), (255, 255, 255, 0))
+        logo.paste((107, 140, 255, 255), (32, 32, 224, 96))
+        logo.save(Path(folder, "logo.png"))
+        for commands in TERMINAL:
+            page.set_content(f'<body style="{STYLE}">{escape("".join(shown(line, folder) for line in commands))}')
+            shoot()
+        page.goto(Path(folder, "report.html").as_uri())
+        shoot()
+        page.locator("figure").first.scroll_into_view_if_needed()
+        page.wait_for_timeout(500)
+        shoot()
+    target = DOCS / "terminal.webp"
+    pictures[0].save(target, save_all=True, append_images=pictures[1:], duration=4000, loop=0, quality=80, method=6)
+    print(f"{target.relative_to(ROOT)}  {len(pictures)} pictures  {target.stat().st_size:,} bytes", flush=True)
+
+
+def shown(line: str, folder: str) -> str:
+    """Run a command; return it and what it prints, as a terminal shows them."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "TORCH_HOME": "models"}  # whose path is printed
+    command = line.replace("dcae ", f"{sys.executable} -m dcae_core ", 1)
+    ran = subprocess.run(command, shell=True, cwd=folder, env=environ, capture_output=True, text=True, check=True)
+    return f"$ {line}\n{ran.stderr}{ran.stdout}\n"
+
+
+PICTURES = {one.__name__: one for one in (workflow, nodes, compare, thumbnails, round_trip, seams, terminal)}
 
 
 def main() -> None:

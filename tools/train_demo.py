@@ -14,7 +14,6 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 # Before torch is imported: its threads then sleep while they wait for each other, which on a busy machine is faster.
@@ -32,6 +31,7 @@ from demo_model.losses import psnr
 from demo_model.photographs import Photographs, to_bytes
 from demo_model.training import Trainer, flat_colours
 
+from dcae_core.files import atomic_write
 from dcae_core.model import Autoencoder
 from dcae_core.variants import DEMO, VARIANTS
 
@@ -61,7 +61,8 @@ def main() -> None:
         say(text + "; " + quality(mean_model, photographs))
         write_weights(mean_model, photographs, args.out)
         if keep_state:
-            replace(state_file, lambda partial: torch.save(trainer.state(), partial))
+            with atomic_write(state_file) as part:
+                torch.save(trainer.state(), part)
 
     report("resumed" if args.resume else "after the algebra")
     going_on = args.steps > 0
@@ -112,31 +113,16 @@ def scaling_factor(model: Autoencoder, photographs: Photographs) -> float:
 
     The same crops each time, from every photograph: a random few dozen give anything from 1.2 to 1.4.
     """
-    squared, count = 0.0, 0
-    for crop in photographs.middles(512):
-        z = model.encoder(crop[None])
-        squared += z.double().square().sum().item()
-        count += z.numel()
-    return (count / squared) ** 0.5
+    latents = [model.encoder(crop[None]).double().flatten() for crop in photographs.middles(512)]
+    return torch.cat(latents).square().mean().item() ** -0.5
 
 
 def write_weights(model: Autoencoder, photographs: Photographs, file: Path) -> None:
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    metadata = {
-        "variant": DEMO,
-        "layout": "diffusers",
-        "scaling_factor": f"{scaling_factor(model, photographs):.4g}",
-        "licence": "Apache-2.0",
-        "photographs": " ".join(photographs.names),
-    }
-    replace(file, lambda partial: save_file(weights, partial, metadata))
-
-
-def replace(file: Path, write: Callable[[Path], None]) -> None:
-    """Write beside `file`, then rename over it: there is never half a file."""
-    partial = file.with_name(file.name + ".partial")
-    write(partial)
-    os.replace(partial, file)
+    metadata = {"variant": DEMO, "layout": "diffusers", "scaling_factor": f"{scaling_factor(model, photographs):.4g}"}
+    metadata |= {"licence": "Apache-2.0", "photographs": " ".join(photographs.names)}
+    with atomic_write(file) as part:
+        save_file(weights, part, metadata)
 
 
 def say(text: str) -> None:

@@ -30,7 +30,7 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory, hub: StandinHub) -> Iterat
     env = default_env()
     if not python_of(env).exists() or not (comfyui_of(env) / "main.py").is_file():
         lacking = f"There is no ComfyUI in {comfyui_of(env)}, or no Python for it in {env}."
-        pytest.fail(f"{lacking} This makes it: python3 tools/run.py test", pytrace=False)
+        pytest.fail(f"{lacking} This makes it: nox -s tests", pytrace=False)
     with Server(
         env=env,
         others=[Path(__file__).parent / name for name in ("standin_sana", "standin_packs")],

@@ -19,6 +19,6 @@ def beside(*others: Path, **environ: str) -> dict:
         pytest.skip("DCAE_EXTRAMODELS_PATH does not name the sources of ComfyUI_ExtraModels, so nothing of it was run")
     packages = Path(os.environ.get("DCAE_EXTRAMODELS_PACKAGES") or default_env() / "extramodels")
     if not (packages / "timm").is_dir():
-        pytest.fail(f"{packages} has no timm. This makes it: python3 tools/run.py test", pytrace=False)
+        pytest.fail(f"{packages} has no timm. This makes it: nox -s tests", pytrace=False)
     environ |= {"PYTHONPATH": str(packages), "HF_HUB_OFFLINE": "1"}
     return {"others": [Path(sources).resolve(), *others], "environ": environ}

@@ -1,6 +1,6 @@
 """A real ComfyUI for tests: started headless on the CPU, with this pack linked into it, and talked to as users do.
 
-Run as a program (`python3 tools/run.py comfyui`) it starts one to try by hand.
+Run as a program (`nox -s comfyui`) it starts one to try by hand.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import argparse
 import io
 import json
 import os
-import signal
 import socket
 import struct
 import sys
@@ -24,6 +23,7 @@ import requests
 from PIL import Image
 
 from tests.servers import LOADED, PACK, HostServer, python_of
+from tests.signals import end_once
 
 # Tests expect the numbers of fp32, which "auto" is on most CPUs, but not on those with instructions for bf16.
 FP32 = ("--fp32-vae",)
@@ -220,22 +220,22 @@ class Server(HostServer):
 
 
 def default_env() -> Path:
-    """Where tools/run.py has put ComfyUI's environment."""
-    return Path(os.environ.get("DCAE_COMFYUI_ENV") or PACK / ".venv-comfyui")
+    """Where nox has put ComfyUI's environment."""
+    return Path(os.environ.get("DCAE_COMFYUI_ENV") or PACK / ".nox" / "comfyui-env")
 
 
 def comfyui_of(env: Path) -> Path:
     """The folder of the ComfyUI that runs in an environment: $DCAE_COMFYUI_PATH names another than its own."""
-    return Path(os.environ.get("DCAE_COMFYUI_PATH") or env / "comfyui")
+    return Path(os.environ.get("DCAE_COMFYUI_PATH") or env / "comfyui").resolve()
 
 
 def main() -> None:
     """Start a ComfyUI, say where it is, and show its log until Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="tools/run.py comfyui", description="Start a ComfyUI with this pack in it.")
+    parser = argparse.ArgumentParser(prog="nox -s comfyui --", description="Start a ComfyUI with this pack in it.")
     parser.add_argument("--port", type=int, default=8188)
     parser.add_argument("--base", type=Path, help="folder of models, input and output; kept (default: a temporary one)")
     options, others = parser.parse_known_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_once()
     server = Server(port=options.port, base=options.base, args=others)
     print(f"ComfyUI starts in {server.base} ...", flush=True)
     try:

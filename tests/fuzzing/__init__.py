@@ -4,20 +4,10 @@
 holds what happens to what SECURITY.md promises.
 """
 
-from .checkpoints import CHECKPOINT
-from .datasets import SHARDS, SOURCES
-from .examine import Target
-from .jobs import JOBS
-from .latents import LATENTS, decoder
-from .pictures import IMAGES
+from .datasets import IMAGES, JOBS, SHARDS, SOURCES
+from .weights import CHECKPOINT, LATENTS, decoder
 
-__all__ = ["TARGETS", "Target", "decoder"]
+__all__ = ["TARGETS", "decoder"]
 
-TARGETS: dict[str, Target] = {
-    "checkpoint": CHECKPOINT,
-    "latents": LATENTS,
-    "shards": SHARDS,
-    "sources": SOURCES,
-    "images": IMAGES,
-    "jobs": JOBS,
-}
+TARGETS = {"checkpoint": CHECKPOINT, "latents": LATENTS, "shards": SHARDS, "sources": SOURCES}
+TARGETS |= {"images": IMAGES, "jobs": JOBS}

@@ -13,10 +13,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 from dcae_core import DCAEError
 
-__all__ = ["Broken", "Finding", "Target", "attempt", "examine", "peak", "ran", "reset_peak"]
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+__all__ = ["Broken", "Finding", "Target", "attempt", "examine", "expect", "peak", "ran", "reset_peak"]
 
 MOST_WORDS = 4000  # characters of a message
 CLOSE = 50.0  # MB that a peak may be above what is had now, to be one that was just set
@@ -43,10 +49,15 @@ class Target:
     megabytes: float = 300.0
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     kind: str  # "raised", "slow", "memory", "outside", "ran code", "broken"
     details: str
+
+
+def expect(kept: object, found: object) -> None:
+    """Raises Broken, with what was found, where a promise is not kept."""
+    if not kept:
+        raise Broken(str(found)[:1000])
 
 
 def attempt(path: Path, work: Callable, *args):
@@ -56,102 +67,67 @@ def attempt(path: Path, work: Callable, *args):
     except DCAEError as error:
         text = str(error)
         names = {path.name, *(one.name for one in path.parent.rglob("*"))}
-        if not any(name in text for name in names):
-            raise Broken(f"names no file: {text[:500]!r}") from error
-        if len(text) > MOST_WORDS or not text.isprintable():
-            raise Broken(f"is no line that can be shown ({len(text)} characters): {text[:300]!r}") from error
+        expect(any(name in text for name in names), f"names no file: {text[:500]!r}")
+        expect(len(text) <= MOST_WORDS and text.isprintable(), f"no line to show ({len(text)}): {text[:300]!r}")
         return None
-
-
-_ran: list[str] = []
 
 
 def ran(*what: str) -> None:
     """What a file that runs code would call."""
-    _ran.append(" ".join(what))
+    sys.audit("dcae.ran", *what)
 
 
 def examine(target: Target, chance: Random, base: Path, patience: float = 6.0) -> Finding | None:
     """Makes a case in the folder `case` of `base` and opens it; what was wrong, or None. The case stays there until the
     next. patience: seconds it may take in all, for each that it may work, since the machine may be busy."""
     case = base / "case"
-    clear(case)
+    for path in case.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o600)  # some are forbidden
+    shutil.rmtree(case, ignore_errors=True)
     case.mkdir(parents=True)
     path = target.make(chance, case)
-    _ran.clear()
     before = reset_peak()
     try:
-        with _watched(base, case) as outside, _bounded(), _limited(target.seconds, patience):
+        with _watched(base, case) as outside, _limited(target.seconds, patience):
             target.open(path, chance)
-    except Slow:
-        return Finding("slow", f"more than {target.seconds:.0f} s\n{traceback.format_exc()}")
-    except Broken as broken:
-        return Finding("broken", f"{broken}\n{traceback.format_exc()}")
     except KeyboardInterrupt:
         raise
-    except BaseException:  # Rust's panics are no Exception
-        return Finding("raised", traceback.format_exc())
-    if _ran:
-        return Finding("ran code", ", ".join(_ran))
+    except BaseException as error:  # Rust's panics are no Exception
+        kind = "slow" if isinstance(error, Slow) else "broken" if isinstance(error, Broken) else "raised"
+        return Finding(kind, traceback.format_exc())
     if outside:
-        return Finding("outside", ", ".join(outside))
+        ran_code = any(one.startswith("dcae.ran") for one in outside)
+        return Finding("ran code" if ran_code else "outside", ", ".join(outside))
     used = peak() - before if before else 0.0
-    if used > target.megabytes:
-        return Finding("memory", f"{used:.0f} MB more than before")
-    return None
-
-
-def clear(folder: Path) -> None:
-    """Removes a folder, with what is forbidden in it."""
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            path.chmod(0o600)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _bounded() -> Iterator[None]:
-    """What asks for all memory fails here, and takes none from others."""
-    try:
-        import resource
-    except ImportError:
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    now = _status("VmSize")
-    if now:
-        resource.setrlimit(resource.RLIMIT_AS, (int(now * 2**20) + MOST_ADDRESSES, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+    return Finding("memory", f"{used:.0f} MB more than before") if used > target.megabytes else None
 
 
 @contextlib.contextmanager
 def _limited(seconds: float, patience: float) -> Iterator[None]:
     """Raises Slow in the main thread after so long at work, or `patience` times that in all. (A loop in C ends only
-    with its own process: see tools/fuzz.py.)"""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
+    with its own process: see tools/fuzz.py.) What asks for all memory fails, and takes none from others."""
 
     def stop(*_) -> None:
-        raise Slow
+        raise Slow(f"more than {seconds:.0f} s")
 
-    timers = ((signal.SIGPROF, signal.ITIMER_PROF, seconds), (signal.SIGALRM, signal.ITIMER_REAL, patience * seconds))
-    before = [signal.signal(kind, stop) for kind, _, _ in timers]
-    try:
-        for _, timer, limit in timers:
-            signal.setitimer(timer, limit)
+    with contextlib.ExitStack() as undo:
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
+            timers = {"PROF": (signal.SIGPROF, seconds), "REAL": (signal.SIGALRM, patience * seconds)}
+            for name, (kind, limit) in timers.items():
+                timer = getattr(signal, f"ITIMER_{name}")
+                undo.callback(signal.signal, kind, signal.signal(kind, stop))
+                undo.callback(signal.setitimer, timer, 0)
+                signal.setitimer(timer, limit)
+        if resource is not None and (now := _status("VmSize")):
+            before = resource.getrlimit(resource.RLIMIT_AS)
+            undo.callback(resource.setrlimit, resource.RLIMIT_AS, before)
+            resource.setrlimit(resource.RLIMIT_AS, (int(now * 2**20) + MOST_ADDRESSES, before[1]))
         yield
-    finally:
-        for (kind, timer, _), handler in zip(timers, before, strict=True):
-            signal.setitimer(timer, 0)
-            signal.signal(kind, handler)
 
 
 LOOKS = ("open", "os.listdir", "os.scandir")
-RUNS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
+RUNS = ("dcae.ran", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
 _watching: tuple[str, str, list[str]] | None = None
 
 
@@ -171,10 +147,9 @@ def _hook(event: str, args: tuple) -> None:
 def _watched(base: Path, case: Path) -> Iterator[list[str]]:
     """The paths that are opened in `base` but outside of `case`, and programs that are started, meanwhile."""
     global _watching
-    found: list[str] = []
-    _watching = (os.path.abspath(base), os.path.abspath(case), found)
+    _watching = (os.path.abspath(base), os.path.abspath(case), [])
     try:
-        yield found
+        yield _watching[2]
     finally:
         _watching = None
 
@@ -185,12 +160,11 @@ sys.addaudithook(_hook)
 def reset_peak() -> float:
     """Sets the peak of this process's memory to what it has now, which is returned in MB; 0 where that can't be done.
     There are systems that take the request and do nothing."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return 0.0
-    now = peak()
-    return now if now - _status("VmRSS") < CLOSE else 0.0
+        now = peak()
+        return now if now - _status("VmRSS") < CLOSE else 0.0
+    return 0.0
 
 
 def peak() -> float:
@@ -200,8 +174,6 @@ def peak() -> float:
 
 def _status(name: str) -> float:
     """MB of this process; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            return next((int(line.split()[1]) / 1024 for line in file if line.startswith(name)), 0.0)
-    except OSError:
-        return 0.0
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
+        return next((int(line.split()[1]) / 1024 for line in file if line.startswith(name)), 0.0)
+    return 0.0

@@ -1,5 +1,5 @@
 """The path of a run on a GPU, without one: fake tensors, which know device, dtype and shape of everything and refuse to
-mix devices. With a torch that is built for CUDA (`tools/run.py cuda`) their device is "cuda"; any other has a device of
+mix devices. With a torch that is built for CUDA (`nox -s cuda`) their device is "cuda"; any other has a device of
 torch's own for tests stand in for it.
 
 Each run must wait for the device once at most, at its end: a wait for each strip would leave the GPU idle.

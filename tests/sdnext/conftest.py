@@ -17,7 +17,7 @@ def needs_sdnext() -> None:
     if not (Path(os.environ.get("SDNEXT_PATH", "")) / "launch.py").is_file():
         pytest.skip("SDNEXT_PATH does not name a folder with SD.Next's sources, so nothing was run in SD.Next")
     if "DCAE_SDNEXT_ENV" not in os.environ:
-        pytest.fail("There is no Python for SD.Next. This makes it: python3 tools/run.py test", pytrace=False)
+        pytest.fail("There is no Python for SD.Next. This makes it: nox -s tests", pytrace=False)
 
 
 @pytest.fixture(scope="session")

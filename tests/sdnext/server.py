@@ -1,6 +1,6 @@
 """A real SD.Next for tests, on the CPU, with this pack among its extensions. Tests use its API.
 
-As a program (`python3 tools/run.py sdnext`) it starts one to try by hand. Its sources are those of $SDNEXT_PATH,
+As a program (`nox -s sdnext`) it starts one to try by hand. Its sources are those of $SDNEXT_PATH,
 its Python that of $DCAE_SDNEXT_ENV.
 """
 
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import io
 import json
 import os
-import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import requests
 from PIL import Image
 
 from tests.servers import PACK, HostServer, python_of
+from tests.signals import end_once
 
 MODEL = "tiny_sana_diffusers"
 OPTIONS = {
@@ -149,9 +149,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="data folder to keep; without one a temporary one is used")
     parser.add_argument("--stock", action="store_true", help="without this pack")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_once()
     pack = None if arguments.stock else PACK
-    with Server(port=arguments.port, data=arguments.data, pack=pack) as server:
+    with contextlib.suppress(KeyboardInterrupt), Server(port=arguments.port, data=arguments.data, pack=pack) as server:
         print(f"SD.Next: {server.url}, its log: {server.log_file}", flush=True)
         server.process.wait()
 

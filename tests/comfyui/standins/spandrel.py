@@ -1,0 +1,1 @@
+ModelLoader = ImageModelDescriptor = None

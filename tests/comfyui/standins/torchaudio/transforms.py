@@ -1,0 +1,1 @@
+MelScale = None

@@ -8,6 +8,7 @@
     round_trip  photograph and reconstruction, from `dcae demo`
     seams       tiles against strips at 4096x2752; its table goes to benchmarks/results/seams.txt
     terminal    what a new user sees in a terminal, then in the browser
+    icon        icon.png of icon.svg, which is drawn by hand, as is docs/architecture.svg
 
 Without a name it makes all, in about ten minutes on two cores. The numbers in them are those of bf16 if the CPU has
 instructions for it. Runs where the tests run: with the ComfyUI that `nox -s tests` makes, Playwright and
@@ -400,7 +401,13 @@ def shown(line: str, folder: str) -> str:
     return f"$ {line}\n{ran.stderr}{ran.stdout}\n"
 
 
-PICTURES = {one.__name__: one for one in (workflow, nodes, compare, thumbnails, round_trip, seams, terminal)}
+def icon(studio: Studio) -> None:
+    page = studio.browser.new_page(viewport={"width": 400, "height": 400})
+    page.set_content(f"<style>*{{margin:0}}</style>{(DOCS / 'icon.svg').read_text(encoding='utf-8')}")
+    page.locator("svg").screenshot(path=DOCS / "icon.png", omit_background=True)
+
+
+PICTURES = {one.__name__: one for one in (workflow, nodes, compare, thumbnails, round_trip, seams, terminal, icon)}
 
 
 def main() -> None:

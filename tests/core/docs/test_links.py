@@ -8,14 +8,11 @@ import subprocess
 import pytest
 
 from tests.core.docs.pages import PAGES, README, ROOT, SITE, Page
-from tools import drawings
 
 # Which script makes a picture.
 MAKERS = {
-    **dict.fromkeys(("workflow.jpg", "compare.jpg", "seams.jpg"), "tools/pictures.py"),
+    **dict.fromkeys(("workflow.jpg", "compare.jpg", "seams.jpg", "terminal.webp"), "tools/pictures.py"),
     "sdnext.jpg": "tools/sdnext_picture.py",
-    "terminal.webp": "tools/terminal.py",
-    "architecture.svg": "tools/drawings.py",
     "speed-cpu-fp32-1024.png": "benchmarks/speed.py",
 }
 
@@ -40,16 +37,20 @@ def test_the_registry_has_what_the_readme_links_to():
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_a_script_makes_each_picture(page):
     for picture in page.pictures:
+        if picture.suffix == ".svg":  # a text that was written by hand, like the page
+            continue
         maker = (ROOT / MAKERS[picture.name]).read_text(encoding="utf-8")
         # benchmarks/speed.py gives a picture the name of its --out.
         assert picture.name in maker or (picture.suffix == ".png" and "--out" in maker)
 
 
 def test_the_drawing_of_the_architecture():
-    assert drawings.ARCHITECTURE.read_text(encoding="utf-8") == drawings.architecture()
-    for room in drawings.ROOMS:
-        for name in room.title.split(", "):
-            assert any((folder / name).exists() for folder in (ROOT, ROOT / "dcae_core")), name
+    titles = re.findall(
+        r'font-weight="bold">([^<]*/|[^<]*\.py)</text>', (ROOT / "docs" / "architecture.svg").read_text()
+    )
+    assert len(titles) > 10
+    for name in (name for title in titles for name in title.split(", ")):
+        assert any((folder / name).exists() for folder in (ROOT, ROOT / "dcae_core")), name
 
 
 def test_pages_are_in_the_list_of_the_site():

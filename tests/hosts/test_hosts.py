@@ -29,7 +29,7 @@ GONE = re.compile(
     r"|Argument missing|overrides class \"(?!ComfyNode)"
 )
 # diffusers' decorators hide their types from pyright; functools.wraps has no attribute of ours; a shape is unpacked.
-UNTOLD = re.compile(r'for class "(dict\[str, Any\]|_Wrapped)|^vae.py:.*Expected 6 positional')
+UNTOLD = re.compile(r'for class "(dict\[str, Any\]|_Wrapped)')
 
 # {file of ComfyUI: texts in it}
 COMFYUI = {

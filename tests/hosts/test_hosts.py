@@ -28,8 +28,9 @@ GONE = re.compile(
     r"is unknown|could not be resolved|is not a known attribute|No parameter named|Expected \d+ positional"
     r"|Argument missing|overrides class \"(?!ComfyNode)"
 )
-# diffusers' decorators hide their types from pyright; functools.wraps has no attribute of ours; a shape is unpacked.
-UNTOLD = re.compile(r'for class "(dict\[str, Any\]|_Wrapped)')
+# diffusers' decorators hide their types from pyright; functools.wraps has no attribute of ours; nodes/schema.py gives
+# search_aliases where ComfyUI has it.
+UNTOLD = re.compile(r'for class "(dict\[str, Any\]|_Wrapped)|No parameter named "search_aliases"')
 
 # {file of ComfyUI: texts in it}
 COMFYUI = {

@@ -48,7 +48,6 @@ DOWNLOADS = ["tests/core/weights/test_download.py", "tests/core/weights/test_hub
 SDNEXT_PATH = os.environ.get("SDNEXT_PATH")
 COMFYUI_PATH = os.environ.get("DCAE_COMFYUI_PATH")
 # Environments, and the sessions that make them. Other sessions run in these.
-PYTHON = "PYTHON"
 TESTS, COMFYUI, SDNEXT = "tests-env", "comfyui-other-env" if COMFYUI_PATH else "comfyui-env", "sdnext-env"
 
 nox.needs_version = ">=2025.2.9"
@@ -87,14 +86,17 @@ def install(session: nox.Session, *steps: tuple[str, ...], folders: dict | None 
     stamp.write_text(recipe)
 
 
+def python_of(session: nox.Session, env: str) -> str:
+    """The Python of an environment that another session has made."""
+    return str(session.cache_dir.parent.resolve() / env / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+
+
 def run(session: nox.Session, env: str, *args: str, **variables: str) -> None:
-    """Run Python with these arguments in an environment that another session has made. PYTHON in them is its path."""
+    """Run Python with these arguments in an environment that another session has made."""
     envs = session.cache_dir.parent.resolve()
-    python = str(envs / env / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
-    args = tuple(python if one == PYTHON else one for one in args)
     hosts = {"DCAE_COMFYUI_ENV": str(envs / COMFYUI), "DCAE_SDNEXT_ENV": str(envs / SDNEXT), **variables}
     # Time to end servers. Ctrl-C reaches them at once, SIGTERM only this process, which then hands it on.
-    session.run(python, *args, env=hosts, external=True, interrupt_timeout=2, terminate_timeout=60)
+    session.run(python_of(session, env), *args, env=hosts, external=True, interrupt_timeout=2, terminate_timeout=60)
 
 
 @nox.session(name=TESTS)
@@ -138,7 +140,7 @@ def lint(session: nox.Session) -> None:
     """ruff's checks and its formatting, and pyright's of types."""
     run(session, TESTS, "-m", "ruff", "check", ".")
     run(session, TESTS, "-m", "ruff", "format", "--check", ".")
-    run(session, TESTS, "-m", "pyright", "--pythonpath", PYTHON)
+    run(session, TESTS, "-m", "pyright", "--pythonpath", python_of(session, TESTS))
 
 
 @nox.session(venv_backend="none", requires=[TESTS, COMFYUI, *([SDNEXT] if SDNEXT_PATH else [])])

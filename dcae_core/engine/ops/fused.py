@@ -73,7 +73,8 @@ def conv3(
     rows = window.shape[2] + 2 * pad - 2
     if winograd.pays(weight, rows, window.shape[3], Target(window.dtype, window.device.type)):
         return ending(winograd.conv(window, weight, bias, pad), None, act, out)
-    if act == "relu" and bias is not None and window.is_cuda and cudnn_relu(window.device, window.dtype):
+    relu = act == "relu" and bias is not None and window.is_cuda and torch.backends.cudnn.enabled
+    if relu and cudnn_relu(window.device, window.dtype):
         y = torch.cudnn_convolution_relu(window, weight, bias, (1, 1), (pad, 1), (1, 1), 1)
         return ending(y, None, "", out)
     y = F.conv2d(window, weight, None if window.is_cuda else bias, padding=(pad, 1))
@@ -292,16 +293,18 @@ def load_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
 @cache
 def cudnn_relu(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether cuDNN has a convolution with bias and relu in one pass on `device`: whether a trial gives what torch
-    gives."""
-    if torch.version.hip or not torch.backends.cudnn.enabled:
+    gives, NaN included, which a maximum with 0 would lose."""
+    if torch.version.hip:
         return False
     generator = torch.Generator().manual_seed(0)  # not the caller's
     x, weight, bias = (torch.randn(s, generator=generator) for s in ((1, 64, 8, 8), (64, 64, 3, 3), (64,)))
     x, weight = (t.to(device, dtype, memory_format=torch.channels_last) for t in (x, weight / 24))
     bias, bound = bias.to(device, dtype), 1e-2 if dtype == torch.float32 else 5e-2  # TF32 may be on
+    x[0, 0, 0, 0] = torch.nan
     try:
         found = torch.cudnn_convolution_relu(x, weight, bias, (1, 1), (1, 1), (1, 1), 1)
-        torch.testing.assert_close(found, F.conv2d(x, weight, bias, padding=1).relu(), rtol=bound, atol=bound)
+        expected = F.conv2d(x, weight, bias, padding=1).relu()
+        torch.testing.assert_close(found, expected, rtol=bound, atol=bound, equal_nan=True)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

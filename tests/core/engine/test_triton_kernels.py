@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from dcae_core.engine.ops import fused
 
@@ -114,3 +115,17 @@ def test_kernels_that_can_not_be_had(monkeypatch, caplog, error):
     monkeypatch.setattr(fused, "try_out", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError):
         fused.load_kernels(torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_cudnn_s_relu_must_keep_nan(monkeypatch, keeps):
+    """Else numbers that are not finite would be lost on the way. Stands in for cuDNN."""
+
+    def both(x, weight, bias, stride, padding, dilation, groups):
+        y = F.conv2d(x, weight, bias, stride, padding, dilation, groups).relu()
+        return y if keeps else y.nan_to_num()
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", both)
+    fused.cudnn_relu.cache_clear()
+    assert fused.cudnn_relu(torch.device("cpu"), torch.float32) is keeps
+    fused.cudnn_relu.cache_clear()

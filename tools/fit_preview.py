@@ -17,7 +17,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from statistics import mean
 
@@ -32,58 +32,46 @@ from dcae_core.files import atomic_write
 from dcae_core.media.preview import RIDGE, TABLE, Pair, Preview
 
 SIDE = 32  # latent pixels along a photograph's longer side, at most
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-DIGITS = 5
+SUFFIXES = ".jpg", ".jpeg", ".png", ".webp"
 
 
 def main() -> None:
-    args = arguments()
-    try:
-        ae = DCAE(args.model, args.device, args.dtype, variant=args.variant, download=args.download)
-        kept, held_out = (
-            {path.stem: pair(ae, path) for path in paths} for paths in photographs(args.photos, args.hold_out)
-        )
-        linear_map = preview.fit([*kept.values()], args.ridge)
-        table = {name: values(getattr(linear_map, name)) for name in ("factors", "bias")}
-        linear_map = Preview(*(linear_map.bias.new_tensor(x) for x in table.values()))  # as rounded
-        count = sum(z[0, 0].numel() for z, _ in kept.values())
-        entry = {"variant": ae.variant.name, "fitted_to": [*kept], "latent_pixels": count, "ridge": args.ridge}
-        entry["psnr"] = score(f"{ae.variant.name}, {count} latent pixels", kept, linear_map)[0]
-        if held_out:
-            entry["held_out"] = [*held_out]
-            scores = score("held out", held_out, linear_map)
-            entry["psnr_held_out"], entry["psnr_held_out_of_one_colour"] = scores
-        entry |= table
-        record(args.table, ae.variant.latent_space, entry)
-        print(f"{args.table}: {ae.variant.latent_space}")
-    except DCAEError as error:
-        sys.exit(str(error))
-
-
-def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER")
     parser.add_argument("--hold-out", nargs="+", default=[], metavar="NAME", help="photographs to judge it by")
-    parser.add_argument("--ridge", type=float, default=RIDGE, help="see dcae_core/preview.py (default: %(default)s)")
     parser.add_argument("--variant", help="for a file that could be `in` or `mix`: which it is")
     parser.add_argument("--download", action="store_true", help="fetch the variant if it is not here")
     parser.add_argument("--device", help="default: the accelerator, else the CPU")
-    parser.add_argument("--dtype", help="fp32, bf16 or fp16 (default: what is fast)")
     parser.add_argument("--table", type=Path, default=TABLE, metavar="FILE", help="default: that of the package")
-    return parser.parse_args()
-
-
-def photographs(paths: list[Path], hold_out: list[str]) -> tuple[list[Path], list[Path]]:
-    """Return the files to fit to, and those held out."""
-    files = [f for path in paths for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    files = [f for f in files if f.suffix.lower() in SUFFIXES or f in paths]
-    if unknown := set(hold_out) - {f.stem for f in files}:
+    args = parser.parse_args()
+    paths = [f for path in args.photos for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    paths = [f for f in paths if f.suffix.lower() in SUFFIXES or f in args.photos]
+    fitted_to, held_out = ([f for f in paths if (f.stem in args.hold_out) == out] for out in (False, True))
+    if unknown := set(args.hold_out) - {f.stem for f in held_out}:
         sys.exit(f"--hold-out: there is no photograph called {', '.join(sorted(unknown))}.")
-    fitted = [f for f in files if f.stem not in hold_out]
-    if not fitted:
-        sys.exit(f"There are no photographs to fit to in {', '.join(map(str, paths))} ({', '.join(sorted(SUFFIXES))}).")
-    return fitted, [f for f in files if f.stem in hold_out]
+    if not fitted_to:
+        sys.exit(f"There are no photographs to fit to in {', '.join(map(str, args.photos))} ({', '.join(SUFFIXES)}).")
+    try:
+        ae = DCAE(args.model, args.device, variant=args.variant, download=args.download)
+        pairs, others = ([pair(ae, path) for path in some] for some in (fitted_to, held_out))
+        fitted = preview.fit(pairs)
+        table = {"factors": fitted.factors.double().round(decimals=5), "bias": fitted.bias.double().round(decimals=5)}
+        fitted = Preview(**{name: numbers.float() for name, numbers in table.items()})
+        entry = {"variant": ae.variant.name, "fitted_to": [f.stem for f in fitted_to]}
+        entry |= {"latent_pixels": sum(z[0, 0].numel() for z, _ in pairs), "ridge": RIDGE}
+        entry["psnr"] = likeness([(fitted(z), colours) for z, colours in pairs])
+        if others:
+            entry |= {"held_out": [f.stem for f in held_out]}
+            entry["psnr_held_out"] = likeness([(fitted(z), colours) for z, colours in others])
+            one_colour = [(colours.mean((2, 3), True).expand_as(colours), colours) for _, colours in others]
+            entry["psnr_held_out_of_one_colour"] = likeness(one_colour)
+        for name in [name for name in entry if name.startswith("psnr")]:
+            print(f"{name}: {entry[name]:.2f} dB")
+        record(args.table, ae.variant.latent_space, entry | {name: x.tolist() for name, x in table.items()})
+        print(f"{args.table}: {ae.variant.latent_space}")
+    except DCAEError as error:
+        sys.exit(str(error))
 
 
 def pair(ae: DCAE, path: Path) -> Pair:
@@ -95,27 +83,12 @@ def pair(ae: DCAE, path: Path) -> Pair:
     return preview.pair(ae.variant, ae.encode, x)
 
 
-def values(x: Tensor) -> list:
-    """Return the numbers as nested lists, rounded to DIGITS."""
-    return [values(row) if row.ndim else round(row.item(), DIGITS) for row in x]
+def likeness(pictures: Collection[tuple[Tensor, Tensor]]) -> float:
+    """Return the mean PSNR in dB of pairs of pictures."""
+    return round(mean(psnr(*(images.to_host(x)[0] for x in two)) for two in pictures), 2)
 
 
-def score(title: str, pairs: Mapping[str, Pair], linear_map: Preview) -> list[float]:
-    """Print and return the mean PSNR in dB of previews, and of a single colour in their place."""
-
-    def decibels(x: Tensor, y: Tensor) -> float:
-        return psnr(images.to_host(x)[0], images.to_host(y)[0])
-
-    scores = {
-        n: (decibels(linear_map(z), y), decibels(y.mean((2, 3), True).expand_as(y), y)) for n, (z, y) in pairs.items()
-    }
-    means = [round(mean(column), 2) for column in zip(*scores.values(), strict=True)]
-    for name, (ours, one_colour) in [*scores.items(), (f"{title}: mean of {len(scores)}", means)]:
-        print(f"{name:44} {ours:6.2f} dB   one colour {one_colour:6.2f} dB")
-    return means
-
-
-def record(path: Path, key: str, entry: Mapping) -> None:
+def record(path: Path, key: str, entry: dict) -> None:
     """Put an entry into the table, replacing an earlier one. The file is replaced atomically."""
     table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     text = json.dumps(dict(sorted((table | {key: entry}).items())), indent=1)

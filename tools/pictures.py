@@ -9,10 +9,12 @@
     seams       tiles against strips at 4096x2752; its table goes to benchmarks/results/seams.txt
     terminal    what a new user sees in a terminal, then in the browser
     icon        icon.png of icon.svg, which is drawn by hand, as is docs/architecture.svg
+    sdnext      SD.Next's page with a DC-AE as its VAE, after a run of a tiny random Sana
 
 Without a name it makes all, in about ten minutes on two cores. The numbers in them are those of bf16 if the CPU has
 instructions for it. Runs where the tests run: with the ComfyUI that `nox -s tests` makes, Playwright and
-Chromium. What the pictures are of: web/docs/images/SOURCES.md.
+Chromium; sdnext with $SDNEXT_PATH and $DCAE_SDNEXT_ENV, as the tests in it. What the pictures are of:
+web/docs/images/SOURCES.md.
 """
 
 from __future__ import annotations
@@ -407,12 +409,35 @@ def icon(studio: Studio) -> None:
     page.locator("svg").screenshot(path=DOCS / "icon.png", omit_background=True)
 
 
-PICTURES = {one.__name__: one for one in (workflow, nodes, compare, thumbnails, round_trip, seams, terminal, icon)}
+def sdnext(studio: Studio) -> None:
+    from tests.sdnext.server import Server
+
+    server = Server(options={"quicksettings_list": ["sd_model_checkpoint", "sd_vae"]})
+    (server.vae_folder / "other-folder-1.0").rename(server.vae_folder / "my-dc-ae")
+    with server:
+        page = studio.browser.new_page(viewport={"width": 1300, "height": 400})
+        page.goto(server.url)
+        page.wait_for_selector("#setting_sd_vae input", timeout=120_000)
+        page.wait_for_timeout(3000)  # SD.Next rearranges its page after loading
+        page.locator("#setting_sd_vae input").first.click()
+        page.locator("#setting_sd_vae ul.options li", has_text="my-dc-ae").click()
+        page.wait_for_timeout(3000)
+        server.txt2img()
+        page.get_by_role("tab", name="DC-AE").or_(page.get_by_role("button", name="DC-AE")).first.click()
+        page.locator("#dcae_refresh").click()
+        page.locator("#dcae_status").last.get_by_text("decode 256x128").wait_for()
+        clip = {"x": 0, "y": 0, "width": 1300, "height": 330}  # without a badge at the bottom
+        picture = Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
+    save(picture, DOCS / "sdnext.jpg", 250_000)
+
+
+PICTURES = [workflow, nodes, compare, thumbnails, round_trip, seams, terminal, icon, sdnext]
+PICTURES = {one.__name__: one for one in PICTURES if one is not sdnext or os.environ.get("SDNEXT_PATH")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="*", help="all, if none is named")
+    parser.add_argument("name", nargs="*", help="all, if none is named; sdnext if $SDNEXT_PATH is set")
     names = parser.parse_args().name or list(PICTURES)
     if unknown := set(names) - PICTURES.keys():
         parser.error(f"{', '.join(sorted(unknown))} is none of {', '.join(PICTURES)}")

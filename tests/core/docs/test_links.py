@@ -11,8 +11,7 @@ from tests.core.docs.pages import PAGES, README, ROOT, SITE, Page
 
 # Which script makes a picture.
 MAKERS = {
-    **dict.fromkeys(("workflow.jpg", "compare.jpg", "seams.jpg", "terminal.webp"), "tools/pictures.py"),
-    "sdnext.jpg": "tools/sdnext_picture.py",
+    **dict.fromkeys(("workflow.jpg", "compare.jpg", "seams.jpg", "terminal.webp", "sdnext.jpg"), "tools/pictures.py"),
     "speed-cpu-fp32-1024.png": "benchmarks/speed.py",
 }
 

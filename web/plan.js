@@ -16,10 +16,9 @@ export async function updatePlan(node) {
   Object.assign(node.dcae, { key, request });
   if (first && node.dcae.state) return; // the line shows the result of a run
   const answer = await (await api.fetchApi(`/dcae/${key}`)).json();
-  if (!node.graph) return; // it was removed meanwhile
-  if (node.dcae.request === request && node.dcae.state !== "busy" && planQuery(node) === key) {
-    show(node, answer.text ?? answer.problem, answer.text ? "plan" : "error");
-  }
+  if (!node.graph || node.dcae.request !== request || node.dcae.state === "busy") return; // or it was removed meanwhile
+  if (planQuery(node) === key) show(node, answer.text ?? answer.problem, answer.text ? "plan" : "error");
+  else node.dcae.key = null; // the change may be taken back before the next look
 }
 
 export function rememberQueries(prompt, queries) {

@@ -73,6 +73,26 @@ def test_a_result_stays(page):
 
 
 @canvas_only
+@newest_only
+def test_a_change_that_is_taken_back_while_it_is_planned(page):
+    before = wait(page, "Decode", lambda text: SIZES in text)
+    held, plans = [], "**/dcae/plan?*"
+    page.route(plans, lambda route: held.append(route))
+    with page.expect_request(plans):
+        change(page, "Decode", "budget_gib", 0.04)
+    page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")  # it looks no more
+    change(page, "Decode", "budget_gib", 0.5)
+    with page.expect_response(plans):
+        for route in held:
+            route.continue_()
+    page.unroute(plans)
+    page.wait_for_timeout(300)
+    change(page, "Decode", "budget_gib", 0.04)
+    page.evaluate("delete document.hidden")
+    assert "strips" in wait(page, "Decode", lambda text: text != before, 20)
+
+
+@canvas_only
 def test_a_node_that_is_removed_while_it_is_planned(page):
     """The page's console has no error of it, as `page` asserts."""
     held, plans = [], "**/dcae/plan?*"

@@ -88,6 +88,7 @@ def model(request, comfyui):
     file.unlink()
 
 
+@pytest.mark.slow
 def test_comfyuis_own_nodes(comfyui, tmp_path, model):
     choice, ae = model
     assert choice in comfyui.object_info("DCAE_Loader")["input"]["required"]["model"][1]["options"]

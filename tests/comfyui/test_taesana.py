@@ -117,6 +117,7 @@ def expected(tiny) -> np.ndarray:
     return picture
 
 
+@pytest.mark.slow
 def test_previews_are_decoded(server, expected):
     got = last_preview(server, preview_prompt(seed=1))
     assert got.shape == expected.shape

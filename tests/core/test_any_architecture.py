@@ -29,6 +29,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, **SETTINGS)
 @given(configs(), st.sampled_from([REWRITES, ()]), st.integers(0, 2**16))
 def test_it_does_what_diffusers_does(config, rewrites, seed):
@@ -37,6 +38,7 @@ def test_it_does_what_diffusers_does(config, rewrites, seed):
     check_same(ae, oracle)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, **SETTINGS)
 @given(configs(), st.sampled_from(plan.DIRECTIONS), st.sampled_from([None, 1, 2]), st.sampled_from(["fp32", "bf16"]))
 def test_its_memory_is_planned(config, direction, times, dtype):

@@ -178,6 +178,7 @@ def test_resuming_does_what_is_new_and_nothing_else(tmp_path):
         encoded(source, tmp_path / "mine")
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_nothing_is_lost_or_duplicated(tmp_path):
     source, target, rng = tmp_path / "in", tmp_path / "out", random.Random(0)
     datasets.pieces(source, 240, (60, 80))
@@ -309,6 +310,7 @@ def test_decoding_again_and_to_other_files(folder, tmp_path, capsys):
     assert "holds these pictures as .png files: name another folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_rows(folder, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: the Ray engine was not tested")
     wanted = encoded(folder, tmp_path / "local")

@@ -164,6 +164,7 @@ def test_marked(page, block):
     pytest.skip(f"{page}: needs {block.needs}, and is not run: {NEEDS[block.needs]}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=str)
 def test_page(page, user, tmp_path):
     clone, environ = user

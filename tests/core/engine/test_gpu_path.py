@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPO = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.slow
 def test_the_path_on_a_gpu(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/gpu"]
     variables = {**os.environ, "DCAE_GPU_PATH": "1", "TRITON_CACHE_DIR": str(tmp_path)}

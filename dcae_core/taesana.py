@@ -157,7 +157,7 @@ def load(path: str | os.PathLike[str], part: str) -> nn.Sequential:
         if str(path).endswith(".pth"):
             state = read_pickle(path, PUBLISHED)
         else:
-            with open_safetensors(path) as file:
+            with open_safetensors(path) as file, torch.device("cpu"):  # as checkpoint.py has it
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
         network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, MemoryError) as error:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -111,7 +112,7 @@ def read(path: str | os.PathLike[str]) -> LatentFile:
     if not is_file(path):
         raise LatentError(f"There is no latent file at {path}.")
     try:
-        with open_safetensors(path) as file:
+        with open_safetensors(path) as file, torch.device("cpu"):  # safetensors 0.5 and older take the caller's
             names, metadata = list(file.keys()), file.metadata() or {}
             key = next((k for k in (KEY, COMFYUI_KEY) if k in names), None)
             if key is None:

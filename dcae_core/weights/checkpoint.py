@@ -15,6 +15,7 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TypeGuard
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -117,7 +118,7 @@ class Checkpoint:
         state: dict[str, Tensor] = {}
         for key, name in self._names.items():
             file, handle = self._sources[name]
-            with _reading(file):
+            with _reading(file), torch.device("cpu"):  # safetensors 0.5 and older take the caller's
                 state[key] = handle.get_tensor(name)
         return state
 

@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from dcae_core.engine.ops import fused
 
-pytest.importorskip("triton", reason="Triton has no package for this system")
+triton = pytest.importorskip("triton", reason="Triton has no package for this system")
 
 SCRIPT = """
 import torch
@@ -94,6 +95,8 @@ def test_kernels_do_what_their_twins_do(dtype, bound):
         text=True,
         timeout=300,
     )
+    if triton.__version__ < "3.3" and "only 0-dimensional arrays can be converted" in ran.stderr:
+        pytest.skip(f"the interpreter of Triton {triton.__version__} needs a numpy older than {np.__version__}")
     assert "all close" in ran.stdout, ran.stderr[-2000:]
 
 

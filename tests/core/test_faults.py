@@ -36,6 +36,7 @@ def picture(width: int, height: int) -> torch.Tensor:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="how much memory a process has is read from /proc")
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="convolutions of torch 2.6 may crash where they get no memory")
 def test_real_memory_that_runs_out(tmp_path):
     """In a process whose memory the system limits to what it has and so many MiB more: 1024x1024 takes 180 whole, as is
     chosen where calls take long, and 27 in the thinnest strips. Then with no limit again. The last picture is too large

@@ -43,6 +43,8 @@ SIDES = (0, 1, 3000, 20_000, 65535, 2**31 - 1, 2**32 - 1)
 CHUNKS = (b"eXIf", b"iCCP", b"zTXt", b"iTXt", b"tRNS", b"acTL", b"fcTL", b"gAMA", b"PLTE")
 BODIES = (b"", b"\0" * 4, b"a\0\0" + zlib.compress(bytes(3 << 20)), b"II*\0" + b"\xff" * 20, bytes(800))
 TIFF_COMPRESSIONS = (None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group4")
+# Pillow 12.3 corrupts its process's memory where it is asked for another.
+TIFF_MODES = {"jpeg": ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"), "group4": ("1",)}
 
 
 @functools.cache
@@ -52,7 +54,7 @@ def seed(ending: str, mode: str, option: str | int | None, size: tuple[int, int]
     pixels = np.arange(columns * rows * 3, dtype=np.uint32).reshape(rows, columns, 3) * 7 % 251
     picture = Image.fromarray(pixels.astype(np.uint8))
     options, buffer = {}, io.BytesIO()
-    if ending == "tif" and isinstance(option, str):
+    if ending == "tif" and isinstance(option, str) and mode in TIFF_MODES.get(option, (mode,)):
         options = {"compression": option}
     elif isinstance(option, int) and ending in ("jpg", "png", "webp"):
         options = {"exif": Image.Exif()}

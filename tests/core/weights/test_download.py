@@ -215,17 +215,17 @@ def test_a_slow_drip_can_be_cancelled_and_is_given_up(download, tmp_path, monkey
 
         def cancel(done: int, total: int) -> None:
             seen.append(done)
-            if done == 3:
+            if done >= 3:
                 raise Stop
 
         with pytest.raises(Stop):
             download(server, progress=cancel)
-        assert seen == [1, 2, 3] and kept(tmp_path) == 3
+        assert 3 <= seen[-1] == kept(tmp_path) < len(BODY) // 2  # a few at once where the machine is busy
         monkeypatch.setattr(transfer, "STALL_SECONDS", 0.3)
         start = time.monotonic()
         assert "the server is too slow" in refusal(download, server)
         assert time.monotonic() - start < 5
-        assert kept(tmp_path) > 3
+        assert kept(tmp_path) > seen[-1]
 
 
 def test_a_silent_server(download, monkeypatch):

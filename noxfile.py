@@ -43,6 +43,7 @@ STAND_INS = (REPO / "tests/standins", REPO / "tests/comfyui/standins")
 # Of tests/core, what meets libraries most; the second with the oldest huggingface_hub, which that of diffusers is not.
 OLDEST = ["tests/core/weights", "tests/core/media", "tests/core/batch/test_batch_keys.py", "tests/core/test_package.py"]
 OLDEST += ["tests/core/integrations/test_streaming.py", "tests/core/test_autoencoder.py", "tests/core/test_imports.py"]
+OLDEST += ["tests/core/engine/test_ambient.py"]
 DOWNLOADS = ["tests/core/weights/test_download.py", "tests/core/weights/test_hub.py"]
 
 SDNEXT_PATH = os.environ.get("SDNEXT_PATH")

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from dcae_core import DCAE, DEMO
+from dcae_core import DCAE, DEMO, VARIANTS, latents, taesana
 from dcae_core.engine.devices import compute_dtype
-from tests.core.helpers import least, photograph
+from tests.core.helpers import least, photograph, taesana_files
 
 
 @contextlib.contextmanager
@@ -73,3 +73,16 @@ def test_nothing_changes(plain, setting, dtype, step):
     for one, other in zip(made, plain[dtype], strict=True):
         assert one.dtype == other.dtype and one.device == other.device
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_files_are_read_alike(tmp_path, setting):
+    z, alpha = torch.randn(1, 32, 2, 3), torch.randint(256, (1, 64, 96), dtype=torch.uint8)
+    latents.write(tmp_path / "z.safetensors", z, VARIANTS[DEMO], (64, 96), alpha=alpha)
+    draft = taesana_files(tmp_path, "decoder") / "taesana_decoder.safetensors"
+    wanted = taesana.load(draft, "decoder").state_dict()
+    with SETTINGS[setting]():
+        found, network = latents.read(tmp_path / "z.safetensors"), taesana.load(draft, "decoder").state_dict()
+    assert torch.equal(found.raw, z) and torch.equal(found.alpha, alpha)
+    for name, tensor in network.items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, wanted[name])
